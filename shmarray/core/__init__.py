@@ -1,0 +1,63 @@
+"""Named arrays in POSIX shared memory.  Knows nothing of multiprocessing.
+
+From top to bottom; each module imports only those below it::
+
+    anonymous    arrays without a name
+    references   where a view is, as values that can travel
+    locks        lock
+    arrays       create, attach, require, delete, list: the order of the steps, undo on failure
+    copying      bringing the bytes in
+    mapping      Mapping: the one owner of an address range
+    space        how much memory can still be had
+    posix        the only module that talks to the kernel about segments
+    layout       header bytes <-> dtype, shape, order, offset; pure
+    names        what a name may be; pure
+"""
+
+from shmarray.core.anonymous import create_anonymous
+from shmarray.core.arrays import (
+    ArrayInfo,
+    Order,
+    Shape,
+    attach,
+    create,
+    delete,
+    delete_if_same,
+    mlock,
+    msync,
+    munlock,
+    require,
+)
+from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
+from shmarray.core.locks import lock
+from shmarray.core.mapping import Mapping, Mode, owner
+from shmarray.core.names import Name
+from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC
+from shmarray.core.references import Reference, refer, resolve
+
+__all__ = [
+    "MS_ASYNC",
+    "MS_INVALIDATE",
+    "MS_SYNC",
+    "ArrayInfo",
+    "Mapping",
+    "Mode",
+    "Name",
+    "Order",
+    "Reference",
+    "Shape",
+    "attach",
+    "create",
+    "create_anonymous",
+    "delete",
+    "delete_if_same",
+    "list",
+    "lock",
+    "mlock",
+    "msync",
+    "munlock",
+    "owner",
+    "refer",
+    "require",
+    "resolve",
+]

@@ -1,0 +1,575 @@
+"""Named arrays: the order of the steps, and what is undone when one of them fails."""
+
+import errno
+import operator
+import os
+import stat
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, SupportsIndex, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from shmarray.core import copying, layout, names, posix, space
+from shmarray.core.layout import BadHeaderError, Layout
+from shmarray.core.mapping import Mapping, Mode, is_live, mapped, require_owner
+from shmarray.core.names import Name
+from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
+
+Shape = SupportsIndex | Sequence[SupportsIndex]
+Order = Literal["K", "C", "F"]
+
+# Where a name cannot be given to a finished file, it belongs to an unfinished one for a
+# while.  This stands at its beginning until then; no reader of .npy accepts it.
+_UNFINISHED = b"\x93shmarray: being made\n"
+# How long attach waits for the maker: a reservation of some GB takes that long.
+_PATIENCE = 5.0  # seconds
+_POLL = 0.002  # seconds
+_FLAGS = {"r+": os.O_RDWR, "r": os.O_RDONLY, "c": os.O_RDONLY}
+# Below this, asking whether the name is free costs more than making the array for nothing.
+_WORTH_A_LOOK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInfo:
+    """What `list` says of an array.
+
+    Attributes
+    ----------
+    name : str
+        As `attach` and `delete` take it.
+    dtype : numpy.dtype
+    shape : tuple of int
+    order : {'C', 'F'}
+    nbytes : int
+        Bytes of the data.
+    permissions : int
+        As given to `create`, such as ``0o600``.
+    uid : int
+        The user it belongs to.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    nbytes: int
+    permissions: int
+    uid: int
+
+
+# --- create --------------------------------------------------------------------------
+
+
+def create(
+    name: str,
+    shape: Shape | None = None,
+    dtype: DTypeLike | None = None,
+    *,
+    data: ArrayLike | None = None,
+    order: Order = "K",
+    permissions: int = 0o600,
+) -> NDArray[Any]:
+    """Make a new named array in shared memory, zeroed or a copy of `data`.
+
+    Parameters
+    ----------
+    name : str
+        1 to 255 bytes without a slash; the array is the shared memory object of just that
+        name (``/dev/shm/<name>`` on Linux).  ``shm://x`` is ``x``; ``file://PATH`` makes an
+        ordinary .npy file and maps that.
+    shape : int or sequence of int, optional
+        Items along each axis.  May be left out with `data`; if it is given too, it must
+        have as many items, and `data` is reshaped.
+    dtype : dtype, optional
+        ``float64``, or that of `data`, by default.  Any that the .npy format gives back
+        exactly; not Python objects.
+    data : array_like, optional
+        What to copy in: any array, strided or not, or nested sequences.
+    order : {'K', 'C', 'F'}, optional
+        Row-major or column-major.  'K', as in `numpy.copy`: that of `data` as nearly as
+        it can be had, otherwise 'C'.
+    permissions : int, optional
+        Who may open it, as for `chmod`, exactly: the umask does not matter.
+
+    Returns
+    -------
+    ndarray
+        The memory itself: plain `numpy.ndarray`, writable, shared with everybody who
+        attaches the name.  It stays valid, with all its views, for as long as there is a
+        reference, also after `delete`.
+
+    Raises
+    ------
+    ArrayExistsError
+        If the name is taken, by whatever it is.
+    InvalidNameError, TypeError, ValueError
+        If no array can have this name, dtype or shape.  Nothing was touched.
+    SharedMemoryFullError
+        If the space cannot be had; it is reserved here, so that no later write dies of a
+        bus error.  Nothing is left behind, and nothing of others is changed.
+    PermissionError
+        If the system does not let this user.
+
+    Notes
+    -----
+    The name appears when the array is complete: who attaches it never sees half of it,
+    and a process killed inside `create` leaves nothing (Linux; elsewhere the name is
+    there before its content, and `attach` waits for that).  The array outlives this
+    process, until `delete`; see `scoped` for one that does not.  Safe to call from many
+    threads and processes: of several with one name, one succeeds.
+
+    Examples
+    --------
+    >>> import shmarray
+    >>> a = shmarray.create("doc-squares", data=[0, 1, 4, 9])
+    >>> b = shmarray.attach("doc-squares")  # in any process
+    >>> b[0] = 100
+    >>> a
+    array([100,   1,   4,   9])
+    >>> shmarray.delete("doc-squares")
+    """
+    target = names.parse(name).absolute()
+    plan, header, source = planned(shape, dtype, data, order)
+    _check_permissions(permissions)
+    # A hint that saves the copy; the link decides.
+    if plan.size > _WORTH_A_LOOK and posix.taken(target):
+        raise _taken(target)
+    try:
+        fd = posix.open_unnamed(target, permissions)
+        if fd is None:
+            return _create_in_place(target, plan, header, source, permissions)
+        try:
+            array = filled(fd, target, plan, header, source, permissions)
+            posix.link(fd, target)
+        finally:
+            os.close(fd)
+    except ShmArrayError:
+        raise
+    except OSError as error:
+        raise _not_created(error, target) from error
+    return array
+
+
+def planned(
+    shape: Shape | None, dtype: DTypeLike | None, data: ArrayLike | None, order: Order
+) -> tuple[Layout, bytes, NDArray[Any] | None]:
+    """Check all that was asked for: the layout, the header bytes, and `data` as an array of that shape."""
+    if order not in get_args(Order):
+        raise ValueError(f"order is 'K', 'C' or 'F', not {order!r}")
+    if data is None:
+        if shape is None:
+            raise TypeError("give a shape, or data to copy")
+        return *layout.plan(shape, dtype, fortran=order == "F"), None
+    kind = None if dtype is None else np.dtype(dtype)
+    if isinstance(data, np.ndarray) and not (kind is not None and _depends_on_data(kind)):
+        source = data
+    else:
+        source = np.asarray(data, kind)
+        kind = source.dtype
+    if shape is not None:
+        source = source.reshape(shape)
+    fortran = order == "F" or (order == "K" and _copy_is_fortran(source))
+    return *layout.plan(source.shape, source.dtype if kind is None else kind, fortran), source
+
+
+def _depends_on_data(dtype: np.dtype[Any]) -> bool:
+    """Whether numpy completes this dtype from the data: strings without a length, times without a unit."""
+    return not dtype.itemsize or (dtype.kind in "mM" and np.datetime_data(dtype)[0] == "generic")
+
+
+def _copy_is_fortran(source: NDArray[Any]) -> bool:
+    """Whether numpy.copy(order="K") would be column-major: it keeps the order of the strides."""
+    strides = [abs(stride) for length, stride in zip(source.shape, source.strides, strict=True) if length > 1]
+    return all(a < b for a, b in pairwise(strides))
+
+
+def _check_permissions(permissions: int) -> None:
+    if not 0 <= operator.index(permissions) <= 0o777:
+        raise ValueError(f"permissions are 0o000 to 0o777, as for chmod, not {permissions!r}")
+
+
+def filled(
+    fd: int, name: Name, plan: Layout, header: bytes, source: NDArray[Any] | None, permissions: int
+) -> NDArray[Any]:
+    """Make an empty file that nobody else can reach yet into a complete array."""
+    mapping = _mapped(fd, name, plan, permissions)
+    array = mapping.array(plan.shape, plan.dtype, plan.offset, order=plan.order)
+    try:
+        if plan.size >= posix.HUGE_PAGE and posix.huge_pages_on_advice(anonymous=name.kind == "anonymous"):
+            posix.truncate(fd, plan.size)
+            posix.populate(mapping.address, plan.size)
+        elif source is None or not plan.nbytes:
+            posix.reserve(fd, plan.size)
+        elif _same_bytes(source, array):
+            copying.pour(copying.contiguous_bytes(source), fd, mapping, plan.offset)
+            source = None
+        else:
+            posix.reserve(fd, plan.size)
+    except OSError as error:
+        raise space.explained(error, name, fd, plan.size) from error
+    if source is not None:
+        np.copyto(array, source, casting="unsafe")
+    posix.write(fd, header, 0)
+    return array
+
+
+def _mapped(fd: int, name: Name, plan: Layout, permissions: int) -> Mapping:
+    status = os.fstat(fd)
+    if stat.S_IMODE(status.st_mode) != permissions:
+        os.fchmod(fd, permissions)
+    space.check(name, fd, plan.size)
+    return Mapping(fd, plan.size, "r+", name, posix.identity(status))
+
+
+def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
+    """Whether copying `source` to `array` is copying its memory as it lies."""
+    return source.dtype == array.dtype and (
+        (source.flags.c_contiguous and array.flags.c_contiguous)
+        or (source.flags.f_contiguous and array.flags.f_contiguous)
+    )
+
+
+def _create_in_place(
+    name: Name, plan: Layout, header: bytes, source: NDArray[Any] | None, permissions: int
+) -> NDArray[Any]:
+    """The portable way: the name first, everything else through a mapping, the header last.
+
+    POSIX promises neither read nor write on a shared memory object, and macOS has neither.
+    """
+    fd = posix.open_exclusive(name, permissions)
+    try:
+        own = posix.identity(os.fstat(fd))
+        try:
+            posix.truncate(fd, plan.size)
+            mapping = _mapped(fd, name, plan, permissions)
+            posix.reserve(fd, min(plan.size, posix.PAGE))
+            mapping.store(_UNFINISHED)
+            posix.reserve(fd, plan.size)
+            array = mapping.array(plan.shape, plan.dtype, plan.offset, order=plan.order)
+            if source is not None:
+                np.copyto(array, source, casting="unsafe")
+            mapping.store(header)
+        except OSError as error:
+            _unlink_if_same(name, own)
+            raise space.explained(error, name, fd, plan.size) from error
+        except BaseException:
+            _unlink_if_same(name, own)
+            raise
+    finally:
+        os.close(fd)
+    return array
+
+
+def _taken(name: Name) -> ArrayExistsError:
+    return ArrayExistsError(f"the name {name.text!r} is taken: attach, require or delete it", name.text)
+
+
+def _not_created(error: OSError, name: Name) -> OSError:
+    if error.errno == errno.ENOENT:
+        where = os.path.dirname(name.path) if name.kind == "file" else "/dev/shm"
+        return FileNotFoundError(errno.ENOENT, "there is no such directory to make an array in", where)
+    return posix.explained(error, name)
+
+
+# --- attach --------------------------------------------------------------------------
+
+
+def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
+    """Open a named array: the same memory that its creator has.
+
+    Parameters
+    ----------
+    name : str
+        As given to `create`; ``file://PATH`` opens what `numpy.save` wrote.
+    mode : {'r+', 'r', 'c'}, optional
+        As for ``numpy.load(mmap_mode=)``: shared and writable; read-only; private, where
+        a write is seen here only and costs a copy of the page it falls on.
+
+    Returns
+    -------
+    ndarray
+        A view of the memory, not a copy; plain `numpy.ndarray`.  It stays valid for as
+        long as there is a reference to it or to a view of it, and takes no descriptor.
+
+    Raises
+    ------
+    ArrayNotFoundError
+        If there is no array of that name.
+    ArrayFormatError
+        If what is there is not a complete array.  Nothing in it was evaluated.
+    PermissionError
+        If this user may not open it this way; ``mode="r"`` asks for less.
+    InvalidNameError, TypeError, ValueError
+        If no array can have this name, or there is no such mode.
+    OSError
+        With ENOMEM, if the process has no room for the mapping: `vm.max_map_count` bounds
+        how many arrays one process can have attached (65530 by default), not `ulimit -n`.
+
+    Notes
+    -----
+    Safe from many threads and processes.  A forked child has its parent's arrays.  Should
+    another program truncate the file, touching what was cut off is a bus error: nothing
+    can prevent that.
+    """
+    if mode not in _FLAGS:
+        raise ValueError(f"mode is 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")
+    target = names.parse(name).absolute()
+    deadline = None
+    while True:
+        try:
+            return _attached(target, mode)
+        except _UnfinishedError as error:
+            deadline = deadline or time.monotonic() + _PATIENCE
+            if time.monotonic() > deadline:
+                raise ArrayFormatError(str(error), name) from None
+        time.sleep(_POLL)
+
+
+class _UnfinishedError(Exception):
+    """Raised for an array that its maker has not finished yet, or left so when it died."""
+
+
+def _attached(name: Name, mode: Mode) -> NDArray[Any]:
+    try:
+        fd = posix.open_existing(name, _FLAGS[mode])
+        try:
+            status = os.fstat(fd)
+            found = _read_layout(fd, status.st_size, name)
+            mapping = mapped(fd, found.size, mode, name, posix.identity(status))
+        finally:
+            os.close(fd)
+    except ShmArrayError:
+        raise
+    except OSError as error:
+        raise posix.explained(error, name) from error
+    return mapping.array(found.shape, found.dtype, found.offset, None, found.order)
+
+
+def _read_layout(fd: int, size: int, name: Name) -> Layout:
+    """The layout in an open file of `size` bytes, which are enough for it."""
+    start = posix.read_start(fd, layout.USUAL_SIZE)
+    try:
+        found = layout.parse(start)
+    except BadHeaderError as error:
+        found = _read_long_layout(fd, start, size, name, error)
+    if found.size > size:
+        raise ArrayFormatError(
+            f"{name.text!r} is not a complete array: its header asks for {found.size} bytes, the file has {size}",
+            name.text,
+        )
+    return found
+
+
+def _read_long_layout(fd: int, start: bytes, size: int, name: Name, error: BadHeaderError) -> Layout:
+    if _is_unfinished(start):
+        raise _UnfinishedError(f"{name.text!r} is no complete array: still being made, or left so; delete it if so")
+    try:
+        length = layout.header_size(start)
+        if length == len(start):
+            raise error
+        return layout.parse(posix.read_start(fd, length)[:length])
+    except BadHeaderError as reason:
+        raise ArrayFormatError(f"{name.text!r} is not an array: {reason}", name.text) from reason
+
+
+def _is_unfinished(start: bytes) -> bool:
+    # Without unnamed files there is a moment when the file is empty, and one when it is
+    # all zeros; with them, such a file is somebody else's.
+    return start.startswith(_UNFINISHED) or (not posix.UNNAMED_FILES and not start.strip(b"\0"))
+
+
+# --- require, delete, list -----------------------------------------------------------
+
+
+def require(
+    name: str, shape: Shape, dtype: DTypeLike | None = None, *, order: Literal["C", "F"] = "C", permissions: int = 0o600
+) -> NDArray[Any]:
+    """Attach an array if it is there, create it if it is not.
+
+    Parameters
+    ----------
+    name, shape, dtype, order, permissions
+        As for `create`; `dtype` is ``float64`` by default.  `permissions` matter only if
+        it is created.
+
+    Returns
+    -------
+    ndarray
+        As `attach` in mode ``'r+'`` gives it.  Zeroed if this call created it.
+
+    Raises
+    ------
+    ArrayExistsError
+        If there is an array of that name with another shape, dtype or order.
+    ArrayFormatError, InvalidNameError, TypeError, ValueError, SharedMemoryFullError, PermissionError
+        As `create` and `attach` do.
+
+    Notes
+    -----
+    Many processes may race: one creates, the others get the same memory.
+    """
+    if order not in ("C", "F"):
+        raise ValueError(f"order is 'C' or 'F', not {order!r}")
+    wanted, _ = layout.plan(shape, dtype, fortran=order == "F")
+    while True:  # until nobody deletes it between a failed create and the attach
+        with suppress(ArrayNotFoundError):
+            return _agreeing(attach(name), wanted, name)
+        with suppress(ArrayExistsError):
+            return create(name, shape, dtype, order=order, permissions=permissions)
+
+
+def _agreeing(array: NDArray[Any], wanted: Layout, name: str) -> NDArray[Any]:
+    found, _ = layout.plan(array.shape, array.dtype, fortran=not array.flags.c_contiguous)
+    if found != wanted:
+        raise ArrayExistsError(
+            f"{name!r} is there with shape {found.shape}, dtype {found.dtype} and order {found.order}, not "
+            f"shape {wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or require what it is",
+            name,
+        )
+    return array
+
+
+def delete(name: str) -> None:
+    """Remove an array's name.
+
+    Arrays attached already, here or elsewhere, stay valid; the memory is freed when the
+    last of them is garbage.
+
+    Parameters
+    ----------
+    name : str
+        As given to `create`.
+
+    Raises
+    ------
+    ArrayNotFoundError
+        If there is no array of that name.
+    ArrayFormatError
+        If what is there is no array, not even an unfinished one: it is left alone.
+    PermissionError
+        If the system does not let this user.
+    """
+    target = names.parse(name)
+    try:
+        if not _deletable(target):
+            raise ArrayFormatError(f"{name!r} is not an array, so it is not deleted here", name)
+        posix.unlink(target)
+    except ShmArrayError:
+        raise
+    except OSError as error:
+        raise posix.explained(error, target) from error
+
+
+def _deletable(name: Name) -> bool:
+    found = posix.identity_of(name)
+    if found is not None and is_live(found):
+        return True  # saves opening it: mostly it is the creator who deletes
+    try:
+        fd = posix.open_existing(name, os.O_RDONLY)
+    except PermissionError:
+        return True  # an array of permissions 0o000, say: whether it may go is the directory's to decide
+    try:
+        start = posix.read_start(fd, len(_UNFINISHED))
+        return not start or start.startswith((layout.MAGIC, _UNFINISHED))
+    finally:
+        os.close(fd)
+
+
+def delete_if_same(array: NDArray[Any]) -> None:
+    """Remove an array's name if it still is this array's; nothing if it is gone or another's."""
+    mapping = require_owner(array)
+    _unlink_if_same(mapping.name, mapping.identity)
+
+
+def _unlink_if_same(name: Name, identity: posix.Identity) -> None:
+    if posix.is_name_of(name, identity):
+        with suppress(FileNotFoundError):
+            posix.unlink(name)
+
+
+def list_arrays() -> list[ArrayInfo]:
+    """All arrays in shared memory that this user may read, sorted by name.
+
+    Returns
+    -------
+    list of ArrayInfo
+        A snapshot.  Whatever is no array is passed over, and so is what cannot be opened
+        or goes away meanwhile.  Arrays in files (``file://``) are not listed.
+
+    Raises
+    ------
+    OSError
+        With ENOTSUP, on a system that has no list of its shared memory objects.
+    """
+    found = (_info(name) for name in sorted(posix.file_names()))
+    return [info for info in found if info is not None]
+
+
+def _info(text: str) -> ArrayInfo | None:
+    name = Name(text, "shm", text)
+    try:
+        fd = posix.open_existing(name, os.O_RDONLY)
+        try:
+            status = os.fstat(fd)
+            plan = _read_layout(fd, status.st_size, name)
+        finally:
+            os.close(fd)
+    except (OSError, _UnfinishedError):
+        return None
+    permissions = stat.S_IMODE(status.st_mode)
+    return ArrayInfo(text, plan.dtype, plan.shape, plan.order, plan.nbytes, permissions, status.st_uid)
+
+
+# --- the memory behind an array ------------------------------------------------------
+
+
+def msync(array: NDArray[Any], flags: int = posix.MS_SYNC) -> None:
+    """Write a ``file://`` array, or the array that `array` is a view of, to its file.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any view of an array that `create`, `attach` or `scoped` gave.
+    flags : int, optional
+        ``MS_SYNC`` waits until it is done, ``MS_ASYNC`` does not; either may be joined by
+        ``| MS_INVALIDATE``.
+
+    Raises
+    ------
+    TypeError
+        If `array` is not in shared memory.
+    OSError
+        As msync(2): EINVAL for other flags, EIO for a disk that fails.
+    """
+    mapping = require_owner(array)
+    posix.msync(mapping.address, mapping.size, flags)
+
+
+def mlock(array: NDArray[Any]) -> None:
+    """Keep the array that `array` is a view of in physical memory.
+
+    Raises
+    ------
+    TypeError
+        If `array` is not in shared memory.
+    OSError
+        ENOMEM or EPERM, if that is more than RLIMIT_MEMLOCK (``ulimit -l``) allows.
+
+    Notes
+    -----
+    Holds for this process and this attachment, until `munlock` or the end of the
+    attachment.  A forked child does not inherit it.
+    """
+    mapping = require_owner(array)
+    posix.mlock(mapping.address, mapping.size)
+
+
+def munlock(array: NDArray[Any]) -> None:
+    """Take back `mlock`; TypeError if `array` is not in shared memory."""
+    mapping = require_owner(array)
+    posix.munlock(mapping.address, mapping.size)

@@ -1,0 +1,115 @@
+"""Bringing an array's bytes into a fresh segment, as fast as the kernel allows.
+
+Fresh pages cost more than the copy.  64 MB into /dev/shm, two cores, Linux 6.18, pages of
+4 kB (a plain copy into warm memory: 3 ms):
+
+===============================================================  =====
+posix_fallocate, then a copy into the mapping                    53 ms
+pwrite                                                           36 ms
+pwrite from two threads (the inode's lock makes them take turns)  37 ms
+populate and copy into the mapping, two threads                  42 ms
+pwrite in one thread, populate and copy in another               31 ms
+===============================================================  =====
+
+1 MB: pwrite 0.5 ms, two threads 0.6 ms.
+"""
+
+from collections import deque
+from threading import Thread
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmarray.core import posix
+from shmarray.core.mapping import Mapping
+
+# Two threads gain nothing below some 4 MB.
+_TWO_THREADS = 8 << 20
+# Small enough that both end at the same time, a multiple of a huge page.
+_CHUNK = 4 << 20
+
+
+def contiguous_bytes(source: NDArray[Any]) -> NDArray[np.uint8]:
+    """A contiguous array's memory in its own order, as bytes; not a copy."""
+    return source.ravel(order="K").view(np.uint8)
+
+
+def pour(source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> None:
+    """Fill an empty file, mapped whole at `target`, from `offset` to its end.
+
+    Parameters
+    ----------
+    source : ndarray of uint8
+        ``target.size - offset`` bytes.
+    fd : int
+        The file; it has its size and its pages afterwards.
+    target : Mapping
+    offset : int
+        Where `source` goes, in bytes, below a page's size.
+
+    Raises
+    ------
+    OSError
+        With ENOSPC if the space ran out; some of it is filled then.
+    """
+    if target.size < _TWO_THREADS:
+        posix.write(fd, source.data, offset)
+        return
+    posix.truncate(fd, target.size)
+    _Pouring(source, fd, target, offset).run()
+
+
+class _Pouring:
+    """Two threads that take chunks from both ends until they meet."""
+
+    def __init__(self, source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> None:
+        self.source = source
+        self.fd = fd
+        self.target = target
+        self.octets = target.octets()
+        self.offset = offset
+        self.starts = deque(range(0, target.size, _CHUNK))
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        # What one thread does while the other has failed is wasted, so it is told.
+        helper = Thread(target=self._write, name="shmarray-copy", daemon=True)
+        helper.start()
+        try:
+            self._copy()
+        finally:
+            self.starts.clear()
+            helper.join()
+        if self.error is not None:
+            raise self.error
+
+    def _write(self) -> None:
+        try:
+            while self.starts:
+                begin, end = self._range(self.starts.popleft())
+                self._write_range(begin, end)
+        except IndexError:
+            pass  # the other thread took the last one
+        except OSError as error:
+            self.error = error
+            self.starts.clear()
+
+    def _copy(self) -> None:
+        while self.starts:
+            try:
+                start = self.starts.pop()
+            except IndexError:
+                return
+            begin, end = self._range(start)
+            address = self.target.address + start
+            if posix.populate(address, end - start):
+                np.copyto(self.octets[begin:end], self.source[begin - self.offset : end - self.offset])
+            else:
+                self._write_range(begin, end)
+
+    def _range(self, start: int) -> tuple[int, int]:
+        return max(start, self.offset), min(start + _CHUNK, self.target.size)
+
+    def _write_range(self, begin: int, end: int) -> None:
+        posix.write(self.fd, self.source[begin - self.offset : end - self.offset].data, begin)

@@ -1,0 +1,128 @@
+"""Locks on arrays, held by the kernel: whoever dies lets go."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+
+from shmarray.core import names, posix
+from shmarray.core.mapping import require_owner
+from shmarray.core.names import Name
+from shmarray.errors import ArrayNotFoundError
+
+# flock has no timeout of its own, and a signal to end it would hit the whole program.
+# The waits between two tries double from 0.5 to 20 ms.
+_FIRST_WAIT, _LONGEST_WAIT = 0.0005, 0.02  # seconds
+
+# Descriptors that hold a lock or wait for one.  A forked child has copies of them, and a
+# lock lives until the last copy is closed: it would hold what its parent died with.
+_open_fds: set[int] = set()
+# No fork between an open and its entry above.  Reentrant, for a signal handler that forks.
+_opening = threading.RLock()
+
+
+def _close_inherited() -> None:
+    while _open_fds:
+        os.close(_open_fds.pop())
+    _opening.release()
+
+
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_close_inherited)
+
+
+@contextmanager
+def lock(array: NDArray[Any] | str, *, shared: bool = False, timeout: float | None = None) -> Iterator[None]:
+    """Hold an array's lock: between threads, processes and unrelated programs.
+
+    Parameters
+    ----------
+    array : ndarray or str
+        An array that `create`, `attach` or `scoped` gave, or a view of one (the lock is
+        that of the whole array), or a name.
+    shared : bool, optional
+        Several may hold it shared at a time, for reading; only one exclusive.
+    timeout : float, optional
+        Seconds to wait at most; 0 tries once; None waits for ever.
+
+    Raises
+    ------
+    TimeoutError
+        If another held it all the time.
+    ArrayNotFoundError
+        If there is no such name, or the array's name was deleted: there is nothing left
+        under which others could lock it.
+    TypeError
+        If the array is not in shared memory.
+
+    Notes
+    -----
+    Advisory: it keeps out those who lock, and nobody else.  It is an flock(2) on the
+    array's file, so ``flock /dev/shm/x command`` takes part.  Not reentrant: a thread that
+    takes it twice waits for itself.  It takes a descriptor while it is held or waited for.
+    A forked child does not hold what its parent holds.
+
+    Examples
+    --------
+    >>> import shmarray
+    >>> with shmarray.scoped(3) as a, shmarray.lock(a, timeout=1.0):
+    ...     a += 1
+    """
+    fd = _locked(array, shared, None if timeout is None else time.monotonic() + timeout)
+    try:
+        yield
+    finally:
+        _close(fd)
+
+
+def _locked(array: NDArray[Any] | str, shared: bool, deadline: float | None) -> int:
+    """A descriptor that holds the lock."""
+    if isinstance(array, str):
+        name, wanted = names.parse(array).absolute(), None
+    else:
+        mapping = require_owner(array)
+        name, wanted = mapping.name, mapping.identity
+    while True:
+        fd, found = _open(name)
+        try:
+            if wanted is not None and found != wanted:
+                raise ArrayNotFoundError(f"{name.text!r} was deleted, and another has its name now", name.text)
+            _wait(fd, name, shared, deadline)
+            if posix.is_name_of(name, found):
+                return fd
+        except BaseException:
+            _close(fd)
+            raise
+        _close(fd)  # deleted while we waited: lock what has the name now
+
+
+def _open(name: Name) -> tuple[int, posix.Identity]:
+    with _opening:
+        try:
+            fd = posix.open_existing(name, os.O_RDONLY)
+        except OSError as error:
+            raise posix.explained(error, name) from error
+        _open_fds.add(fd)
+    return fd, posix.identity(os.fstat(fd))
+
+
+def _close(fd: int) -> None:
+    if fd in _open_fds:  # not in a child forked meanwhile
+        _open_fds.remove(fd)
+        os.close(fd)
+
+
+def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
+    if deadline is None:
+        posix.flock(fd, shared=shared, wait=True)
+        return
+    wait = _FIRST_WAIT
+    while not posix.flock(fd, shared=shared, wait=False):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"the lock of {name.text!r} is held by another")
+        time.sleep(min(wait, left))
+        wait = min(2 * wait, _LONGEST_WAIT)

@@ -1,0 +1,174 @@
+"""Where a view of shared memory is, as plain values that can travel to another process."""
+
+import errno
+import os
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+from numpy.typing import NDArray
+
+from shmarray.core import mapping as mappings
+from shmarray.core import posix
+from shmarray.core.mapping import Mapping, Mode
+from shmarray.core.names import Name
+from shmarray.errors import ArrayFormatError, ArrayNotFoundError
+
+
+class Reference(NamedTuple):
+    """A view, and the memory that it is a view of.
+
+    Attributes
+    ----------
+    host : str
+        The running kernel and, for anonymous memory, the pid namespace: where the rest
+        means something.
+    name : Name
+        Under which to open the memory.
+    identity : tuple of int
+        Its device and inode, so that another array under the same name is not taken for it.
+    mode : {'r+', 'r', 'c'}
+    offset : int
+        Bytes from the beginning of the file to the view's first item.
+    shape, strides : tuple of int
+        Items, and bytes, along each axis.
+    dtype : str or numpy.dtype
+        As str where that says it all, which pickles smaller and faster.
+    """
+
+    host: str
+    name: Name
+    identity: posix.Identity
+    mode: Mode
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str | np.dtype[Any]
+
+
+def refer(array: NDArray[Any]) -> Reference:
+    """Describe a view of shared memory.
+
+    Raises
+    ------
+    TypeError
+        If it is not in shared memory, or is a subclass of ndarray, whose other half would stay behind.
+    ValueError
+        If it reaches outside the memory (`as_strided` can make that).
+    """
+    mapping = mappings.require_owner(array)
+    if type(array) is not np.ndarray:
+        raise TypeError(f"this {type(array).__name__} is more than its memory: give array.view(numpy.ndarray)")
+    low, high = byte_bounds(array)
+    if array.size and not mapping.address <= low <= high <= mapping.address + mapping.size:
+        raise ValueError(f"this view of {mapping.name.text!r} reaches outside its memory")
+    kind = array.dtype
+    return Reference(
+        _host(mapping.name.kind == "anonymous"),
+        mapping.name,
+        mapping.identity,
+        mapping.mode,
+        array.ctypes.data - mapping.address if array.size else 0,
+        array.shape,
+        array.strides,
+        kind.str if kind.isbuiltin == 1 else kind,
+    )
+
+
+def resolve(reference: Reference) -> NDArray[Any]:
+    """The view again, in whatever process this is.
+
+    Over the mapping that this process has already, if it has one; that needs no name any
+    more.  In mode 'c' it is always one of its own.
+
+    Raises
+    ------
+    ArrayNotFoundError
+        If the memory cannot be reached, with the reason.
+    ArrayFormatError
+        If the file is shorter than it was.
+    PermissionError
+        If this user may not open it.
+    """
+    host, name, identity, mode, offset, shape, strides, dtype = reference
+    mapping = None
+    if host == _host(name.kind == "anonymous"):
+        mapping = mappings.live(identity, mode)
+    if mapping is None:
+        mapping = _opened(reference)
+    try:
+        return mapping.array(shape, np.dtype(dtype), offset, strides)
+    except ValueError as error:
+        raise ArrayFormatError(f"{name.text!r} is shorter than it was: {error}", name.text) from error
+
+
+def _opened(reference: Reference) -> Mapping:
+    name, wanted, mode = reference.name, reference.identity, reference.mode
+    if reference.host != _host(name.kind == "anonymous"):
+        raise _lost(name, _elsewhere(reference.host))
+    try:
+        fd = posix.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
+    except OSError as error:
+        raise _unreachable(error, name) from error
+    try:
+        status = os.fstat(fd)
+        if posix.identity(status) != wanted:
+            raise _lost(name, _GONE if name.kind == "anonymous" else "it was deleted, and another has its name now")
+        if not status.st_size:
+            raise ArrayFormatError(f"{name.text!r} is empty: it was truncated", name.text)
+        return mappings.Mapping(fd, status.st_size, mode, name, wanted)
+    finally:
+        os.close(fd)
+
+
+_GONE = "the process that made it has left its scope, or ended"
+
+
+def _lost(name: Name, why: str) -> ArrayNotFoundError:
+    return ArrayNotFoundError(f"the shared array {name.text!r} cannot be reached: {why}", name.text)
+
+
+def _unreachable(error: OSError, name: Name) -> OSError:
+    if name.kind != "anonymous":
+        if error.errno == errno.ENOENT:
+            return _lost(name, "it was deleted")
+        return posix.explained(error, name)
+    if error.errno == errno.ENOENT:
+        return _lost(name, _GONE if os.path.isdir("/proc/self/fd") else "/proc is not mounted here")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionError(
+            error.errno,
+            "anonymous memory can be opened by processes of the same user only, and not if its owner is "
+            "not dumpable (PR_SET_DUMPABLE); give it a name",
+            name.text,
+        )
+    return posix.explained(error, name)
+
+
+def _elsewhere(host: str) -> str:
+    kernel, _, namespace = host.partition("/")
+    if kernel != _kernel():
+        return "it is in the memory of another host; send the data (numpy.array) instead"
+    return f"it belongs to a process of another pid namespace ({namespace or 'unknown'}); give it a name"
+
+
+def _host(anonymous: bool) -> str:
+    return f"{_kernel()}/{_pid_namespace(os.getpid())}" if anonymous else _kernel()
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return os.uname().nodename
+
+
+@lru_cache(maxsize=4)
+def _pid_namespace(pid: int) -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

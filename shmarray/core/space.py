@@ -1,0 +1,144 @@
+"""How much memory can still be had, and the error that says so.
+
+A reservation that does not fit is ENOSPC only if the file system is what is full.  Past
+the limit of a memory cgroup (Docker's --memory, a Slurm job), or past the machine's own
+memory, the kernel answers with SIGKILL: those have to be looked at before.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+
+from shmarray.core import posix
+from shmarray.core.names import Name
+from shmarray.errors import SharedMemoryFullError
+
+# Looking costs 0.1 ms, as much as reserving 256 kB.  Processes so near to their limit that
+# less than this kills them will be killed by something else first.
+_WORTH_A_LOOK = 8 << 20
+
+_REMEDY = (
+    "raise its size (docker run --shm-size=..., mount -o remount,size=... /dev/shm), delete arrays "
+    "(shmarray.list()), or use a file:// name"
+)
+
+
+def check(name: Name, fd: int, size: int) -> None:
+    """Raise SharedMemoryFullError if `size` bytes more cannot be had.
+
+    A look, not a reservation: what another process takes in between is met by the
+    reservation itself.
+    """
+    if size < _WORTH_A_LOOK:
+        return
+    free = posix.free_bytes(fd)
+    if free is not None and size > free:
+        raise _full(name, fd, size)
+    if name.kind == "file":
+        return  # page cache: written back, never killed for
+    for where, available in _limits():
+        if size > available:
+            raise _error(name, size, available, f"{where}; use fewer or smaller arrays, or raise that limit")
+
+
+def explained(error: OSError, name: Name, fd: int, size: int) -> OSError:
+    """The error for what a reservation of `size` bytes said; others as they are."""
+    return _full(name, fd, size) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error
+
+
+def _full(name: Name, fd: int, size: int) -> SharedMemoryFullError:
+    free = posix.free_bytes(fd) or 0
+    if name.kind == "file":
+        return _error(name, size, free, "the file system is full, or a quota or ulimit -f is reached")
+    return _error(name, size, free, f"shared memory is full: {_REMEDY}")
+
+
+def _error(name: Name, size: int, free: int, why: str) -> SharedMemoryFullError:
+    return SharedMemoryFullError(
+        f"no space for {name.text!r}: asked for {size} bytes ({_human(size)}), "
+        f"{free} bytes ({_human(free)}) are free: {why}",
+        name.text,
+        size,
+        free,
+    )
+
+
+def _human(size: float) -> str:
+    units = iter(("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+    unit = next(units)
+    while size >= 1024:
+        size /= 1024
+        unit = next(units)
+    return f"{size:.1f} {unit}"
+
+
+def _limits() -> Iterator[tuple[str, int]]:
+    machine = _table("/proc/meminfo")
+    swap = 1024 * machine.get("SwapFree", 0)
+    if "MemAvailable" in machine:
+        yield "that is all the memory of the machine", 1024 * machine["MemAvailable"] + swap
+    for directory, limit, usage in _own_cgroups(os.getpid()):
+        most, used = _number(f"{directory}/{limit}"), _number(f"{directory}/{usage}")
+        if most is not None and used is not None:
+            available = most - used + _reclaimable(directory) + min(swap, _swap_headroom(directory))
+            yield f"that is what the memory limit of the control group {directory} leaves", max(0, available)
+
+
+def _reclaimable(directory: str) -> int:
+    # Page cache counts as used and is given back under pressure.  Shared memory counts as
+    # cache too, but lies on the anonymous lists.  Version 1 has "total_" for the subtree.
+    counters = _table(f"{directory}/memory.stat")
+    return sum(counters.get(f"total_{key}", counters.get(key, 0)) for key in ("inactive_file", "active_file"))
+
+
+def _swap_headroom(directory: str) -> int:
+    most, used = _number(f"{directory}/memory.swap.max"), _number(f"{directory}/memory.swap.current")
+    if used is None:
+        return 0  # version 1, or no accounting of swap: assume none
+    return most - used if most is not None else sys.maxsize
+
+
+@lru_cache(maxsize=4)
+def _own_cgroups(pid: int) -> tuple[tuple[str, str, str], ...]:
+    found = []
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
+            groups = [line.rstrip("\n").split(":", 2) for line in lines]
+    except OSError:
+        return ()
+    for _, controllers, path in groups:
+        if not controllers:
+            root, files = "/sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, files = "/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # Every group above limits too.  Inside a container the path may be the host's, and
+        # only the root be there: missing files are passed over.
+        parts = path.strip("/").split("/") if path.strip("/") else []
+        for depth in range(len(parts), -1, -1):
+            directory = "/".join([root, *parts[:depth]])
+            if os.path.exists(f"{directory}/{files[0]}"):
+                found.append((directory, *files))
+    return tuple(found)
+
+
+def _number(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None  # memory.max may be "max"
+
+
+def _table(path: str) -> dict[str, int]:
+    """Lines of a name and a number, as /proc/meminfo and memory.stat have them."""
+    try:
+        with open(path, encoding="ascii") as file:
+            fields = [line.split() for line in file]
+    except OSError:
+        return {}
+    return {line[0].rstrip(":"): int(line[1]) for line in fields if len(line) > 1 and line[1].isdecimal()}

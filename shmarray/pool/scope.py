@@ -1,0 +1,72 @@
+"""scoped: a shared array for the length of a with-block."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from shmarray.core import Order, Shape, create, create_anonymous, delete_if_same
+
+
+@contextmanager
+def scoped(
+    shape: Shape | None = None,
+    dtype: DTypeLike | None = None,
+    *,
+    data: ArrayLike | None = None,
+    name: str | None = None,
+    order: Order = "K",
+    permissions: int = 0o600,
+) -> Iterator[NDArray[Any]]:
+    """A shared array that is deleted at the end of the with-block, also on an exception.
+
+    Parameters
+    ----------
+    shape, dtype, data, order, permissions
+        As for `create`.
+    name : str, optional
+        Under which other programs can `attach` it.  Without a name the memory is
+        anonymous: reached by `SharedHandle` only, not bounded by the size of ``/dev/shm``,
+        and freed by the kernel however the process ends.
+
+    Yields
+    ------
+    ndarray
+        As `create` gives it.
+
+    Raises
+    ------
+    Exception
+        As `create` raises, on entering; nothing is left then.
+
+    Notes
+    -----
+    After the block no further process can attach; arrays attached before, the yielded one
+    too, stay valid until they are garbage.  If the name was deleted inside the block, and
+    even if another array has it now, leaving is no error and touches nothing.  A forked
+    child that leaves the block deletes nothing: the array is its parent's.
+
+    An anonymous array takes one descriptor until the end of the block.  It can be reached
+    from processes of the same user and pid namespace.
+
+    Examples
+    --------
+    >>> import shmarray
+    >>> with shmarray.scoped((480, 640), "uint8", name="doc-frame") as frame:
+    ...     shmarray.attach("doc-frame").shape
+    (480, 640)
+    """
+    owner = os.getpid()
+    if name is None:
+        array, forget = create_anonymous(shape, dtype, data=data, order=order, permissions=permissions)
+    else:
+        array = create(name, shape, dtype, data=data, order=order, permissions=permissions)
+        forget = partial(delete_if_same, array)
+    try:
+        yield array
+    finally:
+        if os.getpid() == owner:
+            forget()
