@@ -67,8 +67,11 @@ def planned(
 
 def _source(data: ArrayLike, kind: np.dtype[Any] | None) -> tuple[NDArray[Any], np.dtype[Any]]:
     """`data` as an array, and the dtype that its copy gets."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("a masked array is two arrays: give data.filled(value), or create one each for .data and .mask")
     if isinstance(data, np.ndarray) and (kind is None or not _depends_on_data(kind)):
-        return data, kind or data.dtype  # converted while it is copied, not before
+        # Converted while it is copied, not before.  A subclass (matrix, memmap) has ways of its own.
+        return np.asarray(data), data.dtype if kind is None else kind
     source = np.asarray(data, kind)
     return source, source.dtype
 
