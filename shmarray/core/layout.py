@@ -21,6 +21,7 @@ every reader of the format passes over.
 """
 
 import ast
+import copy
 import math
 import operator
 import re
@@ -106,20 +107,20 @@ def plan(
         For a shape that no array can have.
     """
     kind = np.dtype(dtype)
-    lengths = (shape,) if type(shape) is int else checked_shape(shape)
+    lengths = checked_shape(shape)
     if kind.subdtype is not None:  # numpy.zeros(3, ('i4', 2)) has shape (3, 2) as well
         lengths += kind.shape
         kind = kind.base
     if kind.isbuiltin == 1 and kind.kind in "biufc":
-        return _plan_of_numbers(kind, lengths, fortran)
+        return _plan_of_numbers(kind.str, lengths, fortran)
     return _plan(kind, lengths, fortran, _description(kind))
 
 
-# A loop that makes arrays mostly makes the same.  Only for dtypes whose equality is exact;
+# A loop that makes arrays mostly makes the same.  Only where the string says it all:
 # metadata and byte order make another dtype, for which isbuiltin is 0.
 @lru_cache(maxsize=256)
-def _plan_of_numbers(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool) -> tuple[Layout, bytes]:
-    return _plan(dtype, shape, fortran, repr(dtype.str))
+def _plan_of_numbers(descr: str, shape: tuple[int, ...], fortran: bool) -> tuple[Layout, bytes]:
+    return _plan(np.dtype(descr), shape, fortran, repr(descr))
 
 
 def _plan(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, descr: str) -> tuple[Layout, bytes]:
@@ -132,7 +133,14 @@ def _plan(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, descr: st
 
 
 def checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
-    """A shape as numpy's functions take it, as a tuple; TypeError if it is none."""
+    """A shape as numpy's functions take it, as a tuple; TypeError or ValueError if it is none."""
+    lengths = _tuple(shape)
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"negative length in the shape {lengths}")
+    return lengths
+
+
+def _tuple(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     try:
         return (operator.index(shape),)  # type: ignore[arg-type]
     except TypeError:
@@ -146,8 +154,6 @@ def checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, 
 def _check_extent(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if len(shape) > _MOST_DIMENSIONS:
         raise ValueError(f"{len(shape)} dimensions are too many: numpy has at most {_MOST_DIMENSIONS}")
-    if any(length < 0 for length in shape):
-        raise ValueError(f"negative length in the shape {shape}")
     # As numpy does, a zero among the lengths does not excuse the others.
     if math.prod(length or 1 for length in shape) * (dtype.itemsize or 1) > _LARGEST:
         raise ValueError(f"the shape {shape} of {dtype} is larger than any memory can be")
@@ -253,9 +259,6 @@ def header_size(start: bytes) -> int:
     return prefix + length
 
 
-# Parsing costs 14 us, more than the rest of an attach; programs that attach thousands
-# of arrays mostly meet the same few headers.  256 of at most 10 kB bound the memory.
-@lru_cache(maxsize=256)
 def parse(header: bytes) -> Layout:
     """Read a whole header; nothing in it is evaluated, and nothing is unpickled.
 
@@ -264,6 +267,17 @@ def parse(header: bytes) -> Layout:
     BadHeaderError
         If it is damaged or hostile, or describes what no shared array can be.
     """
+    found = _parse(header)
+    if found.dtype.names is None:
+        return found
+    # The names of a dtype's fields can be set, and would be so in every other array.
+    return found._replace(dtype=copy.copy(found.dtype))
+
+
+# Parsing costs 14 us, more than the rest of an attach; programs that attach thousands
+# of arrays mostly meet the same few headers.  256 of at most 10 kB bound the memory.
+@lru_cache(maxsize=256)
+def _parse(header: bytes) -> Layout:
     if len(header) < 12 or len(header) != header_size(header):
         raise BadHeaderError("its header is cut off")
     try:

@@ -110,9 +110,10 @@ def _open(name: Name) -> tuple[int, posix.Identity]:
 
 
 def _close(fd: int) -> None:
-    if fd in _open_fds:  # not in a child forked meanwhile
-        _open_fds.remove(fd)
-        os.close(fd)
+    with _opening:  # nor between the entry's end and the close
+        if fd in _open_fds:  # not in a child forked meanwhile
+            _open_fds.remove(fd)
+            os.close(fd)
 
 
 def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:

@@ -6,7 +6,7 @@ can be used after it was closed.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -86,8 +86,7 @@ class _Range(weakref.ref[Mapping]):
     """What is left of a Mapping when it is gone: the range that its callback unmaps.
 
     Not ``Mapping.__del__``: weak references still answer while that runs, and `live` would
-    hand another thread a mapping that is being unmapped.  At interpreter exit these are
-    dropped without being called; arrays that somebody still uses then stay valid.
+    hand another thread a mapping that is being unmapped.
     """
 
     __slots__ = ("address", "key", "size")
@@ -100,12 +99,18 @@ _ranges: dict[int, _Range] = {}
 _live: dict[tuple[posix.Identity, Mode], _Range] = {}
 
 
-def _unmap(gone: _Range) -> None:
-    if _live.get(gone.key) is gone:
-        del _live[gone.key]
+def _unmap(
+    gone: _Range,
+    # Bound here: at interpreter exit it may be called when the modules are empty already.
+    live: dict[tuple[posix.Identity, Mode], _Range] = _live,
+    ranges: dict[int, _Range] = _ranges,
+    unmap: Callable[[int, int], None] = posix.unmap,
+) -> None:
+    if live.get(gone.key) is gone:
+        del live[gone.key]
     # Before the range is given back: the next mapping may get the same address.
-    del _ranges[gone.address]
-    posix.unmap(gone.address, gone.size)
+    del ranges[gone.address]
+    unmap(gone.address, gone.size)
 
 
 def live(identity: posix.Identity, mode: Mode) -> Mapping | None:

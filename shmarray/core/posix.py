@@ -310,8 +310,9 @@ def map_file(fd: int, size: int, writable: bool, private: bool, offset: int = 0)
     return address
 
 
-def unmap(address: int, size: int) -> None:
-    _libc.munmap(address, size)
+def unmap(address: int, size: int, munmap: Callable[[int, int], int] = _libc.munmap) -> None:
+    """Give a range back.  Works when this module is empty already, at interpreter exit."""
+    munmap(address, size)
 
 
 def msync(address: int, size: int, flags: int) -> None:
@@ -375,6 +376,8 @@ _EXPLANATIONS: dict[int, tuple[Callable[[str, str], OSError], str]] = {
 def explained(error: OSError, name: Name) -> OSError:
     """The library's error for what a system call said about `name`."""
     found = _EXPLANATIONS.get(error.errno or 0)
+    if error.errno == errno.ENOENT and name.kind == "file" and os.path.islink(name.path):
+        return ArrayFormatError(f"{name.text!r} is a symbolic link to nothing", name.text)
     if found is not None:
         kind, text = found
         return kind(text.format(name.text), name.text)

@@ -67,9 +67,11 @@ def scoped(
         array = create(name, shape, dtype, data=data, order=order, permissions=permissions)
         forget = partial(delete_if_same, array)
 
+    todo = [forget]
+
     def end() -> None:
-        if os.getpid() == owner:
-            forget()
+        if os.getpid() == owner and todo:
+            todo.pop()()
 
     # For a block that is still open when the interpreter ends: one in a daemon thread, in a
     # generator that somebody keeps, or entered by hand.
