@@ -85,7 +85,14 @@ class _Pouring:
             self.starts.clear()  # what the other does after a failure here is wasted
             helper.join()
         if self.error is not None:
-            raise self.error
+            raise self._taken_error()
+
+    def _taken_error(self) -> BaseException:
+        # Not kept, here or in a frame: the error's traceback would then hold itself, and with
+        # it the pages, until the garbage collector runs.
+        error, self.error = self.error, None
+        assert error is not None  # noqa: S101
+        return error
 
     def _write(self) -> None:
         try:

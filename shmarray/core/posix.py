@@ -152,15 +152,22 @@ def identity_of(name: Name) -> Identity | None:
         return None
     try:
         return identity(os.stat(_path(name), follow_symlinks=name.kind != "shm"))
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
 def is_name_of(name: Name, wanted: Identity) -> bool:
-    """Whether the name is still that file's, neither gone nor another's."""
+    """Whether the name is still that file's, neither gone nor another's.
+
+    By stat where there is a directory: the array may be one that its owner may not read.
+    """
+    if name.kind != "shm" or SHM_DIRECTORY is not None:
+        return identity_of(name) == wanted
     try:
-        fd = open_existing(name, os.O_RDONLY)
-    except FileNotFoundError:
+        fd = _shm_open(name.path, os.O_RDONLY)
+    except PermissionError:
+        return True  # not to be known: it may be ours, and the kernel keeps us from removing others'
+    except OSError:
         return False
     try:
         return identity(os.fstat(fd)) == wanted
@@ -375,11 +382,32 @@ _EXPLANATIONS: dict[int, tuple[Callable[[str, str], OSError], str]] = {
 
 def explained(error: OSError, name: Name) -> OSError:
     """The library's error for what a system call said about `name`."""
-    found = _EXPLANATIONS.get(error.errno or 0)
-    if error.errno == errno.ENOENT and name.kind == "file" and os.path.islink(name.path):
+    code = error.errno or 0
+    if name.kind == "anonymous":
+        return _explained_anonymous(error, name)
+    if code == errno.ENOENT and name.kind == "file" and os.path.islink(name.path):
         return ArrayFormatError(f"{name.text!r} is a symbolic link to nothing", name.text)
-    if found is not None:
-        kind, text = found
+    if code in _EXPLANATIONS:
+        kind, text = _EXPLANATIONS[code]
         return kind(text.format(name.text), name.text)
     # The same class (PermissionError, ...), about the name that the caller knows.
-    return OSError(error.errno, error.strerror, name.text)
+    return OSError(code, error.strerror, name.text)
+
+
+def _explained_anonymous(error: OSError, name: Name) -> OSError:
+    """Why another process's descriptor cannot be opened; its number may be another file's by now."""
+    code = error.errno or 0
+    if code in (errno.EACCES, errno.EPERM):
+        why = (
+            "anonymous memory can be opened by processes of the same user only, and not if its owner is "
+            "not dumpable (PR_SET_DUMPABLE); give it a name"
+        )
+        return OSError(code, why, name.text)
+    if code not in _EXPLANATIONS:
+        return OSError(code, error.strerror, name.text)
+    gone = "the process that made it has left its scope, or ended"
+    return unreachable(name, gone if os.path.isdir("/proc/self/fd") else "/proc is not mounted here")
+
+
+def unreachable(name: Name, why: str) -> ArrayNotFoundError:
+    return ArrayNotFoundError(f"the shared array {name.text!r} cannot be reached: {why}", name.text)

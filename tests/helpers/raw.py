@@ -37,6 +37,11 @@ def saved(array, version=None):
     return file.getvalue()
 
 
+def memory(array):
+    """A contiguous array's bytes as they lie, padding too, which tobytes() of column-major ones makes up."""
+    return array.view(np.ndarray).reshape(-1, order="A").view(np.uint8).tobytes() if array.nbytes else b""
+
+
 def framed(text, version=1, length=None):
     """A header around any text, with a true length or a lie."""
     body = text if isinstance(text, bytes) else text.encode("utf-8" if version == 3 else "latin-1")
