@@ -12,7 +12,7 @@ from multiprocessing import forkserver, resource_tracker
 import pytest
 from hypothesis import HealthCheck, settings
 
-from shmarray.core import mapping, posix
+from shmarray.core import posix
 from tests.helpers import processes, raw
 
 # The times of a shared machine say nothing, and every example makes names of its own.
@@ -49,7 +49,7 @@ def _state():
         "descriptors": {(fd, _target(fd)) for fd in os.listdir("/proc/self/fd")},
         "children": processes.children(),
         "threads": set(threading.enumerate()),
-        "mappings": set(mapping._ranges),
+        "mappings": set(raw.mapped_ranges()),
     }
 
 

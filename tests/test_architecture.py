@@ -18,7 +18,7 @@ LAYERS = [
     "shmarray.pool.scope",
     "shmarray.pool.handle",
     "shmarray.core",
-    "shmarray.core.anonymous",
+    "shmarray.core.temporary",
     "shmarray.core.references",
     "shmarray.core.locks",
     "shmarray.core.memory",

@@ -2,7 +2,7 @@
 
 From top to bottom; each module imports only those below it::
 
-    anonymous    arrays without a name
+    temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
     locks        lock
     memory       msync, mlock, munlock
@@ -16,13 +16,11 @@ From top to bottom; each module imports only those below it::
     names        what a name may be; pure
 """
 
-from shmarray.core.anonymous import create_anonymous
 from shmarray.core.arrays import (
     ArrayInfo,
     attach,
     create,
     delete,
-    delete_if_same,
     require,
 )
 from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
@@ -33,6 +31,7 @@ from shmarray.core.names import Name
 from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
+from shmarray.core.temporary import Undo, create_temporary
 
 __all__ = [
     "MS_ASYNC",
@@ -45,11 +44,11 @@ __all__ = [
     "Order",
     "Reference",
     "Shape",
+    "Undo",
     "attach",
     "create",
-    "create_anonymous",
+    "create_temporary",
     "delete",
-    "delete_if_same",
     "list",
     "lock",
     "mlock",

@@ -26,6 +26,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -141,14 +142,12 @@ def checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, 
 
 
 def _tuple(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
-    try:
+    with suppress(TypeError):
         return (operator.index(shape),)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    try:
-        return tuple(map(operator.index, shape))  # type: ignore[arg-type]
-    except TypeError as error:
-        raise TypeError(f"a shape is an int or a sequence of ints, not {shape!r}") from error
+    with suppress(TypeError):
+        if isinstance(shape, np.ndarray) or (isinstance(shape, Sequence) and not isinstance(shape, str | bytes)):
+            return tuple(map(operator.index, shape))
+    raise TypeError(f"a shape is an int or a sequence of ints, not {shape!r}; what to copy goes into data=")
 
 
 def _check_extent(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -176,7 +175,9 @@ def _framed(text: str, dtype: np.dtype[Any]) -> bytes:
 def _description(dtype: np.dtype[Any]) -> str:
     """The dtype as the header's text, which gives back just this dtype or raises TypeError here."""
     if dtype.hasobject:
-        raise TypeError(f"{dtype!r} holds Python objects, which are pointers: no other process can follow them")
+        raise TypeError(
+            f"{dtype!r} keeps pointers, which no other process can follow; for strings give a length, 'U10'"
+        )
     if dtype.names is None and dtype.kind in "SU" and not dtype.itemsize:
         raise TypeError(f"{dtype!r} has no length: say how long the strings are, as in 'U10'")
     try:
@@ -184,10 +185,12 @@ def _description(dtype: np.dtype[Any]) -> str:
         again = _dtype(descr)
     except (ValueError, TypeError) as error:
         raise TypeError(f"{dtype!r} cannot be written in the .npy format: {error}") from error
+    if _has_metadata(dtype):
+        raise TypeError(f"{dtype!r} has metadata, which the .npy format does not keep: give a dtype without")
     if not _identical(dtype, again):
         raise TypeError(
             f"{dtype!r} would come back as {again!r}: the .npy format cannot keep it. "
-            "Give a dtype of numpy's own, without metadata (np.void in place of np.record)"
+            "Give a dtype of numpy's own (np.void in place of np.record)"
         )
     return repr(descr)
 
@@ -220,9 +223,16 @@ def _unfolded(field: tuple[Any, ...]) -> tuple[Any, ...]:
     return (field[0], *field[1]) if isinstance(field[1], tuple) else field
 
 
+def _has_metadata(dtype: np.dtype[Any]) -> bool:
+    if dtype.metadata:
+        return True
+    parts = [dtype.base] if dtype.subdtype is not None else [field[0] for field in (dtype.fields or {}).values()]
+    return any(map(_has_metadata, parts))
+
+
 def _identical(a: np.dtype[Any], b: np.dtype[Any]) -> bool:
-    """Equality that also sees what ``==`` passes over: metadata, np.record, the align flag."""
-    if a != b or a.str != b.str or a.metadata or (a.kind == "V" and a.type is not b.type):
+    """Equality that also sees what ``==`` passes over: np.record and the align flag."""
+    if a != b or a.str != b.str or (a.kind == "V" and a.type is not b.type):
         return False
     if a.subdtype is not None:
         return a.shape == b.shape and _identical(a.base, b.base)
@@ -294,7 +304,7 @@ def _parse(header: bytes) -> Layout:
         _check_extent(shape, dtype)
     # SyntaxError, MemoryError and RecursionError are how Python's parser says no.
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError) as error:
-        raise BadHeaderError(f"its header is damaged: {error}") from error
+        raise BadHeaderError(f"its header does not describe one: {error}") from error
     return _layout(dtype, shape, fortran, len(header))
 
 
@@ -308,6 +318,8 @@ def _literal(header: bytes) -> Any:
 
 def _dtype(descr: Any) -> np.dtype[Any]:
     if isinstance(descr, str):
+        if descr.lstrip("<>|=")[:1] == "O":
+            raise ValueError("it holds Python objects, which cannot be mapped")
         if not _SCALAR.fullmatch(descr):
             raise ValueError(f"the type {descr!r}")
         return np.dtype(descr)

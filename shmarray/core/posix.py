@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import mmap
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -57,6 +58,8 @@ for _call in (_libc.munmap, _libc.mlock, _libc.munlock):
 for _call in (_libc.madvise, _libc.msync):
     _call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+# Called as it is, at times when no Python code should run.
+munmap = _libc.munmap
 _FAILED = ctypes.c_void_p(-1).value
 
 Identity = tuple[int, int]
@@ -164,7 +167,7 @@ def is_name_of(name: Name, wanted: Identity) -> bool:
     if name.kind != "shm" or SHM_DIRECTORY is not None:
         return identity_of(name) == wanted
     try:
-        fd = _shm_open(name.path, os.O_RDONLY)
+        fd = open_existing(name, os.O_RDONLY)
     except PermissionError:
         return True  # not to be known: it may be ours, and the kernel keeps us from removing others'
     except OSError:
@@ -280,7 +283,7 @@ def huge_pages_on_advice(*, anonymous: bool) -> bool:
     """
     try:
         if anonymous:
-            with open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", encoding="ascii") as setting:
+            with open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", encoding="utf-8") as setting:
                 return "[advise]" in setting.read()
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
             options = [line.rsplit(" ", 1)[1] for line in mounts if line.split()[4] == SHM_DIRECTORY]
@@ -317,13 +320,8 @@ def map_file(fd: int, size: int, writable: bool, private: bool, offset: int = 0)
     return address
 
 
-def unmap(address: int, size: int, munmap: Callable[[int, int], int] = _libc.munmap) -> None:
-    """Give a range back.  Works when this module is empty already, at interpreter exit."""
-    munmap(address, size)
-
-
 def msync(address: int, size: int, flags: int) -> None:
-    if _libc.msync(address, size, flags):
+    if _libc.msync(address, size, operator.index(flags)):
         raise _os_error(ctypes.get_errno())
 
 
@@ -346,10 +344,14 @@ def _os_error(code: int) -> OSError:
 
 def _map_limit() -> str:
     try:
-        with open("/proc/sys/vm/max_map_count", encoding="ascii") as limit:
-            return limit.read().strip()
+        # Not open(): its buffers would need memory, and none can be mapped just now.
+        fd = os.open("/proc/sys/vm/max_map_count", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return "unknown"
+    try:
+        return os.read(fd, 32).decode().strip()
+    finally:
+        os.close(fd)
 
 
 # --- locking -------------------------------------------------------------------------
@@ -369,7 +371,10 @@ def flock(fd: int, *, shared: bool, wait: bool) -> bool:
 
 _EXPLANATIONS: dict[int, tuple[Callable[[str, str], OSError], str]] = {
     errno.ENOENT: (ArrayNotFoundError, "there is no shared array {!r}"),
-    errno.EEXIST: (ArrayExistsError, "the name {!r} is taken: attach, require or delete it"),
+    errno.EEXIST: (
+        ArrayExistsError,
+        "the name {!r} is taken: attach, require or delete it (a file that is no array: remove it)",
+    ),
     errno.ENAMETOOLONG: (InvalidNameError, "the name {!r} is too long for this system"),
     errno.ELOOP: (ArrayFormatError, "{!r} is a symbolic link, not an array"),
     errno.EISDIR: (ArrayFormatError, "{!r} is a directory, not an array"),

@@ -144,7 +144,7 @@ def _host(anonymous: bool) -> str:
 @lru_cache(maxsize=1)
 def _kernel() -> str:
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return file.read().strip()
     except OSError:
         return os.uname().nodename

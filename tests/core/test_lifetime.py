@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import mapping
 from tests.helpers import raw
 from tests.helpers.processes import Child, in_child, run_script
 
@@ -75,9 +74,9 @@ def test_arrays_are_plain_and_can_be_resized_to_nothing_else(name):
 @pytest.mark.parametrize("mode", ["r+", "r"])
 def test_attaching_again_costs_no_further_mapping(name, mode):
     shmarray.create(name, 3)
-    before = len(mapping._ranges)
+    before = len(list(raw.mapped_ranges()))
     arrays = [shmarray.attach(name, mode) for _ in range(50)]
-    assert len(mapping._ranges) == before + 1
+    assert len(list(raw.mapped_ranges())) == before + 1
     assert all(np.shares_memory(arrays[0], other) for other in arrays)
 
 
@@ -364,3 +363,26 @@ def test_mlock_beyond_the_limit_says_how_to_raise_it(name):
 
     with pytest.raises(OSError, match="ulimit -l"):
         in_child(limited)
+
+
+def test_an_interrupt_while_an_array_is_freed_is_not_lost(name):
+    """Freeing runs no Python code, in which an exception would be reported and dropped."""
+    code = """
+import signal, sys, shmarray
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+caught = 0
+for number in range(200):
+    array = shmarray.create(sys.argv[1], 500_000)
+    shmarray.delete(sys.argv[1])
+    try:
+        signal.setitimer(signal.ITIMER_REAL, (1 + number) * 1e-6)
+        del array
+        while True:
+            pass
+    except KeyboardInterrupt:
+        caught += 1
+assert caught == 200
+"""
+    run_script(code, name)

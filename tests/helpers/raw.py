@@ -51,3 +51,11 @@ def framed(text, version=1, length=None):
 
 def header(descr="'<f8'", fortran="False", shape="(2,)", version=1):
     return framed(f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n", version)
+
+
+def mapped_ranges():
+    """The addresses at which this process has shared memory or .npy files mapped, as the kernel tells them."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            if "/dev/shm/" in line or "/memfd:shmarray" in line or ".npy" in line:
+                yield line.split(" ", 1)[0]

@@ -399,13 +399,33 @@ def test_a_handle_from_another_pid_namespace_says_so():
             through(handle).array  # noqa: B018
 
 
+def test_a_read_only_view_of_writable_memory_stays_read_only(name):
+    array = shmarray.create(name, 3)
+    view = array[:]
+    view.flags.writeable = False
+    assert not through(shmarray.SharedHandle(view)).array.flags.writeable
+    assert not through(shmarray.SharedHandle(np.broadcast_to(array, (2, 3)))).array.flags.writeable
+    assert through(shmarray.SharedHandle(array)).array.flags.writeable
+
+
+def test_a_handle_says_its_name(name):
+    assert through(shmarray.SharedHandle(shmarray.create(name, 3))).name == name
+
+
 # --- what is no shared memory --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("thing", [np.zeros(3), [1, 2], None, "name", 3.0, np.float64(3)], ids=repr)
+@pytest.mark.parametrize("thing", [np.zeros(3), [1, 2], None, 3.0, np.float64(3)], ids=repr)
 def test_what_is_not_shared_is_a_type_error_that_says_what_to_do(thing):
     with pytest.raises(TypeError, match=r"shmarray\.create\(name, data=array\).*shmarray\.scoped\(data=array\)"):
         shmarray.SharedHandle(thing)
+
+
+def test_what_is_nearly_an_array_gets_its_own_remedy(name):
+    handle = shmarray.SharedHandle(shmarray.create(name, 3))
+    for thing, remedy in ((name, "attach"), (handle, r"\.array"), (np.load(raw.path(name), mmap_mode="r"), "attach")):
+        with pytest.raises(TypeError, match=remedy):
+            shmarray.SharedHandle(thing)
 
 
 @pytest.mark.parametrize("make", [np.copy, lambda a: a + 1, lambda a: a[[0, 1]], lambda a: a.astype("f4")])

@@ -197,3 +197,29 @@ with shmarray.scoped(1000) as array:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     run_script(code, status=-signal.SIGKILL)
+
+
+def test_the_name_given_as_the_shape_is_explained(name):
+    with pytest.raises(TypeError, match="name="), shmarray.scoped(name, 3):
+        pass
+
+
+def test_an_interrupt_at_any_moment_leaves_no_name(name):
+    """A signal's exception lands anywhere in entering and leaving; at exit at the latest the name is gone."""
+    code = """
+import contextlib, signal, sys, shmarray
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+for number in range(300):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, (5 + number % 150) * 1e-6)
+        with contextlib.suppress(shmarray.ArrayExistsError), shmarray.scoped(1000, name=sys.argv[1]):
+            pass
+        while True:  # it comes for certain, and once
+            pass
+    except KeyboardInterrupt:
+        pass
+"""
+    run_script(code, name)
+    assert raw.names(name) == []
