@@ -2,6 +2,7 @@
 
 From top to bottom; each module imports only those below it::
 
+    sparse       a file in memory, in parts: what a pool's arrays travel in
     anonymous    arrays without a name
     references   where a view is, as values that can travel
     locks        lock
@@ -34,6 +35,7 @@ from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.names import Name
 from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.references import Reference, refer, resolve
+from shmarray.core.sparse import Part, SparseFile
 
 __all__ = [
     "MS_ASYNC",
@@ -44,8 +46,10 @@ __all__ = [
     "Mode",
     "Name",
     "Order",
+    "Part",
     "Reference",
     "Shape",
+    "SparseFile",
     "attach",
     "create",
     "create_anonymous",
