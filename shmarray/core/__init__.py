@@ -6,7 +6,9 @@ From top to bottom; each module imports only those below it::
     anonymous    arrays without a name
     references   where a view is, as values that can travel
     locks        lock
+    memory       msync, mlock, munlock
     arrays       create, attach, require, delete, list: the order of the steps, undo on failure
+    segment      a complete array in an empty file; the layout in a file of unknown content
     copying      bringing the bytes in
     mapping      Mapping: the one owner of an address range
     space        how much memory can still be had
@@ -18,23 +20,20 @@ From top to bottom; each module imports only those below it::
 from shmarray.core.anonymous import create_anonymous
 from shmarray.core.arrays import (
     ArrayInfo,
-    Order,
-    Shape,
     attach,
     create,
     delete,
     delete_if_same,
-    mlock,
-    msync,
-    munlock,
     require,
 )
 from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
 from shmarray.core.locks import lock
 from shmarray.core.mapping import Mapping, Mode, owner
+from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
 from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.references import Reference, refer, resolve
+from shmarray.core.segment import Order, Shape
 from shmarray.core.sparse import Part, SparseFile
 
 __all__ = [

@@ -10,8 +10,9 @@ from typing import Any
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shmarray.core import posix
-from shmarray.core.arrays import Order, Shape, create, delete_if_same, filled, planned
+from shmarray.core.arrays import create, delete_if_same
 from shmarray.core.names import Name
+from shmarray.core.segment import Order, Shape, filled, planned
 from shmarray.errors import ArrayExistsError
 
 
@@ -41,13 +42,13 @@ def create_anonymous(
     Other processes open it through this one's descriptor in /proc.  Where that cannot be
     (no memfd_create, no /proc), it gets a random name, which a killed process leaves.
     """
-    plan, header, source = planned(shape, dtype, data, order)
+    plan = planned(shape, dtype, data, order, permissions)
     fd = posix.open_anonymous()
     if fd is None:
         return _randomly_named(shape, dtype, data=data, order=order, permissions=permissions)
     name = Name("anonymous array", "anonymous", f"/proc/{os.getpid()}/fd/{fd}")
     try:
-        return filled(fd, name, plan, header, source, permissions), partial(os.close, fd)
+        return filled(fd, name, plan), partial(os.close, fd)
     except BaseException:
         os.close(fd)
         raise

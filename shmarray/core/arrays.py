@@ -1,32 +1,24 @@
 """Named arrays: the order of the steps, and what is undone when one of them fails."""
 
 import errno
-import operator
 import os
 import stat
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import copying, layout, names, posix, space
-from shmarray.core.layout import BadHeaderError, Layout
-from shmarray.core.mapping import Mapping, Mode, is_live, mapped, require_owner
+from shmarray.core import layout, names, posix, segment
+from shmarray.core.layout import Layout
+from shmarray.core.mapping import Mode, is_live, mapped, require_owner
 from shmarray.core.names import Name
+from shmarray.core.segment import Blueprint, Order, Shape, UnfinishedError, may_be_array, read_layout
 from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
 
-Shape = SupportsIndex | Sequence[SupportsIndex]
-Order = Literal["K", "C", "F"]
-
-# Where a name cannot be given to a finished file, it belongs to an unfinished one for a
-# while.  This stands at its beginning until then; no reader of .npy accepts it.
-_UNFINISHED = b"\x93shmarray: being made\n"
-# How long attach waits for the maker: a reservation of some GB takes that long.
+# How long attach waits for a maker that cannot make it under no name: a reservation of some GB takes that long.
 _PATIENCE = 5.0  # seconds
 _POLL = 0.002  # seconds
 _FLAGS = {"r+": os.O_RDWR, "r": os.O_RDONLY, "c": os.O_RDONLY}
@@ -134,17 +126,16 @@ def create(
     >>> shmarray.delete("doc-squares")
     """
     target = names.parse(name).absolute()
-    plan, header, source = planned(shape, dtype, data, order)
-    _check_permissions(permissions)
+    plan = segment.planned(shape, dtype, data, order, permissions)
     # A hint that saves the copy; the link decides.
-    if plan.size > _WORTH_A_LOOK and posix.taken(target):
-        raise _taken(target)
+    if plan.layout.size > _WORTH_A_LOOK and posix.taken(target):
+        raise posix.explained(FileExistsError(errno.EEXIST, ""), target)
     try:
         fd = posix.open_unnamed(target, permissions)
         if fd is None:
-            return _create_in_place(target, plan, header, source, permissions)
+            return _create_in_place(target, plan)
         try:
-            array = filled(fd, target, plan, header, source, permissions)
+            array = segment.filled(fd, target, plan)
             posix.link(fd, target)
         finally:
             os.close(fd)
@@ -155,118 +146,18 @@ def create(
     return array
 
 
-def planned(
-    shape: Shape | None, dtype: DTypeLike | None, data: ArrayLike | None, order: Order
-) -> tuple[Layout, bytes, NDArray[Any] | None]:
-    """Check all that was asked for: the layout, the header bytes, and `data` as an array of that shape."""
-    if order not in get_args(Order):
-        raise ValueError(f"order is 'K', 'C' or 'F', not {order!r}")
-    if data is None:
-        if shape is None:
-            raise TypeError("give a shape, or data to copy")
-        return *layout.plan(shape, dtype, fortran=order == "F"), None
-    kind = None if dtype is None else np.dtype(dtype)
-    if isinstance(data, np.ndarray) and not (kind is not None and _depends_on_data(kind)):
-        source = data
-    else:
-        source = np.asarray(data, kind)
-        kind = source.dtype
-    if shape is not None:
-        source = source.reshape(shape)
-    fortran = order == "F" or (order == "K" and _copy_is_fortran(source))
-    return *layout.plan(source.shape, source.dtype if kind is None else kind, fortran), source
-
-
-def _depends_on_data(dtype: np.dtype[Any]) -> bool:
-    """Whether numpy completes this dtype from the data: strings without a length, times without a unit."""
-    return not dtype.itemsize or (dtype.kind in "mM" and np.datetime_data(dtype)[0] == "generic")
-
-
-def _copy_is_fortran(source: NDArray[Any]) -> bool:
-    """Whether numpy.copy(order="K") would be column-major: it keeps the order of the strides."""
-    strides = [abs(stride) for length, stride in zip(source.shape, source.strides, strict=True) if length > 1]
-    return all(a < b for a, b in pairwise(strides))
-
-
-def _check_permissions(permissions: int) -> None:
-    if not 0 <= operator.index(permissions) <= 0o777:
-        raise ValueError(f"permissions are 0o000 to 0o777, as for chmod, not {permissions!r}")
-
-
-def filled(
-    fd: int, name: Name, plan: Layout, header: bytes, source: NDArray[Any] | None, permissions: int
-) -> NDArray[Any]:
-    """Make an empty file that nobody else can reach yet into a complete array."""
-    mapping = _mapped(fd, name, plan, permissions)
-    array = mapping.array(plan.shape, plan.dtype, plan.offset, order=plan.order)
-    try:
-        if plan.size >= posix.HUGE_PAGE and posix.huge_pages_on_advice(anonymous=name.kind == "anonymous"):
-            posix.truncate(fd, plan.size)
-            posix.populate(mapping.address, plan.size)
-        elif source is None or not plan.nbytes:
-            posix.reserve(fd, plan.size)
-        elif _same_bytes(source, array):
-            copying.pour(copying.contiguous_bytes(source), fd, mapping, plan.offset)
-            source = None
-        else:
-            posix.reserve(fd, plan.size)
-    except OSError as error:
-        raise space.explained(error, name, fd, plan.size) from error
-    if source is not None:
-        np.copyto(array, source, casting="unsafe")
-    posix.write(fd, header, 0)
-    return array
-
-
-def _mapped(fd: int, name: Name, plan: Layout, permissions: int) -> Mapping:
-    status = os.fstat(fd)
-    if stat.S_IMODE(status.st_mode) != permissions:
-        os.fchmod(fd, permissions)
-    space.check(name, fd, plan.size)
-    return Mapping(fd, plan.size, "r+", name, posix.identity(status))
-
-
-def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
-    """Whether copying `source` to `array` is copying its memory as it lies."""
-    return source.dtype == array.dtype and (
-        (source.flags.c_contiguous and array.flags.c_contiguous)
-        or (source.flags.f_contiguous and array.flags.f_contiguous)
-    )
-
-
-def _create_in_place(
-    name: Name, plan: Layout, header: bytes, source: NDArray[Any] | None, permissions: int
-) -> NDArray[Any]:
-    """The portable way: the name first, everything else through a mapping, the header last.
-
-    POSIX promises neither read nor write on a shared memory object, and macOS has neither.
-    """
-    fd = posix.open_exclusive(name, permissions)
+def _create_in_place(name: Name, plan: Blueprint) -> NDArray[Any]:
+    """The portable way: the name first, then what it names."""
+    fd = posix.open_exclusive(name, plan.permissions)
     try:
         own = posix.identity(os.fstat(fd))
         try:
-            posix.truncate(fd, plan.size)
-            mapping = _mapped(fd, name, plan, permissions)
-            posix.reserve(fd, min(plan.size, posix.PAGE))
-            mapping.store(_UNFINISHED)
-            posix.reserve(fd, plan.size)
-            array = mapping.array(plan.shape, plan.dtype, plan.offset, order=plan.order)
-            if source is not None:
-                np.copyto(array, source, casting="unsafe")
-            mapping.store(header)
-        except OSError as error:
-            _unlink_if_same(name, own)
-            raise space.explained(error, name, fd, plan.size) from error
+            return segment.filled_in_place(fd, name, plan)
         except BaseException:
             _unlink_if_same(name, own)
             raise
     finally:
         os.close(fd)
-    return array
-
-
-def _taken(name: Name) -> ArrayExistsError:
-    return ArrayExistsError(f"the name {name.text!r} is taken: attach, require or delete it", name.text)
 
 
 def _not_created(error: OSError, name: Name) -> OSError:
@@ -323,15 +214,11 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
     while True:
         try:
             return _attached(target, mode)
-        except _UnfinishedError as error:
+        except UnfinishedError as error:
             deadline = deadline or time.monotonic() + _PATIENCE
             if time.monotonic() > deadline:
                 raise ArrayFormatError(str(error), name) from None
         time.sleep(_POLL)
-
-
-class _UnfinishedError(Exception):
-    """Raised for an array that its maker has not finished yet, or left so when it died."""
 
 
 def _attached(name: Name, mode: Mode) -> NDArray[Any]:
@@ -339,7 +226,7 @@ def _attached(name: Name, mode: Mode) -> NDArray[Any]:
         fd = posix.open_existing(name, _FLAGS[mode])
         try:
             status = os.fstat(fd)
-            found = _read_layout(fd, status.st_size, name)
+            found = read_layout(fd, status.st_size, name)
             mapping = mapped(fd, found.size, mode, name, posix.identity(status))
         finally:
             os.close(fd)
@@ -348,39 +235,6 @@ def _attached(name: Name, mode: Mode) -> NDArray[Any]:
     except OSError as error:
         raise posix.explained(error, name) from error
     return mapping.array(found.shape, found.dtype, found.offset, None, found.order)
-
-
-def _read_layout(fd: int, size: int, name: Name) -> Layout:
-    """The layout in an open file of `size` bytes, which are enough for it."""
-    start = posix.read_start(fd, layout.USUAL_SIZE)
-    try:
-        found = layout.parse(start)
-    except BadHeaderError as error:
-        found = _read_long_layout(fd, start, size, name, error)
-    if found.size > size:
-        raise ArrayFormatError(
-            f"{name.text!r} is not a complete array: its header asks for {found.size} bytes, the file has {size}",
-            name.text,
-        )
-    return found
-
-
-def _read_long_layout(fd: int, start: bytes, size: int, name: Name, error: BadHeaderError) -> Layout:
-    if _is_unfinished(start):
-        raise _UnfinishedError(f"{name.text!r} is no complete array: still being made, or left so; delete it if so")
-    try:
-        length = layout.header_size(start)
-        if length == len(start):
-            raise error
-        return layout.parse(posix.read_start(fd, length)[:length])
-    except BadHeaderError as reason:
-        raise ArrayFormatError(f"{name.text!r} is not an array: {reason}", name.text) from reason
-
-
-def _is_unfinished(start: bytes) -> bool:
-    # Without unnamed files there is a moment when the file is empty, and one when it is
-    # all zeros; with them, such a file is somebody else's.
-    return start.startswith(_UNFINISHED) or (not posix.UNNAMED_FILES and not start.strip(b"\0"))
 
 
 # --- require, delete, list -----------------------------------------------------------
@@ -415,7 +269,7 @@ def require(
     """
     if order not in ("C", "F"):
         raise ValueError(f"order is 'C' or 'F', not {order!r}")
-    wanted, _ = layout.plan(shape, dtype, fortran=order == "F")
+    wanted, _ = layout.plan(shape, dtype, order == "F")
     while True:  # until nobody deletes it between a failed create and the attach
         with suppress(ArrayNotFoundError):
             return _agreeing(attach(name), wanted, name)
@@ -424,11 +278,11 @@ def require(
 
 
 def _agreeing(array: NDArray[Any], wanted: Layout, name: str) -> NDArray[Any]:
-    found, _ = layout.plan(array.shape, array.dtype, fortran=not array.flags.c_contiguous)
-    if found != wanted:
+    found = array.shape, array.dtype, "C" if array.flags.c_contiguous else "F"
+    if found != (wanted.shape, wanted.dtype, wanted.order):
         raise ArrayExistsError(
-            f"{name!r} is there with shape {found.shape}, dtype {found.dtype} and order {found.order}, not "
-            f"shape {wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or require what it is",
+            f"{name!r} is there with shape {found[0]}, dtype {found[1]} and order {found[2]}, not shape "
+            f"{wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or require what it is",
             name,
         )
     return array
@@ -474,8 +328,7 @@ def _deletable(name: Name) -> bool:
     except PermissionError:
         return True  # an array of permissions 0o000, say: whether it may go is the directory's to decide
     try:
-        start = posix.read_start(fd, len(_UNFINISHED))
-        return not start or start.startswith((layout.MAGIC, _UNFINISHED))
+        return may_be_array(fd)
     finally:
         os.close(fd)
 
@@ -516,60 +369,10 @@ def _info(text: str) -> ArrayInfo | None:
         fd = posix.open_existing(name, os.O_RDONLY)
         try:
             status = os.fstat(fd)
-            plan = _read_layout(fd, status.st_size, name)
+            plan = read_layout(fd, status.st_size, name)
         finally:
             os.close(fd)
-    except (OSError, _UnfinishedError):
+    except (OSError, UnfinishedError):
         return None
     permissions = stat.S_IMODE(status.st_mode)
     return ArrayInfo(text, plan.dtype, plan.shape, plan.order, plan.nbytes, permissions, status.st_uid)
-
-
-# --- the memory behind an array ------------------------------------------------------
-
-
-def msync(array: NDArray[Any], flags: int = posix.MS_SYNC) -> None:
-    """Write a ``file://`` array, or the array that `array` is a view of, to its file.
-
-    Parameters
-    ----------
-    array : ndarray
-        Any view of an array that `create`, `attach` or `scoped` gave.
-    flags : int, optional
-        ``MS_SYNC`` waits until it is done, ``MS_ASYNC`` does not; either may be joined by
-        ``| MS_INVALIDATE``.
-
-    Raises
-    ------
-    TypeError
-        If `array` is not in shared memory.
-    OSError
-        As msync(2): EINVAL for other flags, EIO for a disk that fails.
-    """
-    mapping = require_owner(array)
-    posix.msync(mapping.address, mapping.size, flags)
-
-
-def mlock(array: NDArray[Any]) -> None:
-    """Keep the array that `array` is a view of in physical memory.
-
-    Raises
-    ------
-    TypeError
-        If `array` is not in shared memory.
-    OSError
-        ENOMEM or EPERM, if that is more than RLIMIT_MEMLOCK (``ulimit -l``) allows.
-
-    Notes
-    -----
-    Holds for this process and this attachment, until `munlock` or the end of the
-    attachment.  A forked child does not inherit it.
-    """
-    mapping = require_owner(array)
-    posix.mlock(mapping.address, mapping.size)
-
-
-def munlock(array: NDArray[Any]) -> None:
-    """Take back `mlock`; TypeError if `array` is not in shared memory."""
-    mapping = require_owner(array)
-    posix.munlock(mapping.address, mapping.size)

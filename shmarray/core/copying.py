@@ -73,13 +73,16 @@ class _Pouring:
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        # What one thread does while the other has failed is wasted, so it is told.
         helper = Thread(target=self._write, name="shmarray-copy", daemon=True)
-        helper.start()
+        try:
+            helper.start()
+        except RuntimeError:  # no thread to be had: RLIMIT_NPROC, or the interpreter is ending
+            self._copy()
+            return
         try:
             self._copy()
         finally:
-            self.starts.clear()
+            self.starts.clear()  # what the other does after a failure here is wasted
             helper.join()
         if self.error is not None:
             raise self.error

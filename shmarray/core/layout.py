@@ -106,7 +106,7 @@ def plan(
         For a shape that no array can have.
     """
     kind = np.dtype(dtype)
-    lengths = (shape,) if type(shape) is int else _checked_shape(shape)
+    lengths = (shape,) if type(shape) is int else checked_shape(shape)
     if kind.subdtype is not None:  # numpy.zeros(3, ('i4', 2)) has shape (3, 2) as well
         lengths += kind.shape
         kind = kind.base
@@ -131,12 +131,16 @@ def _plan(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, descr: st
     return _layout(dtype, shape, fortran, len(header)), header
 
 
-def _checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+def checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """A shape as numpy's functions take it, as a tuple; TypeError if it is none."""
     try:
-        lengths = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(map(operator.index, shape))
+        return (operator.index(shape),)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    try:
+        return tuple(map(operator.index, shape))  # type: ignore[arg-type]
     except TypeError as error:
         raise TypeError(f"a shape is an int or a sequence of ints, not {shape!r}") from error
-    return lengths
 
 
 def _check_extent(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

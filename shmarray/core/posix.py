@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -20,6 +21,7 @@ from shmarray.errors import (
     ArrayFormatError,
     ArrayNotFoundError,
     InvalidNameError,
+    SharedMemoryFullError,
 )
 
 # glibc's and musl's shm_open is open() in this directory.  A system without it has
@@ -390,18 +392,24 @@ def flock(fd: int, *, shared: bool, wait: bool) -> bool:
 # --- errors --------------------------------------------------------------------------
 
 
+_EXPLANATIONS: dict[int, tuple[Callable[[str, str], OSError], str]] = {
+    errno.ENOENT: (ArrayNotFoundError, "there is no shared array {!r}"),
+    errno.EEXIST: (ArrayExistsError, "the name {!r} is taken: attach, require or delete it"),
+    errno.ENAMETOOLONG: (InvalidNameError, "the name {!r} is too long for this system"),
+    errno.ELOOP: (ArrayFormatError, "{!r} is a symbolic link, not an array"),
+    errno.EISDIR: (ArrayFormatError, "{!r} is a directory, not an array"),
+    errno.ESPIPE: (ArrayFormatError, "{!r} is a pipe, not an array"),
+    errno.ENXIO: (ArrayFormatError, "{!r} is a socket or a device, not an array"),
+    errno.ENODEV: (ArrayFormatError, "{!r} cannot be mapped, so it is no array"),
+    errno.ENOSPC: (SharedMemoryFullError, "no space for {!r}: the file system has no room for another file"),
+}
+
+
 def explained(error: OSError, name: Name) -> OSError:
     """The library's error for what a system call said about `name`."""
-    code, text = error.errno, name.text
-    if code == errno.ENOENT:
-        return ArrayNotFoundError(f"there is no shared array {text!r}", text)
-    if code == errno.EEXIST:
-        return ArrayExistsError(f"the name {text!r} is taken: attach, require or delete it", text)
-    if code == errno.ENAMETOOLONG:
-        return InvalidNameError(f"the name {text!r} is too long for this system", text)
-    if code == errno.ELOOP:
-        return ArrayFormatError(f"{text!r} is a symbolic link, not an array", text)
-    if code in (errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.ESPIPE):
-        return ArrayFormatError(f"{text!r} is a directory, a socket, a pipe or a device, not an array", text)
+    found = _EXPLANATIONS.get(error.errno or 0)
+    if found is not None:
+        kind, text = found
+        return kind(text.format(name.text), name.text)
     # The same class (PermissionError, ...), about the name that the caller knows.
-    return OSError(code, error.strerror, text)
+    return OSError(error.errno, error.strerror, name.text)

@@ -29,6 +29,8 @@ class Reference(NamedTuple):
     identity : tuple of int
         Its device and inode, so that another array under the same name is not taken for it.
     mode : {'r+', 'r', 'c'}
+    size : int
+        Bytes to map, from the beginning of the file.
     offset : int
         Bytes from the beginning of the file to the view's first item.
     shape, strides : tuple of int
@@ -41,6 +43,7 @@ class Reference(NamedTuple):
     name: Name
     identity: posix.Identity
     mode: Mode
+    size: int
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -69,6 +72,7 @@ def refer(array: NDArray[Any]) -> Reference:
         mapping.name,
         mapping.identity,
         mapping.mode,
+        mapping.size,
         array.ctypes.data - mapping.address if array.size else 0,
         array.shape,
         array.strides,
@@ -91,16 +95,12 @@ def resolve(reference: Reference) -> NDArray[Any]:
     PermissionError
         If this user may not open it.
     """
-    host, name, identity, mode, offset, shape, strides, dtype = reference
-    mapping = None
-    if host == _host(name.kind == "anonymous"):
-        mapping = mappings.live(identity, mode)
-    if mapping is None:
+    host, name, identity, mode, size, offset, shape, strides, dtype = reference
+    here = host == _host(name.kind == "anonymous")
+    mapping = mappings.live(identity, mode) if here else None
+    if mapping is None or mapping.size < size:
         mapping = _opened(reference)
-    try:
-        return mapping.array(shape, np.dtype(dtype), offset, strides)
-    except ValueError as error:
-        raise ArrayFormatError(f"{name.text!r} is shorter than it was: {error}", name.text) from error
+    return mapping.array(shape, np.dtype(dtype), offset, strides)
 
 
 def _opened(reference: Reference) -> Mapping:
@@ -115,9 +115,11 @@ def _opened(reference: Reference) -> Mapping:
         status = os.fstat(fd)
         if posix.identity(status) != wanted:
             raise _lost(name, _GONE if name.kind == "anonymous" else "it was deleted, and another has its name now")
-        if not status.st_size:
-            raise ArrayFormatError(f"{name.text!r} is empty: it was truncated", name.text)
-        return mappings.Mapping(fd, status.st_size, mode, name, wanted)
+        if status.st_size < reference.size:
+            raise ArrayFormatError(
+                f"{name.text!r} was cut off: it has {status.st_size} bytes of {reference.size}", name.text
+            )
+        return mappings.Mapping(fd, reference.size, mode, name, wanted)
     finally:
         os.close(fd)
 

@@ -1,5 +1,6 @@
 """scoped: a shared array for the length of a with-block."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,8 +66,16 @@ def scoped(
     else:
         array = create(name, shape, dtype, data=data, order=order, permissions=permissions)
         forget = partial(delete_if_same, array)
+
+    def end() -> None:
+        if os.getpid() == owner:
+            forget()
+
+    # For a block that is still open when the interpreter ends: one in a daemon thread, in a
+    # generator that somebody keeps, or entered by hand.
+    atexit.register(end)
     try:
         yield array
     finally:
-        if os.getpid() == owner:
-            forget()
+        atexit.unregister(end)
+        end()

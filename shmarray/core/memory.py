@@ -1,0 +1,55 @@
+"""The memory behind an array: msync, mlock, munlock, as the system calls."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from shmarray.core import posix
+from shmarray.core.mapping import require_owner
+
+
+def msync(array: NDArray[Any], flags: int = posix.MS_SYNC) -> None:
+    """Write a ``file://`` array, or the array that `array` is a view of, to its file.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any view of an array that `create`, `attach` or `scoped` gave.
+    flags : int, optional
+        ``MS_SYNC`` waits until it is done, ``MS_ASYNC`` does not; either may be joined by
+        ``| MS_INVALIDATE``.
+
+    Raises
+    ------
+    TypeError
+        If `array` is not in shared memory.
+    OSError
+        As msync(2): EINVAL for other flags, EIO for a disk that fails.
+    """
+    mapping = require_owner(array)
+    posix.msync(mapping.address, mapping.size, flags)
+
+
+def mlock(array: NDArray[Any]) -> None:
+    """Keep the array that `array` is a view of in physical memory.
+
+    Raises
+    ------
+    TypeError
+        If `array` is not in shared memory.
+    OSError
+        ENOMEM or EPERM, if that is more than RLIMIT_MEMLOCK (``ulimit -l``) allows.
+
+    Notes
+    -----
+    Holds for this process and this attachment, until `munlock` or the end of the
+    attachment.  A forked child does not inherit it.
+    """
+    mapping = require_owner(array)
+    posix.mlock(mapping.address, mapping.size)
+
+
+def munlock(array: NDArray[Any]) -> None:
+    """Take back `mlock`; TypeError if `array` is not in shared memory."""
+    mapping = require_owner(array)
+    posix.munlock(mapping.address, mapping.size)

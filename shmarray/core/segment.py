@@ -1,0 +1,211 @@
+"""A complete array in an empty file, and the layout in a file of unknown content."""
+
+import operator
+import os
+import stat
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from shmarray.core import copying, layout, posix, space
+from shmarray.core.layout import BadHeaderError, Layout
+from shmarray.core.mapping import Mapping
+from shmarray.core.names import Name
+from shmarray.errors import ArrayFormatError
+
+Shape = SupportsIndex | Sequence[SupportsIndex]
+Order = Literal["K", "C", "F"]
+
+# Where a name cannot be given to a finished file, it belongs to an unfinished one for a
+# while.  This stands at its beginning until then; no reader of .npy accepts it.
+_UNFINISHED = b"\x93shmarray: being made\n"
+
+
+# --- what was asked for --------------------------------------------------------------
+
+
+class Blueprint(NamedTuple):
+    """An array that can be made.
+
+    Attributes
+    ----------
+    layout : Layout
+    header : bytes
+    source : ndarray or None
+        What to copy in, of the layout's shape; None for zeros.
+    permissions : int
+        As for chmod.
+    """
+
+    layout: Layout
+    header: bytes
+    source: NDArray[Any] | None
+    permissions: int
+
+
+def planned(
+    shape: Shape | None, dtype: DTypeLike | None, data: ArrayLike | None, order: Order, permissions: int
+) -> Blueprint:
+    """Check all that was asked for, before anything exists; TypeError or ValueError say what cannot be."""
+    if order not in ("K", "C", "F"):
+        raise ValueError(f"order is 'K', 'C' or 'F', not {order!r}")
+    if not 0 <= operator.index(permissions) <= 0o777:
+        raise ValueError(f"permissions are 0o000 to 0o777, as for chmod, not {permissions!r}")
+    if data is None:
+        if shape is None:
+            raise TypeError("give a shape, or data to copy")
+        return Blueprint(*layout.plan(shape, dtype, order == "F"), None, permissions)
+    source, kind = _source(data, None if dtype is None else np.dtype(dtype))
+    if shape is not None:
+        source = source.reshape(layout.checked_shape(shape))
+    fortran = order == "F" or (order == "K" and _copy_is_fortran(source))
+    return Blueprint(*layout.plan(source.shape, kind, fortran), source, permissions)
+
+
+def _source(data: ArrayLike, kind: np.dtype[Any] | None) -> tuple[NDArray[Any], np.dtype[Any]]:
+    """`data` as an array, and the dtype that its copy gets."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("a masked array is two arrays: give data.filled(value), or create one each for .data and .mask")
+    if isinstance(data, np.ndarray) and (kind is None or not _depends_on_data(kind)):
+        # Converted while it is copied, not before.  A subclass (matrix, memmap) has ways of its own.
+        return np.asarray(data), data.dtype if kind is None else kind
+    source = np.asarray(data, kind)
+    return source, source.dtype
+
+
+def _depends_on_data(dtype: np.dtype[Any]) -> bool:
+    """Whether numpy completes this dtype from the data: strings without a length, times without a unit."""
+    return not dtype.itemsize or (dtype.kind in "mM" and np.datetime_data(dtype)[0] == "generic")
+
+
+def _copy_is_fortran(source: NDArray[Any]) -> bool:
+    """Whether numpy.copy(order="K") would be column-major: it keeps the order of the strides."""
+    strides = [abs(stride) for length, stride in zip(source.shape, source.strides, strict=True) if length > 1]
+    return all(a < b for a, b in pairwise(strides))
+
+
+# --- making --------------------------------------------------------------------------
+
+
+def filled(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
+    """Make an empty file that nobody else can reach yet into a complete array."""
+    mapping, array = _mapped(fd, name, plan)
+    size, source = plan.layout.size, plan.source
+    try:
+        if source is not None and plan.layout.nbytes and _same_bytes(source, array) and not _advised(name, size):
+            copying.pour(copying.contiguous_bytes(source), fd, mapping, plan.layout.offset)
+        else:
+            _reserve(fd, name, mapping)
+            if source is not None:
+                np.copyto(array, source, casting="unsafe")
+    except OSError as error:
+        raise space.explained(error, name, fd, size) from error
+    posix.write(fd, plan.header, 0)
+    return array
+
+
+def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
+    """As `filled`, for a file that others can open already: everything through the mapping, the header last.
+
+    POSIX promises neither read nor write on a shared memory object, and macOS has neither.
+    """
+    posix.truncate(fd, plan.layout.size)
+    mapping, array = _mapped(fd, name, plan)
+    try:
+        posix.reserve(fd, min(plan.layout.size, posix.PAGE))
+        mapping.store(_UNFINISHED)
+        posix.reserve(fd, plan.layout.size)
+    except OSError as error:
+        raise space.explained(error, name, fd, plan.layout.size) from error
+    if plan.source is not None:
+        np.copyto(array, plan.source, casting="unsafe")
+    mapping.store(plan.header)
+    return array
+
+
+def _mapped(fd: int, name: Name, plan: Blueprint) -> tuple[Mapping, NDArray[Any]]:
+    status = os.fstat(fd)
+    if stat.S_IMODE(status.st_mode) != plan.permissions:
+        os.fchmod(fd, plan.permissions)
+    _, shape, order, offset, _, size = plan.layout
+    space.check(name, fd, size)
+    mapping = Mapping(fd, size, "r+", name, posix.identity(status))
+    return mapping, mapping.array(shape, plan.layout.dtype, offset, None, order)
+
+
+def _advised(name: Name, size: int) -> bool:
+    """Whether to go through the mapping because the array then gets huge pages."""
+    return size >= posix.HUGE_PAGE and posix.huge_pages_on_advice(anonymous=name.kind == "anonymous")
+
+
+def _reserve(fd: int, name: Name, mapping: Mapping) -> None:
+    if _advised(name, mapping.size):
+        posix.truncate(fd, mapping.size)
+        if posix.populate(mapping.address, mapping.size):
+            return
+    posix.reserve(fd, mapping.size)
+
+
+def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
+    """Whether copying `source` to `array` is copying its memory as it lies."""
+    return source.dtype == array.dtype and (
+        (source.flags.c_contiguous and array.flags.c_contiguous)
+        or (source.flags.f_contiguous and array.flags.f_contiguous)
+    )
+
+
+# --- reading -------------------------------------------------------------------------
+
+
+class UnfinishedError(Exception):
+    """Raised for an array that its maker has not finished yet, or left so when it died."""
+
+
+def read_layout(fd: int, size: int, name: Name) -> Layout:
+    """The layout in an open file of `size` bytes, which are enough for it.
+
+    Raises
+    ------
+    ArrayFormatError
+        If it is no array, or one that is cut off.
+    UnfinishedError
+        If it is not complete yet.
+    """
+    start = posix.read_start(fd, layout.USUAL_SIZE)
+    try:
+        found = layout.parse(start)
+    except BadHeaderError as error:
+        found = _read_long_layout(fd, start, name, error)
+    if found.size > size:
+        raise ArrayFormatError(
+            f"{name.text!r} is not a complete array: its header asks for {found.size} bytes, the file has {size}",
+            name.text,
+        )
+    return found
+
+
+def may_be_array(fd: int) -> bool:
+    """Whether an open file begins as an array, complete or not, or is empty, as one is at first."""
+    start = posix.read_start(fd, len(_UNFINISHED))
+    return not start or start.startswith((layout.MAGIC, _UNFINISHED))
+
+
+def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) -> Layout:
+    if _is_unfinished(start):
+        raise UnfinishedError(f"{name.text!r} is no complete array: still being made, or left so; delete it if so")
+    try:
+        length = layout.header_size(start)
+        if length == len(start):
+            raise error
+        return layout.parse(posix.read_start(fd, length)[:length])
+    except BadHeaderError as reason:
+        raise ArrayFormatError(f"{name.text!r} is not an array: {reason}", name.text) from reason
+
+
+def _is_unfinished(start: bytes) -> bool:
+    # Without unnamed files there is a moment when the file is empty, and one when it is
+    # all zeros; with them, such a file is somebody else's.
+    return start.startswith(_UNFINISHED) or (not posix.UNNAMED_FILES and not start.strip(b"\0"))

@@ -1,0 +1,131 @@
+"""What every test has: names of its own, and the proof that nothing was left."""
+
+import ctypes
+import errno
+import gc
+import multiprocessing
+import os
+import threading
+from multiprocessing import forkserver, resource_tracker
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from shmarray.core import mapping, posix
+from tests.helpers import processes, raw
+
+# The times of a shared machine say nothing, and every example makes names of its own.
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lasting_helpers():
+    """Start what multiprocessing keeps until the end, so that it is no leak of one test."""
+    resource_tracker.ensure_running()
+    multiprocessing.set_forkserver_preload(["tests.helpers.workers"])
+    forkserver.ensure_running()
+
+
+def _state():
+    gc.collect()
+    own = os.getpid()
+    return {
+        "names": [*raw.names(f"t{own}-"), *raw.names(f"shmarray-{own}-")],
+        "descriptors": sorted(os.listdir("/proc/self/fd"), key=int),
+        "children": processes.children(),
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "mappings": len(mapping._ranges),
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(_lasting_helpers):
+    """Names, descriptors, children, threads and mapped ranges are after the test as before."""
+    before = _state()
+    yield
+    after = _state()
+    assert after == before
+
+
+_count = iter(range(1_000_000))
+
+
+@pytest.fixture
+def shm_name(no_leaks):
+    """Make names that no other test or process has; what is left under them goes away at the end."""
+    given = []
+
+    def new(ending=""):
+        given.append(f"t{os.getpid()}-{next(_count)}{ending}")
+        return given[-1]
+
+    yield new
+    gc.collect()
+    for name in given:
+        _remove(raw.path(name))
+
+
+def _remove(path):
+    try:
+        os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+    except FileNotFoundError:
+        pass  # as it should be
+
+
+@pytest.fixture
+def name(shm_name):
+    """One name of its own."""
+    return shm_name()
+
+
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
+def start_method(request):
+    return request.param
+
+
+def _native(monkeypatch):
+    """The system as it is."""
+
+
+def _link_through_proc(monkeypatch):
+    """Kernels before 6.10 want a capability for linkat(AT_EMPTY_PATH)."""
+
+    def linkat(*_):
+        ctypes.set_errno(errno.ENOENT)
+        return -1
+
+    monkeypatch.setattr(posix._libc, "linkat", linkat)
+
+
+def _no_unnamed_files(monkeypatch):
+    """/dev/shm is there, O_TMPFILE and memfd_create are not."""
+    monkeypatch.setattr(posix, "UNNAMED_FILES", False)
+    monkeypatch.setattr(posix, "MEMFD", False)
+
+
+def _posix_alone(monkeypatch):
+    """Nothing but shm_open, ftruncate and mmap, as on macOS and the BSDs."""
+    _no_unnamed_files(monkeypatch)
+    monkeypatch.setattr(posix, "SHM_DIRECTORY", None)
+
+
+SYSTEMS = [_native, _link_through_proc, _no_unnamed_files, _posix_alone]
+
+
+@pytest.fixture(params=SYSTEMS, ids=[system.__name__.lstrip("_") for system in SYSTEMS])
+def system(request, monkeypatch):
+    """Each way in which the library works with the kernel; forked children inherit it."""
+    request.param(monkeypatch)
+    return request.param.__name__.lstrip("_")
+
+
+@pytest.fixture
+def portable(monkeypatch):
+    """The system that has only what POSIX promises."""
+    _posix_alone(monkeypatch)

@@ -1,0 +1,119 @@
+"""Children that are always reaped, and scripts in a fresh interpreter."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from multiprocessing import Pipe
+
+# pytest-xdist runs tests beside a thread of its own, of which a forked child knows nothing.
+FORK_WARNING = "ignore:This process .* is multi-threaded:DeprecationWarning"
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Longer than any child needs, shorter than a test's own limit.
+LIFETIME = 60  # seconds
+
+
+class Child:
+    """A forked child that runs ``function(channel, *args)``; at the end of the with-block it is dead and reaped."""
+
+    def __init__(self, function, *args):
+        self.channel, other = Pipe()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            self.pid = os.fork()
+        if not self.pid:
+            self.channel.close()
+            _run(other, function, args)
+        other.close()
+        self.status = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+        self.channel.close()
+
+    def receive(self, timeout=30.0):
+        """What the child sent next."""
+        assert self.channel.poll(timeout), "the child said nothing"
+        return self.channel.recv()
+
+    def tell(self, message=None):
+        self.channel.send(message)
+
+    def result(self, timeout=30.0):
+        """What the function returned; what it raised is raised here."""
+        kind, value = self.receive(timeout)
+        self.wait()
+        if kind == "raised":
+            raise value
+        return value
+
+    def kill(self):
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def wait(self):
+        if self.status is None:
+            _, self.status = os.waitpid(self.pid, 0)
+        return self.status
+
+
+def _run(channel, function, args):
+    signal.alarm(LIFETIME)
+    try:
+        try:
+            outcome = ("returned", function(channel, *args))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent raises it
+            outcome = ("raised", error)
+        channel.send(outcome)
+    finally:
+        os._exit(0)
+
+
+def in_child(function, *args):
+    """Call a function in a forked child and give what it returned or raised."""
+    with Child(lambda _: function(*args)) as child:
+        return child.result()
+
+
+def run_script(code, *args, timeout=60, status=0, stderr="", prefix=()):
+    """Run code in a fresh interpreter; exit status and stderr must be as said.  Gives its stdout."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-X", "faulthandler", "-W", "error", "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        check=False,
+    )
+    assert done.stderr == stderr
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+def wait_until(condition, seconds=20.0):
+    """Look again and again until it is so; AssertionError after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.001)
+
+
+def children():
+    """Process ids of this process's children, zombies too."""
+    found = set()
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+                found.update(map(int, file.read().split()))
+        except FileNotFoundError:
+            continue  # the thread has ended
+    return found

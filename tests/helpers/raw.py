@@ -1,0 +1,48 @@
+"""The back door: look at and write into shared memory without the library."""
+
+import io
+import os
+
+import numpy as np
+
+SHM = "/dev/shm"
+MAGIC = b"\x93NUMPY"
+
+
+def path(name):
+    return f"{SHM}/{name}"
+
+
+def names(prefix):
+    """What is there under names with this prefix, sorted."""
+    return sorted(name for name in os.listdir(SHM) if name.startswith(prefix))
+
+
+def put(name, content, permissions=0o600):
+    """Make a file of these bytes in shared memory."""
+    fd = os.open(path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, permissions)
+    with open(fd, "wb") as file:
+        file.write(content)
+
+
+def get(name):
+    with open(path(name), "rb") as file:
+        return file.read()
+
+
+def saved(array, version=None):
+    """The bytes that numpy itself writes for an array."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version)
+    return file.getvalue()
+
+
+def framed(text, version=1, length=None):
+    """A header around any text, with a true length or a lie."""
+    body = text if isinstance(text, bytes) else text.encode("utf-8" if version == 3 else "latin-1")
+    field = 2 if version == 1 else 4
+    return MAGIC + bytes((version, 0)) + (len(body) if length is None else length).to_bytes(field, "little") + body
+
+
+def header(descr="'<f8'", fortran="False", shape="(2,)", version=1):
+    return framed(f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n", version)

@@ -1,0 +1,121 @@
+"""The house is as its plan says: who may import whom, what is public, what is where."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import shmarray
+
+PACKAGE = Path(shmarray.__file__).parent
+
+# From top to bottom: a module imports only from rows below its own.
+LAYERS = [
+    "shmarray.__main__",
+    "shmarray",
+    "shmarray.pool",
+    "shmarray.pool.scope",
+    "shmarray.pool.handle",
+    "shmarray.core",
+    "shmarray.core.anonymous",
+    "shmarray.core.references",
+    "shmarray.core.locks",
+    "shmarray.core.arrays",
+    "shmarray.core.copying",
+    "shmarray.core.mapping",
+    "shmarray.core.space",
+    "shmarray.core.posix",
+    "shmarray.core.layout",
+    "shmarray.core.names",
+    "shmarray.errors",
+]
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path):
+    """Every module that a file imports, wherever in it the import is."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            # "from shmarray.core import posix" imports a module, if there is one of that name.
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+def own_imports(module):
+    return {name for name in imported(MODULES[module]) if name.split(".")[0] == "shmarray"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_its_place_in_the_order(module):
+    assert module in LAYERS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards_only(module):
+    allowed = LAYERS[LAYERS.index(module) + 1 :]
+    assert own_imports(module) <= set(allowed)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.pool")])
+def test_the_pool_layer_knows_the_core_through_its_facade_only(module):
+    assert not {name for name in own_imports(module) if name.startswith("shmarray.core.")}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.core")])
+def test_the_core_layer_knows_nothing_of_multiprocessing(module):
+    foreign = {name.split(".")[0] for name in imported(MODULES[module])}
+    assert not foreign & {"multiprocessing", "concurrent"}
+
+
+@pytest.mark.parametrize("module", ["shmarray.core.layout", "shmarray.core.names"])
+def test_pure_modules_do_not_talk_to_the_system(module):
+    assert not set(imported(MODULES[module])) & {"ctypes", "fcntl", "mmap", "socket", "shmarray.core.posix"}
+
+
+def test_errors_import_nothing_local():
+    assert not own_imports("shmarray.errors")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "shmarray.core.posix"])
+def test_only_one_module_asks_for_the_platform(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert "platform" not in asked
+    assert "platform" not in set(imported(MODULES[module]))
+
+
+@pytest.mark.parametrize("module", ["shmarray", "shmarray.core", "shmarray.pool", "shmarray.errors"])
+def test_all_is_sorted_and_complete(module):
+    loaded = importlib.import_module(module)
+    submodules = {name.rpartition(".")[2] for name in MODULES if name.startswith(f"{module}.")}
+    standard = {"errno", "annotations", "Any", "ClassVar", "BrokenProcessPool"}
+    public = {name for name in vars(loaded) if not name.startswith("_")} - submodules - standard
+
+    assert list(loaded.__all__) == sorted(loaded.__all__)
+    assert set(loaded.__all__) - {"__version__"} == public | (set(loaded.__all__) & submodules)
+    assert len(set(loaded.__all__)) == len(loaded.__all__)
+
+
+def test_every_public_name_has_a_docstring():
+    undocumented = [
+        name
+        for name in shmarray.__all__
+        if not name.startswith(("MS_", "__")) and not (getattr(shmarray, name).__doc__ or "").strip()
+    ]
+    assert not undocumented
+
+
+def test_types_are_declared():
+    assert (PACKAGE / "py.typed").exists()
