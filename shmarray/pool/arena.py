@@ -5,20 +5,18 @@ where the speed comes from.  Memory that nobody has used for a second goes back 
 system, so an idle pool holds only what its caller still has.
 """
 
+import os
 import threading
 import time
-import weakref
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core import Part, SparseFile
-from shmarray.pool import boxes
-from shmarray.pool.boxes import BOX_SIZE, Boxes, Lease, Lent, offset_of, rounded
+from shmarray.pool.boxes import BOX_SIZE, Boxes, Lent, offset_of, rounded
 
 # Seconds after which unused memory goes back.
 IDLE = 1.0
@@ -35,14 +33,20 @@ class Box:
         Bytes of memory that it has.
     freed_at : float
         When it was last given back, by the monotonic clock.
+    holders : int
+        How many workers look at it although its task is done.
+    is_due : bool
+        Whether it is to be given back when they no longer do.
     """
 
-    __slots__ = ("freed_at", "index", "reserved")
+    __slots__ = ("freed_at", "holders", "index", "is_due", "reserved")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.reserved = 0
         self.freed_at = 0.0
+        self.holders = 0
+        self.is_due = False
 
 
 class Arena(Boxes):
@@ -100,7 +104,9 @@ class Arena(Boxes):
 
     def give_back(self, box: Box) -> None:
         """Take a box back; called in any thread, also by finalizers."""
-        self.set_word_if_open(box.index)
+        if self._closed:
+            return
+        self.set_word(box.index, 0)
         if not box.reserved:
             self._empty.append(box)
             return
@@ -110,20 +116,21 @@ class Arena(Boxes):
             self._asleep = False
             self._wake.put(True)  # made for finalizers: it takes no lock that one could hold
 
-    def set_word_if_open(self, index: int) -> None:
-        if not self._closed:
-            self.set_word(index, 0)
-
-    def keep(self, box: Box) -> None:
-        """Never lend this box again: somebody out of reach may look at it until the pool is closed."""
-        self.forget(box.index)
-
     def lose(self, box: Box) -> None:
         """Take back a box in which a worker was writing when it died: how much memory it has is unknown."""
         with suppress(OSError):
             self.file.free(offset_of(box.index), BOX_SIZE)
         box.reserved = 0
         self.give_back(box)
+
+    def copy_out(self, box: Box, offset: int, target: NDArray[np.uint8]) -> None:
+        """Copy part of a box, through its mapping if there is one."""
+        try:
+            octets = self.shared(box.index, box.reserved).octets()
+        except OSError:
+            self.read(box.index, offset, target)
+        else:
+            np.copyto(target, octets[offset : offset + len(target)])
 
     def deliver(self, box: Box) -> NDArray[np.uint8]:
         """The whole box for the user of the pool; taken back when all arrays over it are garbage."""
@@ -208,7 +215,7 @@ class Arena(Boxes):
         self._wake.put(True)
         held = {lent.index for lent in tuple(self._lent.values())}
         held.update(box.index for box, lent in self._seen if lent.is_seen_by_children())
-        if self._pid == os_getpid():
+        if self._pid == os.getpid():
             self._free_all_except(held)
         self._shared.clear()
         self._words = None
@@ -227,5 +234,3 @@ class Arena(Boxes):
         with suppress(AttributeError):
             self.close()
 
-
-__all__ = ["Arena", "Box", "Lease"]

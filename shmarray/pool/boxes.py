@@ -86,6 +86,9 @@ class Boxes:
         self._private: dict[int, Part] = {}
         self._lent: dict[int, Lent] = {}
         self._words: memoryview | None = None
+        # The box named for the result of the task that this process, a worker, runs.
+        self.errand = 0
+        self.has_forked = False
         forks.register(self)
 
     def shared(self, index: int, size: int) -> Part:
@@ -153,6 +156,9 @@ class Boxes:
 
     def before_fork(self) -> None:
         """What the user sees as plain arrays must not be shared with the child, nor change in it later."""
+        self.has_forked = True
+        if self.errand:
+            self.set_word(self.errand, -os.getpid())  # in case this process dies before it can say so
         for lent in tuple(self._lent.values()):
             lease = lent()
             if lease is not None:
