@@ -2,6 +2,7 @@
 
 From top to bottom; each module imports only those below it::
 
+    executor    ProcessPoolExecutor: the stdlib's engine, our parcels
     pool        Pool: the stdlib's face on our engine
     engine      the feeding and the collecting thread, deaths
     crew        the workers: started, given tasks, buried
@@ -19,8 +20,9 @@ From top to bottom; each module imports only those below it::
     stdlib      the private names of the stdlib that are used
 """
 
+from shmarray.pool.executor import ProcessPoolExecutor
 from shmarray.pool.handle import SharedHandle
 from shmarray.pool.pool import Pool
 from shmarray.pool.scope import scoped
 
-__all__ = ["Pool", "SharedHandle", "scoped"]
+__all__ = ["Pool", "ProcessPoolExecutor", "SharedHandle", "scoped"]

@@ -58,9 +58,9 @@ class Hand:
     def obituary(self, task: str, *, at_start: bool = False) -> WorkerDiedError:
         """The error for the call whose task it was running, or for all if workers cannot start."""
         code = _exit_code(self.process)
-        message = f"worker {self.process.pid} {_how(code)} while it ran {task}"
+        message = f"worker {self.process.pid} {how_it_ended(code)} while it ran {task}"
         if at_start:
-            message = f"workers die as soon as they start; the last, {self.process.pid}, {_how(code)}"
+            message = f"workers die as soon as they start; the last, {self.process.pid}, {how_it_ended(code)}"
         if self.complaint:
             message += f'\n"""\n{self.complaint}"""'
         return WorkerDiedError(message, self.process.pid, code, task)
@@ -77,7 +77,7 @@ def _exit_code(process: Any) -> int | None:
     return None
 
 
-def _how(code: int | None) -> str:
+def how_it_ended(code: int | None) -> str:
     if code is None:
         return "ended, with a status that somebody else has taken,"
     if code >= 0:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.pool.stdlib import ROOT
 from tests.pool.stdlib.runner import Job
 
 IMPLEMENTATION = os.environ.get("SHMARRAY_STDLIB_SUITES", "shmarray")
 RUN_LIMIT = 80  # seconds for one suite, less than pytest allows
 GRACE = 10  # seconds for helper processes to end after it
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 START_METHODS = ("fork", "spawn", "forkserver")
 
 # Which of CPython's classes each suite runs.

@@ -2,13 +2,12 @@
 
 import concurrent.futures
 import multiprocessing
+import sys
 
 from test.support import script_helper
 
-from tests.pool.stdlib import ROOT
-
 # The tests start these interpreters in isolated mode, where PYTHONPATH does not count.
-_IN_SCRIPTS = f"import sys; sys.path.insert(0, {ROOT!r}); from tests.pool.stdlib import binding; binding.bind()\n"
+_IN_SCRIPTS = f"import sys; sys.path[:] = {sys.path!r}; from tests.pool.stdlib import binding; binding.bind()\n"
 
 
 def bind():

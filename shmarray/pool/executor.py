@@ -1,0 +1,268 @@
+"""ProcessPoolExecutor: the stdlib's executor and engine, with our parcels.
+
+A call is packed when the stdlib pickles it, in the thread of its call queue; a result is
+unpacked when it is set on the future.  What the stdlib itself pickles and unpickles is
+inert, because an error there breaks the executor.
+"""
+
+import errno
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from shmarray.errors import WorkerDiedError
+from shmarray.pool import forks, parcel
+from shmarray.pool.arena import Arena
+from shmarray.pool.crew import how_it_ended
+from shmarray.pool.link import Message
+from shmarray.pool.parcel import Contents
+from shmarray.pool.serve import Descriptor, Start, executor_worker, prepare
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for
+from shmarray.pool.traffic import Keeper, Traffic, Trip
+from shmarray.pool.worker import Answer, Errand
+
+
+class ProcessPoolExecutor(Executor):
+    """`concurrent.futures.ProcessPoolExecutor`, with arrays going through shared memory.
+
+    Parameters
+    ----------
+    max_workers, mp_context, initializer, initargs, **options
+        As the running Python's `concurrent.futures.ProcessPoolExecutor` takes them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As that does.
+
+    Notes
+    -----
+    All methods are those of the stdlib's, and so is what tasks and callers see of plain
+    arrays: a call has its own, writable copy, and so has who asks for the result.  Arrays
+    that `create`, `attach` or `scoped` gave, and memory maps, are the same memory on both
+    sides.
+
+    Memory in use, beyond what the caller holds: arguments and results of the calls that run
+    and of as many more, plus one; results that wait to be taken; and what was in use in
+    the last second.  An idle executor gives all of it back after a second.  Where shared
+    memory cannot be had, arrays go through a pipe, with one RuntimeWarning.
+
+    As with the stdlib, a worker that dies breaks the executor.  The error is a
+    `WorkerDiedError`, a `BrokenProcessPool` that names the worker, how it ended, and what it
+    was running.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> import shmarray
+    >>> with shmarray.ProcessPoolExecutor(2) as executor:
+    ...     float(executor.submit(numpy.sum, numpy.ones(100_000)).result())
+    100000.0
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(max_workers, mp_context, initializer, initargs, **options)
+        self._user_start = self._initializer, self._initargs  # type: ignore[has-type]
+        self._initializer = prepare
+        self._lives = forks.Descriptors()
+        self._life_of: dict[int, int] = {}
+        self._desk = _Desk(Arena.create(), self._processes)
+        self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
+        # The queue that tells of calls that do not pickle has to look there too.
+        self._call_queue.pending_work_items = self._pending_work_items
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return super().submit(_perform, _Call(self._desk, (fn, args, kwargs)))
+        except BrokenProcessPool as error:
+            raise self._desk.broken_for_good() from error
+
+    submit.__doc__ = Executor.submit.__doc__
+
+    def _spawn_process(self) -> None:
+        with forks.lock:
+            self._forget_dead()
+            reader, writer = self._lives.pipe()
+            arena = self._desk.traffic.arena
+            start = Start(Descriptor(reader), None if arena is None else Descriptor(os.dup(arena.file.fd)))
+            self._initargs = (start, ExecutorManners, *self._user_start)
+            try:
+                super()._spawn_process()  # type: ignore[misc]
+                self._life_of.update(dict.fromkeys(set(self._processes) - set(self._life_of), writer))
+            finally:
+                self._initargs = ()
+                start.close()
+
+    def _forget_dead(self) -> None:
+        for pid in set(self._life_of) - set(self._processes):
+            self._lives.close(self._life_of.pop(pid))
+
+    def _start_executor_manager_thread(self) -> None:
+        is_new = self._executor_manager_thread is None
+        super()._start_executor_manager_thread()  # type: ignore[misc]
+        if is_new:
+            # When it ends, the workers are joined: nobody uses the boxes.  That may be long
+            # after shutdown(wait=False), or after the executor is garbage.
+            weakref.finalize(self._executor_manager_thread, _close, self._desk, self._lives).atexit = False
+
+
+def _close(desk: "_Desk", lives: forks.Descriptors) -> None:
+    desk.close()
+    lives.close_all()
+
+
+def _perform(call: tuple[Any, ...]) -> "_Sent":
+    """Carry out a call, in a worker; raises nothing."""
+    number, box, reserved, contents = call
+    answer = executor_worker().perform(Errand(Contents(*contents), box, reserved))
+    return _Sent((number, *_plain(answer.contents)), answer[1:])
+
+
+def _plain(contents: Contents) -> tuple[bytes, Any, bytes]:
+    return bytes(contents.pickled), contents.spans, bytes(contents.loose)
+
+
+class _Sent:
+    """A result on its way through the stdlib's queue."""
+
+    def __init__(self, contents: tuple[Any, ...], notes: tuple[Any, ...]) -> None:
+        self._state = contents, notes
+
+    def __reduce__(self) -> Any:
+        return _Result, self._state
+
+
+class _Result:
+    """A result as the caller's side of the queue gets it: not opened yet."""
+
+    def __init__(self, contents: tuple[Any, ...], notes: tuple[Any, ...]) -> None:
+        self.number, *rest = contents
+        self.contents = Contents(*rest)
+        self.notes = notes
+
+
+class _Call:
+    """A call that is packed when the stdlib's queue pickles it."""
+
+    def __init__(self, desk: "_Desk", call: tuple[Callable[..., Any], Any, Any]) -> None:
+        self._desk = desk
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        try:
+            return tuple, (self._desk.pack(self),)
+        except Exception as error:
+            if getattr(error, "errno", None) != errno.EPIPE:
+                raise
+            failure: BaseException = error
+        except BaseException as error:  # noqa: BLE001 - user code: a KeyboardInterrupt in some __reduce__, say
+            failure = error
+        # The queue's thread takes EPIPE for its own pipe's, and would end by a BaseException.
+        raise pickle.PicklingError(f"the call does not pickle: {failure!r}") from failure
+
+
+class _Desk:
+    """Where an executor's calls are packed and its results unpacked."""
+
+    def __init__(self, arena: Arena | None, processes: dict[int, Any]) -> None:
+        self.traffic = Traffic(arena, 1)
+        self._processes = processes
+        self._trips: dict[int, Trip] = {}
+        self._keeper = Keeper()
+        self._count = 0
+        self._lock = threading.Lock()
+        self._last_death: WorkerDiedError | None = None
+
+    def pack(self, call: _Call) -> tuple[Any, ...]:
+        func, args, kwargs = call.call
+        bundle = parcel.take_apart((func, args, kwargs))
+        with self._lock:
+            self._count += 1
+            number = self._count
+        trip = Trip(number, 0, asked_for(func, args))
+        message: Message = self.traffic.pack(bundle, trip)
+        self._trips[number] = trip
+        return number, message.box, message.reserved, _plain(message.contents)
+
+    def unpack(self, result: _Result) -> tuple[bool, Any]:
+        trip = self._trips.pop(result.number)
+        message = Message(trip.job, 0, 0, 0, result.contents, result.notes)
+        return self.traffic.unpack(trip, message, self._keeper)
+
+    def death(self, error: BaseException) -> BaseException:
+        """The error that says which worker died, and over what; asked before the others are ended."""
+        if self._last_death is None:
+            self._last_death = self._post_mortem(error)
+        return self._last_death
+
+    def _post_mortem(self, error: BaseException) -> WorkerDiedError:
+        dead = [(pid, code) for pid, process in tuple(self._processes.items()) if (code := process.exitcode) is not None]
+        # The first that did not end of its own accord.
+        pid, code = next(((pid, code) for pid, code in dead if code), dead[0] if dead else (None, None))
+        task = ", ".join(trip.function for trip in tuple(self._trips.values()) if pid and self._runner(trip) == pid)
+        message = f"worker {pid} {how_it_ended(code)} while it ran {task or 'no task'}; the executor is broken"
+        death = WorkerDiedError(message, pid, code, task)
+        death.__cause__ = error
+        return death
+
+    def _runner(self, trip: Trip) -> int | None:
+        arena = self.traffic.arena
+        return None if arena is None or trip.result is None else abs(arena.word(trip.result.index))
+
+    def broken_for_good(self) -> BaseException:
+        death = self._last_death
+        if death is None:
+            return WorkerDiedError("a worker died; the executor is broken")
+        return WorkerDiedError(f"the executor is broken: {death}", death.pid, death.exitcode, death.task)
+
+    def close(self) -> None:
+        if self.traffic.arena is not None:
+            self.traffic.arena.close()
+
+
+class _WorkItems(dict[int, Any]):
+    """The calls that are not done; what is put here gets a future that knows our results."""
+
+    def __init__(self, desk: _Desk, items: dict[int, Any]) -> None:
+        super().__init__(items)
+        self._desk = desk
+
+    def __setitem__(self, work_id: int, item: Any) -> None:
+        # Before any worker has the call; later, and its result might come first.
+        item.future.__class__ = _Future
+        item.future.desk = self._desk
+        super().__setitem__(work_id, item)
+
+
+class _Future(Future[Any]):
+    """Opens results when they are set, and says of a broken executor why it is."""
+
+    desk: _Desk
+
+    def set_result(self, result: Any) -> None:
+        if not isinstance(result, _Result):
+            super().set_result(result)
+            return
+        is_value, value = self.desk.unpack(result)
+        del result
+        if is_value:
+            super().set_result(value)
+        else:
+            super().set_exception(value)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        if type(exception) is BrokenProcessPool:
+            exception = self.desk.death(exception)
+        super().set_exception(exception)
