@@ -68,8 +68,10 @@ class Outcome:
         yield from (f"left behind: {process}" for process in self.left_behind)
 
     def _unfinished(self):
-        started = [line["test"] for line in self.lines if line["event"] == "start"]
-        return started[-1] if started else "the import of the tests"
+        started = [line for line in self.lines if line["event"] in {"start", "stop"}]
+        if not started:
+            return "the import of the tests"
+        return f"{'what follows ' if started[-1]['event'] == 'stop' else ''}{started[-1]['test']}"
 
 
 def run(job, directory):

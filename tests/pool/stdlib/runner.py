@@ -71,6 +71,8 @@ class Report(unittest.TestResult):
         super().stopTest(test)
         seconds = round(time.monotonic() - self._started, 3)
         self.write(event="stop", test=self._current, seconds=seconds, **self._outcome)
+        if self._outcome["outcome"] == "failed":
+            gc.collect()  # what the traceback held would hang or leak in the tests that follow
         self.tell_complaints()
 
     def addError(self, test, err):

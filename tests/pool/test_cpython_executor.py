@@ -1,0 +1,57 @@
+"""CPython's own tests of ProcessPoolExecutor, run against ours under every start method.
+
+Left out: test_interpreter_shutdown and test_submit_after_interpreter_shutdown start
+programs that import the stock executor by name; test_executor.py has their counterparts.
+Tests of error texts that the stdlib shows for its own executor run as they are.
+"""
+
+import pytest
+
+import shmarray
+
+util = pytest.importorskip("test.test_concurrent_futures.util", reason="this Python comes without its own tests")
+
+from test.test_concurrent_futures import (  # noqa: E402 - only where the interpreter ships them
+    test_as_completed,
+    test_deadlock,
+    test_init,
+    test_process_pool,
+    test_shutdown,
+    test_wait,
+)
+
+_BASES = {
+    "ProcessPool": (test_process_pool.ProcessPoolExecutorTest,),
+    "Deadlock": (test_deadlock.ExecutorDeadlockTest,),
+    "Shutdown": (test_shutdown.ProcessPoolShutdownTest,),
+    "AsCompleted": (test_as_completed.AsCompletedTests,),
+    "Wait": (test_wait.WaitTests,),
+    "Initializer": (test_init.InitializerMixin,),
+    "FailingInitializer": (test_init.FailingInitializerMixin,),
+}
+_ELSEWHERE = ("test_interpreter_shutdown", "test_submit_after_interpreter_shutdown")
+
+
+def _bound(name, method):
+    """One of CPython's test classes, with our executor and a start method."""
+
+    class Bound(*_BASES[name], util.ExecutorMixin, util.BaseTestCase):
+        executor_type = shmarray.ProcessPoolExecutor
+        ctx = method
+
+    for elsewhere in _ELSEWHERE:
+        if hasattr(Bound, elsewhere):
+            setattr(Bound, elsewhere, None)
+    # Workers find the methods that tests pass to them by these.
+    Bound.__name__ = Bound.__qualname__ = f"Test{name}Under{method.capitalize()}"
+    Bound.__module__ = __name__
+    return Bound
+
+
+for _name in _BASES:
+    for _method in ("fork", "spawn", "forkserver"):
+        _class = _bound(_name, _method)
+        globals()[_class.__name__] = _class
+del _class
+for _module in (test_as_completed, test_deadlock, test_init, test_process_pool, test_shutdown, test_wait):
+    del globals()[_module.__name__.rpartition(".")[2]]  # or they would be collected as tests
