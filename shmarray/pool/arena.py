@@ -233,4 +233,3 @@ class Arena(Boxes):
     def __del__(self) -> None:
         with suppress(AttributeError):
             self.close()
-

@@ -112,7 +112,7 @@ class Boxes:
 
     def read(self, index: int, offset: int, target: NDArray[np.uint8]) -> None:
         """Copy from a box without mapping it."""
-        view = memoryview(target)
+        view: Any = memoryview(target)  # type: ignore[arg-type]
         while view:
             done = os.preadv(self.file.fd, [view], offset_of(index) + offset)
             view, offset = view[done:], offset + done
@@ -149,7 +149,7 @@ class Boxes:
 
     def _control(self) -> memoryview:
         if self._words is None:
-            self._words = memoryview(self.shared(0, 8 * _WORDS).octets()).cast("q")
+            self._words = memoryview(self.shared(0, 8 * _WORDS).octets()).cast("q")  # type: ignore[arg-type]
         return self._words
 
     # --- forks ---

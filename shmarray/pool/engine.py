@@ -16,7 +16,6 @@ import os
 import selectors
 import socket
 import threading
-
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -250,7 +249,7 @@ class Engine:
             self._share_out(hand)
 
     def _answered(self, hand: Hand, message: link.Message) -> None:
-        if (message.job, message.index) == (link.READY, 0):
+        if (message.job, message.task) == (link.READY, 0):
             self._crew.became_ready(hand)
             return self._notify()
         if message.job == link.READY:
@@ -323,15 +322,16 @@ class Engine:
     def _fail(self, trip: Trip, error: BaseException) -> None:
         call = self._calls.get(trip.job)
         if isinstance(call, MapResult):
-            call._number_left = 1  # type: ignore[attr-defined] # noqa: SLF001 - now, not when the rest is done
+            call._number_left = 1  # noqa: SLF001 - now, not when the rest is done
         self._tell(trip.job, trip.index, (False, error))
 
     def _fail_all(self, error: BaseException) -> None:
+        call: Any
         for job, call in tuple(self._calls.items()):
             if isinstance(call, MapResult):
-                call._number_left = 1  # type: ignore[attr-defined] # noqa: SLF001
+                call._number_left = 1  # noqa: SLF001
             self._tell(job, getattr(call, "_index", 0), (False, error))
-            if self._calls.get(job) is call:  # an iterator: it ends after the error
+            if job in self._calls:  # an iterator: it ends after the error
                 with suppress(KeyError):
                     call._set_length(call._index)  # noqa: SLF001
 

@@ -24,7 +24,7 @@ from shmarray.pool.parcel import Contents
 from shmarray.pool.serve import Descriptor, Start, executor_worker, prepare
 from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for
 from shmarray.pool.traffic import Keeper, Traffic, Trip
-from shmarray.pool.worker import Answer, Errand
+from shmarray.pool.worker import Errand
 
 
 class ProcessPoolExecutor(Executor):
@@ -74,14 +74,15 @@ class ProcessPoolExecutor(Executor):
         **options: Any,
     ) -> None:
         super().__init__(max_workers, mp_context, initializer, initargs, **options)
-        self._user_start = self._initializer, self._initargs  # type: ignore[has-type]
+        self._user_start = self._initializer, self._initargs
         self._initializer = prepare
         self._lives = forks.Descriptors()
         self._life_of: dict[int, int] = {}
-        self._desk = _Desk(Arena.create(), self._processes)
+        self._desk = _Desk(Arena.create(), self._processes)  # type: ignore[arg-type]
         self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
         # The queue that tells of calls that do not pickle has to look there too.
-        self._call_queue.pending_work_items = self._pending_work_items
+        queue: Any = self._call_queue  # type: ignore[attr-defined]
+        queue.pending_work_items = self._pending_work_items
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         try:
@@ -105,13 +106,21 @@ class ProcessPoolExecutor(Executor):
                 self._initargs = ()
                 start.close()
 
+    def _adjust_process_count(self) -> None:
+        # The stdlib counts idle workers with a semaphore that it raises late, so that it may
+        # count one that has ended by max_tasks_per_child, and wait for it for ever (gh-115634).
+        if self._processes:
+            super()._adjust_process_count()
+        else:
+            self._spawn_process()
+
     def _forget_dead(self) -> None:
         for pid in set(self._life_of) - set(self._processes):
             self._lives.close(self._life_of.pop(pid))
 
     def _start_executor_manager_thread(self) -> None:
         is_new = self._executor_manager_thread is None
-        super()._start_executor_manager_thread()  # type: ignore[misc]
+        super()._start_executor_manager_thread()
         if is_new:
             # When it ends, the workers are joined: nobody uses the boxes.  That may be long
             # after shutdown(wait=False), or after the executor is garbage.
@@ -123,7 +132,7 @@ def _close(desk: "_Desk", lives: forks.Descriptors) -> None:
     lives.close_all()
 
 
-def _perform(call: tuple[Any, ...]) -> "_Sent":
+def _perform(call: Any) -> "_Sent":
     """Carry out a call, in a worker; raises nothing."""
     number, box, reserved, contents = call
     answer = executor_worker().perform(Errand(Contents(*contents), box, reserved))
@@ -208,7 +217,9 @@ class _Desk:
         return self._last_death
 
     def _post_mortem(self, error: BaseException) -> WorkerDiedError:
-        dead = [(pid, code) for pid, process in tuple(self._processes.items()) if (code := process.exitcode) is not None]
+        dead = [
+            (pid, code) for pid, process in tuple(self._processes.items()) if (code := process.exitcode) is not None
+        ]
         # The first that did not end of its own accord.
         pid, code = next(((pid, code) for pid, code in dead if code), dead[0] if dead else (None, None))
         task = ", ".join(trip.function for trip in tuple(self._trips.values()) if pid and self._runner(trip) == pid)

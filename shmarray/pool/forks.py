@@ -99,7 +99,7 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    global _witness  # noqa: PLW0603
+    global _witness
     present, _witness = _witness, None
     if present is not None:
         present.close_writer()

@@ -27,7 +27,7 @@ class Message(NamedTuple):
 
     Attributes
     ----------
-    job, index : int
+    job, task : int
         Which task of which call.
     box, reserved : int
         For the result, on the way to the worker.
@@ -37,7 +37,7 @@ class Message(NamedTuple):
     """
 
     job: int
-    index: int
+    task: int
     box: int
     reserved: int
     contents: Contents
@@ -50,7 +50,7 @@ def encode(message: Message) -> bytes:
     if spans or message.notes:
         header = pickle.dumps((spans, len(pickled), message.notes))
     size = len(header) + len(pickled) + len(loose)
-    head = _HEAD.pack(message.job, message.index, size, len(header), message.box, message.reserved)
+    head = _HEAD.pack(message.job, message.task, size, len(header), message.box, message.reserved)
     return b"".join((head, header, pickled, loose))
 
 

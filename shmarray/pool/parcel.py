@@ -8,19 +8,19 @@ PEP 574 alone would leave datetime64, strided, broadcast, record, matrix and mas
 in the pickle, give back read-only what was read-only, and copy memory maps.
 """
 
+import copyreg
 import io
 import pickle
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from copyreg import dispatch_table
 from functools import lru_cache
-from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from shmarray.pool.references import by_reference
+from shmarray.pool.stdlib import registered
 
 # Smaller arrays are faster in the pickle than in a box (measured: equal at 40 to 90 KB).
 SMALL = 64 << 10
@@ -91,14 +91,14 @@ def take_apart(obj: object, repeated: Mapping[int, NDArray[Any]] | None = None) 
     return Bundle(file.getbuffer(), packer.pieces)
 
 
-def put_together(pickled: bytes | memoryview | Octets, buffers: Sequence[Octets]) -> Any:
+def put_together(pickled: Any, buffers: Sequence[Octets]) -> Any:
     """The object again, its arrays lying in these buffers."""
     return pickle.loads(pickled, buffers=buffers)  # noqa: S301 - from our own process's child or parent
 
 
 class _Packer(pickle.Pickler):
     # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
-    dispatch_table = ChainMap(ForkingPickler._extra_reducers, dispatch_table)  # type: ignore[attr-defined] # noqa: SLF001
+    dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]
 
     def __init__(self, file: io.BytesIO, repeated: Mapping[int, NDArray[Any]]) -> None:
         pieces: list[NDArray[Any] | Repeated] = []
@@ -138,7 +138,7 @@ class _Packer(pickle.Pickler):
         return self._placed(np.ndarray, array)
 
     def _subclass(self, array: NDArray[Any]) -> Any:
-        cls = type(array)
+        cls: Any = type(array)
         if not _pickles_as_ndarray(cls) and cls is not np.ma.MaskedArray:
             return NotImplemented  # it has more to it, and does its own
         if cls in self.dispatch_table:
@@ -167,7 +167,7 @@ class _Packer(pickle.Pickler):
 
 
 @lru_cache(maxsize=256)
-def _pickles_as_ndarray(cls: type) -> bool:
+def _pickles_as_ndarray(cls: Any) -> bool:
     names = ("__reduce__", "__reduce_ex__", "__setstate__")
     return all(getattr(cls, name) is getattr(np.ndarray, name) for name in names)
 

@@ -95,7 +95,7 @@ class Pool(StockPool):
         crew = Crew(_Maker(self.Process, self._ctx), processes, self._pool, arguments, arena)
         self._cache: dict[int, Any] = PoolCache()
         self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
-        self._cache.notifier = engine  # type: ignore[attr-defined]
+        self._cache.notifier = engine
         self._taskqueue = engine.tasks
         engine.start()
         self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shmarray.core import owner
 from shmarray.pool.handle import SharedHandle
+from shmarray.pool.stdlib import registered
 
 Reduction = tuple[Callable[..., NDArray[Any]], tuple[Any, ...]]
 
@@ -99,7 +100,7 @@ def _map(
 
 # --- the stdlib's own pools, queues and pipes ----------------------------------------
 
-_earlier = ForkingPickler._extra_reducers.get(np.ndarray)  # type: ignore[attr-defined] # noqa: SLF001
+_earlier = registered.get(np.ndarray)
 
 
 def _reduce(array: NDArray[Any]) -> Any:

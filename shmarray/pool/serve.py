@@ -15,6 +15,7 @@ from shmarray.core import SparseFile
 from shmarray.pool import link
 from shmarray.pool.boxes import Boxes
 from shmarray.pool.link import Message, Receiver
+from shmarray.pool.parcel import Contents
 from shmarray.pool.stdlib import DupFd, PoolManners
 from shmarray.pool.worker import Errand, Worker
 
@@ -105,7 +106,7 @@ def serve(
 
 
 def _words(text: str) -> Any:
-    return link.Contents(text.encode(errors="backslashreplace"))
+    return Contents(text.encode(errors="backslashreplace"))
 
 
 def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
@@ -118,14 +119,13 @@ def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
         if not data:
             return
         job, index, box, reserved, contents, _ = link.decode(data)
-        data = None
         answer = worker.perform(Errand(contents, box, reserved))
         if os.getpid() != owner:
             os._exit(0)  # a child that the task forked, and that came back from it
         notes = answer[1:] if any(answer[1:]) else ()
         if not _send(sock, Message(job, index, 0, 0, answer.contents, notes)):
             return
-        contents = answer = notes = None
+        del data, contents, answer, notes  # not while waiting for the next task
         done += 1
 
 

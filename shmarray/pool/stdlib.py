@@ -8,21 +8,33 @@ done yet, what the calls themselves are made of, and how errors travel.  The sea
 ``Pool._taskqueue`` (what puts tasks there), ``Pool._cache`` (where results are told, by
 ``_set``) and ``Pool._pool`` (the processes, counted for the size of chunks).
 
+From ``multiprocessing.reduction``: what was registered with ForkingPickler.
+
 From ``concurrent.futures.process``: how errors travel.  The seam is
 ``ProcessPoolExecutor._pending_work_items``, ``_spawn_process``, ``_initializer``,
-``_initargs``, ``_processes`` and ``_start_executor_manager_thread``.
+``_initargs``, ``_processes``, ``_adjust_process_count`` and ``_start_executor_manager_thread``.
 """
 
+# ruff: noqa: SLF001
+
 from collections.abc import Callable
-from concurrent.futures import process as _process
-from multiprocessing import pool as _pool
-from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE, MapResult, mapstar, starmapstar
+from concurrent.futures import process
+from concurrent.futures.process import ProcessPoolExecutor as Executor
+from multiprocessing import pool, reduction
+from multiprocessing.pool import Pool as StockPool
 from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
-PoolCache: Any = _pool._PoolCache  # type: ignore[attr-defined]
-Executor = _process.ProcessPoolExecutor
-StockPool = _pool.Pool
+# Private names are in nobody's stubs.
+_pool: Any = pool
+_process: Any = process
+_ForkingPickler: Any = reduction.ForkingPickler
+
+INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
+MapResult: Any = _pool.MapResult
+PoolCache: Any = _pool._PoolCache
+registered: dict[type, Callable[[Any], Any]] = _ForkingPickler._extra_reducers
+"""What was registered with multiprocessing's pickler; others add to it at any time."""
 
 Task = tuple[int, int, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """As the front half of Pool makes it: number of the call, index in it, function, arguments."""
@@ -45,33 +57,33 @@ class PoolManners:
 
     @staticmethod
     def failed(error: BaseException, func: Any) -> object:
-        if func is _pool._helper_reraises_exception:  # type: ignore[attr-defined]
+        if func is _pool._helper_reraises_exception:
             return error  # the caller's iterable raised it: there is no traceback of ours
-        return _pool.ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[attr-defined]
+        return _pool.ExceptionWithTraceback(error, error.__traceback__)
 
     @staticmethod
     def unsendable(error: BaseException, result: object) -> object:
-        return _pool.MaybeEncodingError(error, result)  # type: ignore[attr-defined]
+        return _pool.MaybeEncodingError(error, result)
 
 
 class ExecutorManners:
     """As concurrent.futures.process._process_worker does it."""
 
     @staticmethod
-    def failed(error: BaseException, func: Any) -> object:  # noqa: ARG004
-        return _process._ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[attr-defined]
+    def failed(error: BaseException, func: Any) -> object:
+        return _process._ExceptionWithTraceback(error, error.__traceback__)
 
     @staticmethod
-    def unsendable(error: BaseException, result: object) -> object:  # noqa: ARG004
-        return _process._ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[attr-defined]
+    def unsendable(error: BaseException, result: object) -> object:
+        return _process._ExceptionWithTraceback(error, error.__traceback__)
 
 
 def asked_for(func: Any, args: tuple[Any, ...]) -> Any:
     """The user's function in a task: chunks of map, starmap and Executor.map have it inside."""
-    if func in (mapstar, starmapstar) and args and isinstance(args[0], tuple):
+    if func in (_pool.mapstar, _pool.starmapstar) and args and isinstance(args[0], tuple):
         return args[0][0]
     inner = getattr(func, "func", None)
-    if inner is _process._process_chunk:  # type: ignore[attr-defined]
+    if inner is _process._process_chunk:
         return func.args[0]
     return func
 
@@ -91,4 +103,5 @@ __all__ = [
     "StockPool",
     "Task",
     "asked_for",
+    "registered",
 ]

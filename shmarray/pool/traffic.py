@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -192,10 +193,9 @@ class Traffic:
         if not self._has_warned:
             self._has_warned = True
             text = f"arrays go to and from workers through a pipe, which is slower: {why}"
-            try:
+            # Made an error, it would end this thread, which is not the user's; and the call can succeed.
+            with suppress(RuntimeWarning):
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
-            except RuntimeWarning:
-                pass  # made an error, but the call can succeed, and this thread is not the user's
 
     # --- unpacking ---
 
@@ -204,9 +204,9 @@ class Traffic:
         contents = message.contents
         answer = Answer(contents, *message.notes)
         try:
-            buffers = self._buffers(trip, contents) if contents.spans else ()
+            buffers = self._buffers(trip, contents) if contents.spans else []
         except BaseException as error:  # noqa: BLE001 - MemoryError: this result's, not the pool's
-            buffers, contents = (), _failure(error)
+            buffers, contents = [], _failure(error)
         self._take_back(trip, answer, keeper)
         self._light_results = self._light_results + 1 if not contents.spans else 0
         try:

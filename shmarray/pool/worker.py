@@ -234,14 +234,14 @@ def _at_home(pieces: list[Any], opened: list[Lent]) -> tuple[Span, ...] | None:
     places = [(piece.__array_interface__["data"][0] - home.part.address, piece.nbytes) for piece in pieces]
     if not _fit(places, home.part.size):
         return None
-    kinds = [(piece.shape, piece.dtype, "F" if piece.flags.fnc else "C") for piece in pieces]
+    kinds: Any = [(piece.shape, piece.dtype, "F" if piece.flags.fnc else "C") for piece in pieces]
     pieces.clear()
     if not _is_seen(home):
         return tuple((home.index, start, size, False) for start, size in places)
     # Kept, so it must be copied: from the mapping itself, which outlives the arrays.
     octets = home.part.octets()
     for (shape, dtype, order), (start, size) in zip(kinds, places, strict=True):
-        pieces.append(np.ndarray(shape, dtype, octets[start : start + size], order=order))
+        pieces.append(np.ndarray(shape, dtype, octets[start : start + size], 0, None, order))
     return None
 
 

@@ -16,7 +16,7 @@ base = pytest.importorskip("test._test_multiprocessing", reason="this Python com
 
 # Their names must not be collected here, and the three are one file's business.
 _BASES = {name: getattr(base, name) for name in ("_TestPool", "_TestPoolWorkerErrors", "_TestPoolWorkerLifetime")}
-_ELSEWHERE = "test_worker_finalization_via_atexit_handler_of_multiprocessing"
+_LEFT_OUT = "test_worker_finalization_via_atexit_handler_of_multiprocessing"
 
 
 def _bound(name, method):
@@ -36,8 +36,8 @@ def _bound(name, method):
             multiprocessing.Pool = self.stock
             super().tearDown()
 
-    if hasattr(Bound, _ELSEWHERE):
-        setattr(Bound, _ELSEWHERE, None)
+    if hasattr(Bound, _LEFT_OUT):
+        setattr(Bound, _LEFT_OUT, None)
     # Workers find the methods that tests pass to them by these.
     Bound.__name__ = Bound.__qualname__ = f"Test{name.removeprefix('_Test')}Under{method.capitalize()}"
     Bound.__module__ = __name__
