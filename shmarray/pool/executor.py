@@ -5,14 +5,13 @@ unpacked when it is set on the future.  What the stdlib itself pickles and unpic
 inert, because an error there breaks the executor.
 """
 
-import errno
 import os
-import pickle
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
@@ -25,6 +24,9 @@ from shmarray.pool.serve import Descriptor, Start, executor_worker, prepare
 from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.worker import Errand
+
+# Seconds between a process's end as its descriptors tell it, and its exit code, at most.
+_REAPING = 1.0
 
 
 class ProcessPoolExecutor(Executor):
@@ -170,16 +172,7 @@ class _Call:
         self.call = call
 
     def __reduce__(self) -> Any:
-        try:
-            return tuple, (self._desk.pack(self),)
-        except Exception as error:
-            if getattr(error, "errno", None) != errno.EPIPE:
-                raise
-            failure: BaseException = error
-        except BaseException as error:  # noqa: BLE001 - user code: a KeyboardInterrupt in some __reduce__, say
-            failure = error
-        # The queue's thread takes EPIPE for its own pipe's, and would end by a BaseException.
-        raise pickle.PicklingError(f"the call does not pickle: {failure!r}") from failure
+        return tuple, (self._desk.pack(self.call),)
 
 
 class _Desk:
@@ -189,26 +182,37 @@ class _Desk:
         self.traffic = Traffic(arena, 1)
         self._processes = processes
         self._trips: dict[int, Trip] = {}
+        self._failures: dict[int, BaseException] = {}
         self._keeper = Keeper()
         self._count = 0
         self._lock = threading.Lock()
         self._last_death: WorkerDiedError | None = None
 
-    def pack(self, call: _Call) -> tuple[Any, ...]:
-        func, args, kwargs = call.call
-        bundle = parcel.take_apart((func, args, kwargs))
+    def pack(self, call: tuple[Callable[..., Any], Any, Any]) -> tuple[Any, ...]:
+        """Make the call ready to send; raises nothing.
+
+        An error in the stdlib's queue would take the queue's thread along if it is no
+        Exception or has EPIPE, and can deadlock a shutdown.  So a call that does not pickle
+        is sent as one that does nothing, and fails when that is answered.
+        """
         with self._lock:
             self._count += 1
             number = self._count
-        trip = Trip(number, 0, asked_for(func, args))
-        message: Message = self.traffic.pack(bundle, trip)
-        self._trips[number] = trip
+        func, args, _ = call
+        trip = self._trips[number] = Trip(number, 0, asked_for(func, args))
+        try:
+            message = self.traffic.pack(parcel.take_apart(call), trip)
+        except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
+            self._failures[number] = ExecutorManners.unpicklable(error)
+            message = self.traffic.pack(parcel.take_apart((bool, (), {})), trip)
         return number, message.box, message.reserved, _plain(message.contents)
 
     def unpack(self, result: _Result) -> tuple[bool, Any]:
         trip = self._trips.pop(result.number)
         message = Message(trip.job, 0, 0, 0, result.contents, result.notes)
-        return self.traffic.unpack(trip, message, self._keeper)
+        outcome = self.traffic.unpack(trip, message, self._keeper)
+        failure = self._failures.pop(result.number, None)
+        return outcome if failure is None else (False, failure)
 
     def death(self, error: BaseException) -> BaseException:
         """The error that says which worker died, and over what; asked before the others are ended."""
@@ -217,16 +221,24 @@ class _Desk:
         return self._last_death
 
     def _post_mortem(self, error: BaseException) -> WorkerDiedError:
-        dead = [
-            (pid, code) for pid, process in tuple(self._processes.items()) if (code := process.exitcode) is not None
-        ]
-        # The first that did not end of its own accord.
-        pid, code = next(((pid, code) for pid, code in dead if code), dead[0] if dead else (None, None))
+        pid, code = self._dead()
         task = ", ".join(trip.function for trip in tuple(self._trips.values()) if pid and self._runner(trip) == pid)
         message = f"worker {pid} {how_it_ended(code)} while it ran {task or 'no task'}; the executor is broken"
         death = WorkerDiedError(message, pid, code, task)
         death.__cause__ = error
         return death
+
+    def _dead(self) -> tuple[int | None, int | None]:
+        """The worker that died, rather one that did not end of its own accord, and its exit code."""
+        by_sentinel = {process.sentinel: process for process in tuple(self._processes.values())}
+        found: tuple[int | None, int | None] = None, None
+        for sentinel in wait(by_sentinel, 0):
+            process = by_sentinel[sentinel]
+            process.join(_REAPING)  # its descriptors are closed a moment before it can be waited for
+            found = process.pid, process.exitcode
+            if process.exitcode:
+                break
+        return found
 
     def _runner(self, trip: Trip) -> int | None:
         arena = self.traffic.arena

@@ -17,6 +17,7 @@ From ``concurrent.futures.process``: how errors travel.  The seam is
 
 # ruff: noqa: SLF001
 
+import traceback
 from collections.abc import Callable
 from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
@@ -76,6 +77,14 @@ class ExecutorManners:
     @staticmethod
     def unsendable(error: BaseException, result: object) -> object:
         return _process._ExceptionWithTraceback(error, error.__traceback__)
+
+    @staticmethod
+    def unpicklable(error: BaseException) -> BaseException:
+        """As the stdlib's call queue shows the error of a call that does not pickle."""
+        text = "".join(traceback.format_exception(error))
+        error.__traceback__ = None  # it holds the arguments
+        error.__cause__ = _process._RemoteTraceback(f'\n"""\n{text}"""')
+        return error
 
 
 def asked_for(func: Any, args: tuple[Any, ...]) -> Any:
