@@ -279,6 +279,7 @@ class Crew:
                 hand.process.join()
             with self.lock:
                 self._close(hand)
+        self._processes.clear()  # they have descriptors
 
     # --- forks ---
 

@@ -79,7 +79,7 @@ class ProcessPoolExecutor(Executor):
         self._user_start = self._initializer, self._initargs
         self._initializer = prepare
         self._lives = forks.Descriptors()
-        self._life_of: dict[int, int] = {}
+        self._life_of: dict[Any, int] = {}
         self._desk = _Desk(Arena.create(), self._processes)  # type: ignore[arg-type]
         self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
         # The queue that tells of calls that do not pickle has to look there too.
@@ -103,7 +103,7 @@ class ProcessPoolExecutor(Executor):
             self._initargs = (start, ExecutorManners, *self._user_start)
             try:
                 super()._spawn_process()  # type: ignore[misc]
-                self._life_of.update(dict.fromkeys(set(self._processes) - set(self._life_of), writer))
+                self._life_of.update(dict.fromkeys(set(self._processes.values()) - set(self._life_of), writer))
             finally:
                 self._initargs = ()
                 start.close()
@@ -117,8 +117,9 @@ class ProcessPoolExecutor(Executor):
             self._spawn_process()
 
     def _forget_dead(self) -> None:
-        for pid in set(self._life_of) - set(self._processes):
-            self._lives.close(self._life_of.pop(pid))
+        # Not those that are about to end: the kernel would kill them, with locks of the queues in their hands.
+        for process in [process for process in self._life_of if not process.is_alive()]:
+            self._lives.close(self._life_of.pop(process))
 
     def _start_executor_manager_thread(self) -> None:
         is_new = self._executor_manager_thread is None
@@ -126,12 +127,15 @@ class ProcessPoolExecutor(Executor):
         if is_new:
             # When it ends, the workers are joined: nobody uses the boxes.  That may be long
             # after shutdown(wait=False), or after the executor is garbage.
-            weakref.finalize(self._executor_manager_thread, _close, self._desk, self._lives).atexit = False
+            weakref.finalize(
+                self._executor_manager_thread, _close, self._desk, self._lives, self._life_of
+            ).atexit = False
 
 
-def _close(desk: "_Desk", lives: forks.Descriptors) -> None:
+def _close(desk: "_Desk", lives: forks.Descriptors, life_of: dict[Any, int]) -> None:
     desk.close()
     lives.close_all()
+    life_of.clear()
 
 
 def _perform(call: Any) -> "_Sent":
@@ -251,6 +255,7 @@ class _Desk:
         return WorkerDiedError(f"the executor is broken: {death}", death.pid, death.exitcode, death.task)
 
     def close(self) -> None:
+        self._processes = {}  # they have descriptors, and futures hold this
         if self.traffic.arena is not None:
             self.traffic.arena.close()
 

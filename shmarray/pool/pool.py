@@ -115,6 +115,7 @@ class Pool(StockPool):
         callback: Callable[..., object] | None = None,
         error_callback: Callable[..., object] | None = None,
     ) -> Any:
+        self._check_running()
         # Only lists and tuples: others may be lazy, whatever they say their length is, and
         # fill one buffer again and again.
         if type(iterable) in (list, tuple):

@@ -1,7 +1,8 @@
 """CPython's own tests of ProcessPoolExecutor, run against ours under every start method.
 
-Left out: test_interpreter_shutdown and test_submit_after_interpreter_shutdown start
-programs that import the stock executor by name; test_executor.py has their counterparts.
+Left out: test_interpreter_shutdown, test_submit_after_interpreter_shutdown and
+test_hang_gh83386 start programs that import the stock executor by name; test_executor.py
+has their counterparts.
 
 Left out too, because ours does better: tests that want the executor to be broken when
 unpickling an argument or a result raises.  Here that is the error of that call alone.
@@ -34,6 +35,7 @@ _BASES = {
 _LEFT_OUT = (
     "test_interpreter_shutdown",
     "test_submit_after_interpreter_shutdown",
+    "test_hang_gh83386",
     "test_exit_at_task_unpickle",
     "test_error_at_task_unpickle",
     "test_error_during_result_unpickle_in_result_handler",
