@@ -80,6 +80,7 @@ class ProcessPoolExecutor(Executor):
         self._initializer = prepare
         self._lives = forks.Descriptors()
         self._life_of: dict[Any, int] = {}
+        self._was_used = False
         self._desk = _Desk(Arena.create(), self._processes)  # type: ignore[arg-type]
         self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
         # The queue that tells of calls that do not pickle has to look there too.
@@ -93,6 +94,13 @@ class ProcessPoolExecutor(Executor):
             raise self._desk.broken_for_good() from error
 
     submit.__doc__ = Executor.submit.__doc__
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if not self._was_used:  # else that is for the end of the managing thread
+            _close(self._desk, self._lives, self._life_of)
+
+    shutdown.__doc__ = Executor.shutdown.__doc__
 
     def _spawn_process(self) -> None:
         with forks.lock:
@@ -125,6 +133,7 @@ class ProcessPoolExecutor(Executor):
         is_new = self._executor_manager_thread is None
         super()._start_executor_manager_thread()
         if is_new:
+            self._was_used = True
             # When it ends, the workers are joined: nobody uses the boxes.  That may be long
             # after shutdown(wait=False), or after the executor is garbage.
             weakref.finalize(

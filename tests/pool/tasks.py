@@ -89,7 +89,6 @@ def describe_shared(x):
 
 def write_first(x):
     x.flat[0] = 99
-    return None
 
 
 def view_of(x):
@@ -233,7 +232,7 @@ def lambda_result(_):
     return lambda: 1
 
 
-class TwoArguments(Exception):
+class TwoArgumentsError(Exception):
     """Cannot be unpickled: its __init__ takes what its args do not say."""
 
     def __init__(self, first, second):
@@ -242,7 +241,7 @@ class TwoArguments(Exception):
 
 
 def raise_two(_):
-    raise TwoArguments(1, 2)
+    raise TwoArgumentsError(1, 2)
 
 
 class Hostile:

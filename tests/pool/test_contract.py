@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import warnings
 
-
 import numpy as np
 import pytest
 from numpy.ma import MaskedArray
@@ -128,7 +127,7 @@ def test_a_write_of_a_task_is_its_own(pool):
     assert (array == 1).all()
 
 
-def test_the_bytes_of_large_arrays_are_not_pickled(pool):
+def test_the_bytes_of_large_arrays_are_not_pickled():
     """What crosses the pipe is small; so the socket's packets never grow with the array."""
     from shmarray.pool import parcel
 
