@@ -216,6 +216,7 @@ class Engine:
                         key.data()
                     else:
                         self._waker.clear()
+                self._send_again()
                 self._man_if_needed()
                 self._send_again()
         except BaseException as error:
@@ -289,6 +290,8 @@ class Engine:
                 self._back.extend(self._crew.take_back_from_busiest(idle))
 
     def _send_again(self) -> None:
+        if not self._back:
+            return
         with self._lock:
             for _ in range(len(self._back)):
                 trip, data = self._back.popleft()
@@ -336,6 +339,8 @@ class Engine:
                     call._set_length(call._index)  # noqa: SLF001
 
     def _man_if_needed(self) -> None:
+        if self._back and not self._crew.hands:
+            self._crew.is_willing = True
         if self.state == RUN or (self.state == CLOSE and (self._calls or not self._fed)):
             try:
                 self._man()

@@ -95,7 +95,7 @@ class ProcessPoolExecutor(Executor):
 
     submit.__doc__ = Executor.submit.__doc__
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the stdlib's
         super().shutdown(wait, cancel_futures=cancel_futures)
         if not self._was_used:  # else that is for the end of the managing thread
             _close(self._desk, self._lives, self._life_of)
@@ -105,13 +105,14 @@ class ProcessPoolExecutor(Executor):
     def _spawn_process(self) -> None:
         with forks.lock:
             self._forget_dead()
+            before = set(self._processes.values())
             reader, writer = self._lives.pipe()
             arena = self._desk.traffic.arena
             start = Start(Descriptor(reader), None if arena is None else Descriptor(os.dup(arena.file.fd)))
             self._initargs = (start, ExecutorManners, *self._user_start)
             try:
                 super()._spawn_process()  # type: ignore[misc]
-                self._life_of.update(dict.fromkeys(set(self._processes.values()) - set(self._life_of), writer))
+                self._life_of.update(dict.fromkeys(set(self._processes.values()) - before, writer))
             finally:
                 self._initargs = ()
                 start.close()

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,9 +244,12 @@ def _no_memory(monkeypatch):
 
 
 def _full(monkeypatch):
+    stock = SparseFile.reserve
+
     def reserve(self, offset, size):
         if size > 4096:
             raise shmarray.SharedMemoryFullError("no space", "pool")
+        stock(self, offset, size)
 
     monkeypatch.setattr(SparseFile, "reserve", reserve)
 
@@ -252,7 +257,8 @@ def _full(monkeypatch):
 @pytest.mark.parametrize("lack", [_no_memory, _full])
 def test_without_shared_memory_arrays_go_through_the_pipe_with_one_warning(kind, monkeypatch, lack):
     lack(monkeypatch)
-    with pytest.warns(RuntimeWarning, match="through a pipe") as caught, make(kind, "fork") as pool:
+    with make(kind, "fork") as pool, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         for i in range(4):
             array = np.full((300, 1000), float(i))[::2]
             assert np.array_equal(call(pool, tasks.double, array), array * 2)
@@ -330,7 +336,7 @@ if __name__ == "__main__":
     caller = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE)
     try:
         wait_until(lambda: all(os.path.exists(path) for path in paths), 20)
-        pids = [int(open(path, encoding="ascii").read()) for path in paths]  # noqa: SIM115
+        pids = [int(Path(path).read_text(encoding="ascii")) for path in paths]
         assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
     finally:
         caller.kill()
@@ -355,12 +361,12 @@ def test_errors_reach_the_call_they_belong_to(kind, method):
         with pytest.raises(KeyError, match="task"):
             call(pool, tasks.fail, np.ones(100_000))
         for where in ("pickle", "unpickle"):
-            with pytest.raises(RuntimeError, match="no .*pickling"):
+            with pytest.raises(RuntimeError, match=r"no .*pickling"):
                 call(pool, tasks.identity, tasks.Hostile(where))
         for where in ("pickle", "unpickle"):
-            with pytest.raises(Exception, match="no .*pickling"):
+            with pytest.raises(Exception, match=r"no .*pickling"):
                 call(pool, tasks.hostile_result, where)
-        with pytest.raises(Exception, match="pickle|lambda"):
+        with pytest.raises(Exception, match=r"pickle|lambda"):
             call(pool, tasks.lambda_result, 0)
         with pytest.raises(KeyboardInterrupt):
             call(pool, tasks.interrupt, 0)
@@ -420,12 +426,11 @@ def test_terminate_does_not_wait_for_tasks_or_generators():
 
 
 def test_a_pool_that_is_garbage_ends_its_workers():
+    pool = make("Pool", "fork")
+    pids = [process.pid for process in pool._pool]
+    assert call(pool, abs, -1) == 1
     with pytest.warns(ResourceWarning):
-        pool = make("Pool", "fork")
-        pids = [process.pid for process in pool._pool]
-        assert call(pool, abs, -1) == 1
         del pool
-        gc.collect()
     wait_until(lambda: not any(_runs(pid) for pid in pids))
 
 
