@@ -80,8 +80,9 @@ class Arena(Boxes):
     def lend(self) -> Box:
         """A box that nobody uses, with or without memory."""
         for source in (self._free, self._empty):
-            with suppress(IndexError):
-                return source.pop()
+            if source:
+                with suppress(IndexError):  # another thread was quicker
+                    return source.pop()
         with self._making:
             index = self._made
             if (index - 1) % _WORDS_PER_PAGE == 0:
@@ -106,7 +107,6 @@ class Arena(Boxes):
         """Take a box back; called in any thread, also by finalizers."""
         if self._closed:
             return
-        self.set_word(box.index, 0)
         if not box.reserved:
             self._empty.append(box)
             return

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -190,10 +191,12 @@ class Crew:
     def idlest(self, depth: int | None) -> Hand | None:
         """The worker with least to do that may be given a task, and has fewer than `depth`."""
         best = None
+        least = sys.maxsize if depth is None else depth
         for hand in self.hands:
-            if self.may_have_more(hand) and (best is None or len(hand.flight) < len(best.flight)):
+            if len(hand.flight) < least and self.may_have_more(hand):
                 best = hand
-        return best if best is not None and (depth is None or len(best.flight) < depth) else None
+                least = len(hand.flight)
+        return best
 
     def may_have_more(self, hand: Hand) -> bool:
         return (
@@ -205,12 +208,14 @@ class Crew:
 
     def give(self, hand: Hand, trip: Trip, data: bytes) -> bool:
         """Send a short task, if there is room for it now."""
+        hand.take(trip)  # first: the answer may be there before send returns
         try:
             hand.sock.send(data, socket.MSG_DONTWAIT)
         except OSError:
+            hand.flight.pop()
+            hand.sent -= 1
             hand.is_full = bool(hand.flight)
             return False
-        hand.take(trip)
         return True
 
     def take_back_from_busiest(self, idle: Hand) -> list[tuple[Trip, bytes]]:

@@ -63,6 +63,7 @@ class Engine:
         self._back: deque[tuple[Trip, bytes]] = deque()
         self._fed = False
         self._refill = 0
+        self._is_waiting = False
         self._selector = selectors.DefaultSelector()
         self._waker = _Waker()
         self._selector.register(self._waker, selectors.EVENT_READ)
@@ -134,7 +135,10 @@ class Engine:
             if self.state == TERMINATE:
                 return False
             if job in self._calls:  # else it has failed already
-                self._feed_task(task)
+                try:
+                    self._feed_task(task)
+                except _Terminated:
+                    return False
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
@@ -145,11 +149,11 @@ class Engine:
         try:
             trip, data = self._pack(task)
         except _Terminated:
-            return
+            raise
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             self._tell(task[0], task[1], (False, error))
-            return
-        self._place(trip, data)
+        else:
+            self._place(trip, data)
 
     def _pack(self, task: Any) -> tuple[Trip, bytes]:
         job, index, func, args, kwargs, *more = task
@@ -165,13 +169,8 @@ class Engine:
         long = link.is_long(data)
         depth = 1 if long else self._traffic.depth(trip)
         while True:
-            try:
-                hand = self._wait(lambda: self._crew.idlest(depth), depth)
-            except _Terminated:
-                return
             with self._lock:
-                if not hand.is_alive or len(hand.flight) >= depth:
-                    continue
+                hand = self._crew.idlest(depth) or self._wait(lambda: self._crew.idlest(depth), depth)
                 if not long:
                     if self._crew.give(hand, trip, data):
                         return
@@ -201,6 +200,9 @@ class Engine:
                 found = ready()
                 if found:
                     return found
+                if not self._is_waiting:
+                    self._is_waiting = True
+                    continue
                 if not self._crew.is_willing:
                     self._crew.is_willing = True  # after a time of dying at start: try again for this call
                     self.wake()
@@ -246,7 +248,7 @@ class Engine:
             if not data:
                 return
             self._answered(hand, link.decode(data))
-        if not hand.flight:
+        if not hand.flight and any(len(other.flight) > 1 for other in self._crew.hands):
             self._share_out(hand)
 
     def _answered(self, hand: Hand, message: link.Message) -> None:
@@ -256,11 +258,12 @@ class Engine:
         if message.job == link.READY:
             hand.complaint = bytes(message.contents.pickled).decode()
             return None
-        with self._lock:
-            trip = hand.flight.popleft()
-            hand.is_full = False
-            if len(hand.flight) <= self._refill:
-                self._room.notify_all()
+        # Without the lock, for which one would wait half the time: only this thread takes
+        # from a flight, and who waits for room looks once more after having said so.
+        trip = hand.flight.popleft()
+        hand.is_full = False
+        if self._is_waiting and len(hand.flight) <= self._refill:
+            self._notify()
         result = self._traffic.unpack(trip, message, hand.keeper)
         self._tell(trip.job, trip.index, result)
         return None
@@ -279,6 +282,7 @@ class Engine:
 
     def _notify(self) -> None:
         with self._lock:
+            self._is_waiting = False
             self._room.notify_all()
 
     # --- taking back ---

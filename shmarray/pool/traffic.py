@@ -121,8 +121,9 @@ class Traffic:
         except BaseException:
             self.lost(trip, ran=False)
             raise
-        if result is None:
+        if result is None or self.arena is None:
             return Message(trip.job, trip.index, 0, 0, contents)
+        self.arena.set_word(result.index, 0)
         return Message(trip.job, trip.index, result.index, result.reserved, contents)
 
     def _contents(self, bundle: Bundle, trip: Trip) -> Contents:
@@ -202,6 +203,10 @@ class Traffic:
     def unpack(self, trip: Trip, message: Message, keeper: Keeper) -> tuple[bool, Any]:
         """The result of a task: ``(True, value)`` or ``(False, exception)``; its boxes are taken back."""
         contents = message.contents
+        if not contents.spans and not message.notes:  # most small tasks: nothing but to give the boxes back
+            self._give_up_boxes(trip)
+            self._light_results += 1
+            return _put_together(contents, [])
         answer = Answer(contents, *message.notes)
         try:
             buffers = self._buffers(trip, contents) if contents.spans else []
@@ -209,12 +214,7 @@ class Traffic:
             buffers, contents = [], _failure(error)
         self._take_back(trip, answer, keeper)
         self._light_results = self._light_results + 1 if not contents.spans else 0
-        try:
-            if contents.pickled:
-                return parcel.put_together(contents.pickled, buffers)  # type: ignore[no-any-return]
-            return parcel.put_together(buffers[0], buffers[1:])  # type: ignore[no-any-return]
-        except BaseException as error:  # noqa: BLE001 - user code: whatever unpickling it raises
-            return False, error
+        return _put_together(contents, buffers)
 
     def _buffers(self, trip: Trip, contents: Contents) -> list[Octets]:
         """Where the result's arrays lie from now on; the box, if it is kept, is no longer the trip's."""
@@ -321,6 +321,15 @@ class Traffic:
             for box in tuple(keeper.kept):
                 self._released(box, keeper)
         return forked
+
+
+def _put_together(contents: Contents, buffers: list[Octets]) -> tuple[bool, Any]:
+    try:
+        if contents.pickled:
+            return parcel.put_together(contents.pickled, buffers)  # type: ignore[no-any-return]
+        return parcel.put_together(buffers[0], buffers[1:])  # type: ignore[no-any-return]
+    except BaseException as error:  # noqa: BLE001 - user code: whatever unpickling it raises
+        return False, error
 
 
 def _failure(error: BaseException) -> Contents:
