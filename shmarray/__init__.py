@@ -2,7 +2,7 @@
 
 From top to bottom; each layer imports only those below it::
 
-    shmarray.pool    arrays between processes: SharedHandle, scoped
+    shmarray.pool    arrays between processes: Pool, ProcessPoolExecutor, SharedHandle, scoped
     shmarray.core    named arrays: create, attach, require, delete, list, lock
     shmarray.errors  what can go wrong
 
@@ -33,7 +33,7 @@ from shmarray.errors import (
     ShmArrayError,
     WorkerDiedError,
 )
-from shmarray.pool import SharedHandle, scoped
+from shmarray.pool import Pool, ProcessPoolExecutor, SharedHandle, scoped
 
 __version__ = "0.1.0"
 
@@ -46,6 +46,8 @@ __all__ = [
     "ArrayInfo",
     "ArrayNotFoundError",
     "InvalidNameError",
+    "Pool",
+    "ProcessPoolExecutor",
     "SharedHandle",
     "SharedMemoryFullError",
     "ShmArrayError",

@@ -2,6 +2,7 @@
 
 From top to bottom; each module imports only those below it::
 
+    sparse       a file in memory, in parts: what a pool's arrays travel in
     temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
     locks        lock
@@ -31,6 +32,7 @@ from shmarray.core.names import Name
 from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
+from shmarray.core.sparse import Part, SparseFile
 from shmarray.core.temporary import Undo, create_temporary
 
 __all__ = [
@@ -42,8 +44,10 @@ __all__ = [
     "Mode",
     "Name",
     "Order",
+    "Part",
     "Reference",
     "Shape",
+    "SparseFile",
     "Undo",
     "attach",
     "create",

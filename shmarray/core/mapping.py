@@ -7,7 +7,6 @@ can be used after it was closed.
 
 import weakref
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -41,17 +40,17 @@ class Mapping:
     each one's own from then on.  Unmapping it in one of them does not touch the other.
     """
 
-    __slots__ = ("__weakref__", "_range", "address", "identity", "mode", "name", "size")
+    __slots__ = ("__weakref__", "_unmapping", "address", "identity", "mode", "name", "size")
 
     def __init__(self, fd: int, size: int, mode: Mode, name: Name, identity: posix.Identity) -> None:
         self.address = address = posix.map_file(fd, size, mode != "r", mode == "c")
-        self._range = _Range(self, partial(posix.munmap, address, size))
+        self._unmapping = posix.Unmapping.of(self, address, size)
         self.size = size
         self.mode = mode
         self.name = name
         self.identity = identity
         if mode != "c":  # what is private to one attachment is not another's
-            _remember(self._range, (identity, mode))
+            _remember(self._unmapping, (identity, mode))
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -79,27 +78,15 @@ class Mapping:
         return np.ndarray(shape, dtype, self.octets(), offset, strides, order)
 
 
-class _Range(weakref.ref[Mapping]):
-    """Calls munmap when its Mapping, which holds it, is gone.
-
-    Not ``Mapping.__del__``: weak references still answer while that runs, and `live` would
-    hand another thread a mapping that is being unmapped.  Nor any function in Python: a
-    Ctrl-C that came while it ran would be reported, and lost.  So the callback is munmap
-    itself, which gets the reference as one argument too many, and for that as a number.
-    """
-
-    __slots__ = ()
-    _as_parameter_ = 0
-
-
 _Key = tuple[posix.Identity, Mode]
-_live: dict[_Key, _Range] = {}
-# Entries of mappings that are gone stay until there are as many again: see _Range.
+_live: dict[_Key, weakref.ref[Mapping]] = {}
+# Entries of mappings that are gone stay until there are as many again: to take each out
+# when it ends would need Python code there (see posix.Unmapping).
 _FEW = 256
 _limit = _FEW
 
 
-def _remember(range_: _Range, key: _Key) -> None:
+def _remember(reference: weakref.ref[Mapping], key: _Key) -> None:
     global _limit  # noqa: PLW0603 - two threads that prune at once do no harm
     if len(_live) >= _limit:
         for old, other in tuple(_live.items()):
@@ -108,7 +95,7 @@ def _remember(range_: _Range, key: _Key) -> None:
         _limit = max(_FEW, 2 * len(_live))
     known = _live.get(key)
     if known is None or known() is None:
-        _live[key] = range_
+        _live[key] = reference
 
 
 def live(identity: posix.Identity, mode: Mode) -> Mapping | None:

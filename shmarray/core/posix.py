@@ -11,8 +11,9 @@ import mmap
 import operator
 import os
 import sys
+import weakref
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -45,7 +46,9 @@ MS_ASYNC, MS_INVALIDATE, MS_SYNC = (1, 2, 4) if sys.platform == "linux" else (1,
 _PROT_READ, _PROT_WRITE = 1, 2
 _MAP_SHARED, _MAP_PRIVATE = 1, 2
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
-_MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
+_MAP_FIXED = 0x10
+_MADV_DONTNEED, _MADV_REMOVE, _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 4, 9, 14, 23
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 
 # Not the mmap module: before 3.13 its objects hold a duplicate of the descriptor for as
 # long as they live, and 20,000 arrays are not to need 20,000 descriptors.
@@ -57,9 +60,9 @@ for _call in (_libc.munmap, _libc.mlock, _libc.munlock):
     _call.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 for _call in (_libc.madvise, _libc.msync):
     _call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+if hasattr(_libc, "fallocate"):
+    _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _libc.linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
-# Called as it is, at times when no Python code should run.
-munmap = _libc.munmap
 _FAILED = ctypes.c_void_p(-1).value
 
 Identity = tuple[int, int]
@@ -223,21 +226,27 @@ def read_start(fd: int, count: int) -> bytes:
 # --- space ---------------------------------------------------------------------------
 
 
-def reserve(fd: int, size: int) -> None:
-    """Give the file `size` bytes that are really there, zeroed; OSError with ENOSPC if they are not.
+def reserve(fd: int, size: int, offset: int = 0) -> None:
+    """Give the file `size` bytes from `offset` that are really there, zeroed; OSError with ENOSPC if they are not.
 
     ftruncate would succeed past the end of the space, and the first write die of SIGBUS.
     """
     try:
         for start in range(0, size, _SLICE):
-            os.posix_fallocate(fd, start, min(_SLICE, size - start))
+            os.posix_fallocate(fd, offset + start, min(_SLICE, size - start))
     except (AttributeError, OSError) as error:
         # macOS has no such call, and FreeBSD's does not take shared memory objects: there
         # memory is not limited by a file system, and a size is all one can ask for.
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP):
             raise
-        if os.fstat(fd).st_size < size:
-            os.ftruncate(fd, size)
+        if os.fstat(fd).st_size < offset + size:
+            os.ftruncate(fd, offset + size)
+
+
+def punch(fd: int, size: int, offset: int) -> None:
+    """Give the memory of part of a file back to the system; it reads as zeros then, for all who map it."""
+    if _libc.fallocate(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, offset, size):
+        raise _os_error(ctypes.get_errno())
 
 
 def populate(address: int, size: int) -> bool:
@@ -318,6 +327,46 @@ def map_file(fd: int, size: int, writable: bool, private: bool, offset: int = 0)
         # Advice: EINVAL where the kernel has no huge pages, and nothing is lost.
         _libc.madvise(address, size, _MADV_HUGEPAGE)
     return address
+
+
+def make_private(address: int, size: int, fd: int, offset: int) -> None:
+    """Replace a shared mapping of part of a file by a private, writable one, at the same place.
+
+    The kernel does it in one step: threads that read or write there meanwhile see the one
+    or the other, and no write is lost.
+    """
+    flags = _MAP_PRIVATE | _MAP_FIXED
+    if _map(address, size, _PROT_READ | _PROT_WRITE, flags, fd, offset) == _FAILED:
+        raise _os_error(ctypes.get_errno())
+
+
+def discard_writes(address: int, size: int) -> None:
+    """Make a private mapping show its file again; OSError with EINVAL if it is locked into memory."""
+    if _libc.madvise(address, size, _MADV_DONTNEED):
+        raise _os_error(ctypes.get_errno())
+
+
+def remove(address: int, size: int) -> None:
+    """As `punch`, through a shared mapping, when there is no descriptor any more."""
+    if _libc.madvise(address, size, _MADV_REMOVE):
+        raise _os_error(ctypes.get_errno())
+
+
+class Unmapping(weakref.ref[Any]):
+    """Calls munmap when the owner of a range, which holds this, is gone.
+
+    Not the owner's ``__del__``: weak references still answer while that runs, and could
+    hand another thread an owner whose range is being unmapped.  Nor any function in Python:
+    a Ctrl-C that came while it ran would be reported, and lost.  So the callback is munmap
+    itself, which gets this reference as one argument too many, and for that as a number.
+    """
+
+    __slots__ = ()
+    _as_parameter_ = 0
+
+    @classmethod
+    def of(cls, owner: object, address: int, size: int) -> "Unmapping":
+        return cls(owner, partial(_libc.munmap, address, size))
 
 
 def msync(address: int, size: int, flags: int) -> None:

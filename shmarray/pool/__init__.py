@@ -2,11 +2,27 @@
 
 From top to bottom; each module imports only those below it::
 
-    scope     scoped: a shared array for the length of a with-block
-    handle    SharedHandle: a view of shared memory, as something small to send
+    executor    ProcessPoolExecutor: the stdlib's engine, our parcels
+    pool        Pool: the stdlib's face on our engine
+    engine      the feeding and the collecting thread, deaths
+    crew        the workers: started, given tasks, buried
+    traffic     the caller's side of parcels: boxes lent, and taken back
+    serve       how a worker process starts, gets its tasks, ends
+    worker      what runs in a worker: open the parcel, call, pack the result
+    link        messages over a pair of sockets
+    arena       boxes: lent, taken back, given back to the system
+    boxes       the shared memory of a pool, as one process sees it; forks
+    parcel      objects -> (pickle, buffers) -> objects; no processes
+    references  arrays that go by reference; the registration with ForkingPickler
+    scope       scoped: a shared array for the length of a with-block
+    handle      SharedHandle: a view of shared memory, as something small to send
+    forks       who is told of forks
+    stdlib      the private names of the stdlib that are used
 """
 
+from shmarray.pool.executor import ProcessPoolExecutor
 from shmarray.pool.handle import SharedHandle
+from shmarray.pool.pool import Pool
 from shmarray.pool.scope import scoped
 
-__all__ = ["SharedHandle", "scoped"]
+__all__ = ["Pool", "ProcessPoolExecutor", "SharedHandle", "scoped"]

@@ -1,0 +1,113 @@
+"""A file in memory without a name, of any size, of which only those parts exist that were asked for."""
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmarray.core import posix, space
+from shmarray.core.names import Name
+
+_NAME = Name("shared memory of a pool", "anonymous", "")
+
+
+class SparseFile:
+    """Memory to share with the processes that have its descriptor.
+
+    Parameters
+    ----------
+    fd : int
+        The open file; this object closes it.
+
+    Notes
+    -----
+    It has no name, so there is nothing to leak: the kernel frees it with its last
+    descriptor and mapping, however the processes end.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def create(cls) -> "SparseFile | None":
+        """Make an empty one; None if the system cannot."""
+        try:
+            fd = posix.open_anonymous()
+        except OSError:
+            return None
+        return None if fd is None else cls(fd)
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Make `size` bytes from `offset` exist.
+
+        Raises
+        ------
+        SharedMemoryFullError
+            If memory does not suffice.  A write to a part that was not reserved would be
+            a bus error, or past a control group's limit the end of the process.
+        OSError
+            EFBIG beyond ``ulimit -f``, among others.
+        """
+        space.check(_NAME, self.fd, size)
+        try:
+            posix.reserve(self.fd, size, offset)
+        except OSError as error:
+            raise space.explained(error, _NAME, self.fd, size) from error
+
+    def free(self, offset: int, size: int) -> None:
+        """Give the memory back to the system; who maps it sees zeros."""
+        posix.punch(self.fd, size, offset)
+
+    def map(self, offset: int, size: int, *, private: bool = False) -> "Part":
+        """Map a part; OSError with ENOMEM if there is no address space for it."""
+        return Part(self.fd, offset, size, private)
+
+    def close(self) -> None:
+        """Close the descriptor; parts that are mapped stay."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Part:
+    """Part of a sparse file in the address space of this process, until it is garbage.
+
+    Attributes
+    ----------
+    address, size : int
+        Bytes.
+    private : bool
+        Whether writes stay in this process (copy-on-write).
+    """
+
+    __slots__ = ("__weakref__", "_offset", "_unmapping", "address", "private", "size")
+
+    def __init__(self, fd: int, offset: int, size: int, private: bool) -> None:
+        self.address = posix.map_file(fd, size, writable=True, private=private, offset=offset)
+        self._unmapping = posix.Unmapping.of(self, self.address, size)
+        self.size = size
+        self.private = private
+        self._offset = offset
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "typestr": "|u1", "shape": (self.size,), "data": (self.address, False)}
+
+    def octets(self) -> NDArray[np.uint8]:
+        """All of it; the array keeps the part mapped, not the other way round."""
+        return np.asarray(self)
+
+    def make_private(self, fd: int) -> None:
+        """From now on writes of this process are not seen by others, nor those of forked children by it."""
+        if not self.private:
+            posix.make_private(self.address, self.size, fd, self._offset)
+            self.private = True
+
+    def discard_writes(self) -> None:
+        """Make a private part show the file again; OSError if the kernel will not (under mlockall)."""
+        posix.discard_writes(self.address, self.size)
+
+    def free(self) -> None:
+        """Give a shared part's memory back to the system; who maps it sees zeros."""
+        posix.remove(self.address, self.size)

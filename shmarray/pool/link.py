@@ -1,0 +1,123 @@
+"""Messages between a caller and one of its workers, over a pair of SOCK_SEQPACKET sockets.
+
+A message is a packet, and is read by one process or the other as a whole: so the caller,
+who keeps both ends, can take back what the worker has not read.  Only a message too long
+for a packet is several, and goes to a worker that is waiting for it.
+"""
+
+import pickle
+import socket
+import struct
+from typing import Any, NamedTuple
+
+from shmarray.pool.parcel import Contents
+
+# call, index in the call, bytes that follow, bytes of those that are the header, box for the result, its memory
+_HEAD = struct.Struct("=QqQIqQ")
+# Well below the 208 kB that a socket holds by default.
+PACKET = 32 << 10
+
+# The job of what a worker says when it is ready for tasks (index 0), or why it never will
+# be (index 1): no call has this number.
+READY = (1 << 64) - 1
+
+
+class Message(NamedTuple):
+    """A task or an answer.
+
+    Attributes
+    ----------
+    job, task : int
+        Which task of which call.
+    box, reserved : int
+        For the result, on the way to the worker.
+    contents : Contents
+    notes : tuple
+        What else there is to say, on the way back.
+    """
+
+    job: int
+    task: int
+    box: int
+    reserved: int
+    contents: Contents
+    notes: tuple[Any, ...] = ()
+
+
+def encode(message: Message) -> bytes:
+    pickled, spans, loose = message.contents
+    header = b""
+    if spans or message.notes:
+        header = pickle.dumps((spans, len(pickled), message.notes))
+    size = len(header) + len(pickled) + len(loose)
+    head = _HEAD.pack(message.job, message.task, size, len(header), message.box, message.reserved)
+    return b"".join((head, header, pickled, loose))
+
+
+def decode(data: bytes) -> Message:
+    job, index, size, header_size, box, reserved = _HEAD.unpack_from(data)
+    view = memoryview(data)[_HEAD.size : _HEAD.size + size]
+    if not header_size:
+        return Message(job, index, box, reserved, Contents(view))
+    spans, length, notes = pickle.loads(view[:header_size])  # noqa: S301 - numbers and strings of our own
+    pickled, loose = view[header_size : header_size + length], view[header_size + length :]
+    return Message(job, index, box, reserved, Contents(pickled, spans, loose), notes)
+
+
+def key(data: bytes) -> tuple[int, int]:
+    """The job and index of a message, without decoding the rest."""
+    job, index, *_ = _HEAD.unpack_from(data)
+    return job, index
+
+
+def missing(data: bytes) -> int:
+    """Bytes of a message that are in further packets, by its first one."""
+    size: int = _HEAD.unpack_from(data)[2]
+    return _HEAD.size + size - len(data)
+
+
+def is_long(data: bytes) -> bool:
+    return len(data) > PACKET
+
+
+def send(sock: socket.socket, data: bytes) -> None:
+    """Send a message, waiting for the reader where it must."""
+    if len(data) <= PACKET:
+        sock.send(data)
+        return
+    view = memoryview(data)
+    for start in range(0, len(view), PACKET):
+        sock.send(view[start : start + PACKET])
+
+
+class Receiver:
+    """Puts messages together from packets."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    def receive(self, flags: int = 0) -> bytes | None:
+        """The next message; b"" at the end, None if it is not whole yet.
+
+        Raises
+        ------
+        BlockingIOError
+            If there is nothing now, and `flags` say not to wait.
+        """
+        packet = self._sock.recv(PACKET, flags)
+        if not packet:
+            return b""
+        if self._parts:
+            self._missing -= len(packet)
+        else:
+            self._missing = missing(packet)
+            if not self._missing:
+                return packet
+        self._parts.append(packet)
+        if self._missing:
+            return None
+        whole = b"".join(self._parts)
+        self._parts = []
+        return whole

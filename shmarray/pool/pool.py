@@ -1,0 +1,209 @@
+"""Pool: the face of multiprocessing.Pool on an engine of our own."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import util
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmarray.pool.arena import Arena
+from shmarray.pool.crew import Crew
+from shmarray.pool.engine import Engine
+from shmarray.pool.stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, StockPool
+
+# Below this, a copy for each task costs less than a private mapping of one for all.
+_WORTH_SHARING = 1 << 20
+
+
+class Pool(StockPool):
+    """`multiprocessing.Pool`, with the arrays in arguments and results going through shared memory.
+
+    Parameters
+    ----------
+    processes : int, optional
+        Number of workers; as many as this process may use processors by default.
+    initializer : callable, optional
+        Called in each worker when it starts, with `initargs`.
+    initargs : tuple, optional
+    maxtasksperchild : int, optional
+        After so many tasks (chunks) a worker is replaced.
+    context : multiprocessing context, optional
+
+    Attributes
+    ----------
+    tasks_ahead : int
+        How many tasks with arrays each worker has at a time: one that it runs and others
+        that wait.  2 by default; set it in a subclass.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `multiprocessing.Pool` does.
+
+    Notes
+    -----
+    All methods are those of `multiprocessing.pool.Pool`, and so is what tasks and callers
+    see of plain arrays: a task has its own, writable copy, and so has the caller of a
+    result.  Arrays that `create`, `attach` or `scoped` gave, and memory maps, are the same
+    memory on both sides.
+
+    Memory in use, beyond what the caller holds: for each worker `tasks_ahead` tasks'
+    arguments and results; results that wait to be taken; and what was in use in the last
+    second.  An idle pool gives all of it back after a second, a closed one at once.  Where
+    shared memory cannot be had, arrays go through a pipe, with one RuntimeWarning.
+
+    A worker that dies is replaced; the call whose task it ran raises `WorkerDiedError`, the
+    others do not notice.
+
+    Safe to use from many threads.  A forked child cannot use its parent's pool, but may
+    make its own.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> import shmarray
+    >>> with shmarray.Pool(2) as pool:
+    ...     pool.map(numpy.sum, [numpy.ones(100_000), numpy.ones(200_000)])
+    [np.float64(100000.0), np.float64(200000.0)]
+    """
+
+    tasks_ahead = 2
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+    ) -> None:
+        # First what __del__ looks at.
+        self._pool: list[Any] = []
+        self._state = INIT
+        self._change_notifier = None
+        self._ctx = context or multiprocessing.get_context()
+        if processes is None:
+            processes = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+        _check(processes, initializer, maxtasksperchild)
+        self._processes = processes
+        self._owner = os.getpid()
+        arena = Arena.create()
+        arguments = (initializer, tuple(initargs), maxtasksperchild)
+        crew = Crew(_Maker(self.Process, self._ctx), processes, self._pool, arguments, arena)
+        self._cache: dict[int, Any] = PoolCache()
+        self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
+        self._cache.notifier = engine
+        self._taskqueue = engine.tasks
+        engine.start()
+        self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
+        self._state = RUN
+
+    def _check_running(self) -> None:
+        super()._check_running()  # type: ignore[misc]
+        if self._owner != os.getpid():
+            raise ValueError("Pool not running: it belongs to the process that forked this one")
+
+    def _map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Any,
+        mapper: Any,
+        chunksize: int | None = None,
+        callback: Callable[..., object] | None = None,
+        error_callback: Callable[..., object] | None = None,
+    ) -> Any:
+        self._check_running()
+        # Only lists and tuples: others may be lazy, whatever they say their length is, and
+        # fill one buffer again and again.
+        if type(iterable) in (list, tuple):
+            repeated = _repeated(iterable, chunksize or -(-len(iterable) // (len(self._pool) * 4)))
+            if repeated:
+                mapper = _Sharing(mapper, repeated)
+        return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
+
+    def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
+        if not isinstance(func, _Sharing):
+            yield from super()._guarded_task_generation(result_job, func, iterable)  # type: ignore[misc]
+            return
+        for task in super()._guarded_task_generation(result_job, func.mapper, iterable):  # type: ignore[misc]
+            yield *task, func.arrays
+
+    def _repopulate_pool(self) -> None:
+        self._engine.wake()
+
+    def close(self) -> None:
+        util.debug("closing pool")
+        if self._state == RUN:
+            self._state = CLOSE
+            self._engine.close()
+
+    def terminate(self) -> None:
+        util.debug("terminating pool")
+        self._state = TERMINATE
+        self._terminate()
+
+    def join(self) -> None:
+        util.debug("joining pool")
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        self._engine.join()
+
+
+def _check(processes: int, initializer: Any, maxtasksperchild: Any) -> None:
+    if processes < 1:
+        raise ValueError("Number of processes must be at least 1")
+    if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+        raise ValueError("maxtasksperchild must be a positive int or None")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+
+
+class _Maker:
+    """Makes processes, without holding the pool."""
+
+    def __init__(self, process: Any, context: Any) -> None:
+        self._process = process
+        self._context = context
+
+    def __call__(self, **options: Any) -> Any:
+        return self._process(self._context, **options)
+
+
+# --- one array in many tasks ---------------------------------------------------------
+
+
+class _Sharing:
+    """Takes the place of the mapper on the way from `_map_async` to the tasks."""
+
+    def __init__(self, mapper: Any, arrays: dict[int, NDArray[Any]]) -> None:
+        self.mapper = mapper
+        self.arrays = arrays
+
+
+def _repeated(items: Any, chunksize: int) -> dict[int, NDArray[Any]]:
+    """The large arrays, by id, that occur in at least two chunks: as items, or directly in an item."""
+    first: dict[int, int] = {}
+    found: dict[int, NDArray[Any]] = {}
+    for place, item in enumerate(items):
+        for array in _arrays(item):
+            if first.setdefault(id(array), place // chunksize) != place // chunksize:
+                found[id(array)] = array
+    return found
+
+
+def _arrays(item: Any) -> Iterable[NDArray[Any]]:
+    kind = type(item)
+    if kind is np.ndarray:
+        parts: Iterable[Any] = (item,)
+    elif kind in (list, tuple):
+        parts = item
+    elif kind is dict:
+        parts = item.values()
+    else:
+        return ()
+    return [part for part in parts if type(part) is np.ndarray and part.nbytes >= _WORTH_SHARING]

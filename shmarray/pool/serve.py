@@ -1,0 +1,166 @@
+"""How a worker process starts, gets its tasks, and ends."""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from shmarray.core import SparseFile
+from shmarray.pool import link
+from shmarray.pool.boxes import Boxes
+from shmarray.pool.link import Message, Receiver
+from shmarray.pool.parcel import Contents
+from shmarray.pool.stdlib import DupFd, PoolManners
+from shmarray.pool.worker import Errand, Worker
+
+
+class Descriptor:
+    """A descriptor on its way to a process that is being started, by whatever start method."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self.fd),)
+
+
+def _received(duplicate: Any) -> Descriptor:
+    fd = duplicate.detach()
+    os.set_inheritable(fd, False)
+    return Descriptor(fd)
+
+
+class Start:
+    """What every worker needs to begin with.
+
+    Attributes
+    ----------
+    life : Descriptor
+        Reading end of a pipe that only the caller has the other end of.
+    file : Descriptor or None
+        The boxes' memory.
+    """
+
+    def __init__(self, life: Descriptor, file: Descriptor | None) -> None:
+        self.life = life
+        self.file = file
+
+    def boxes(self) -> Boxes | None:
+        return None if self.file is None else Boxes(SparseFile(self.file.fd))
+
+    def close(self) -> None:
+        """In the caller, when the worker has its own."""
+        os.close(self.life.fd)
+        if self.file is not None:
+            os.close(self.file.fd)
+
+
+def die_with_caller(fd: int) -> None:
+    """Have the kernel end this process when the caller ends, also in the middle of a task.
+
+    Without a thread: os.fork() in a task would warn of it.  PR_SET_PDEATHSIG will not do,
+    it tells of the end of the thread that made this process.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+        if select.select([fd], [], [], 0)[0]:  # it ended before we asked
+            os._exit(1)
+    else:
+        threading.Thread(target=_watch, args=(fd,), daemon=True).start()
+
+
+def _watch(fd: int) -> None:
+    select.select([fd], [], [])
+    os._exit(1)
+
+
+def serve(
+    channel: Descriptor,
+    start: Start,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    most: int | None,
+) -> None:
+    """Work for a Pool: the main function of its workers.
+
+    Ends when the caller closes its end of the channel, or after `most` tasks.
+    """
+    die_with_caller(start.life.fd)
+    with socket.socket(fileno=channel.fd) as sock:
+        try:
+            if initializer is not None:
+                initializer(*initargs)
+        except BaseException:
+            _send(sock, Message(link.READY, 1, 0, 0, _words(traceback.format_exc())))
+            raise
+        _send(sock, Message(link.READY, 0, 0, 0, _words("")))
+        _work(sock, Worker(start.boxes(), PoolManners), most)
+
+
+def _words(text: str) -> Any:
+    return Contents(text.encode(errors="backslashreplace"))
+
+
+def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
+    worker.install_interrupt()
+    receiver = Receiver(sock)
+    owner = os.getpid()
+    done = 0
+    while most is None or done < most:
+        data = _next(receiver)
+        if not data:
+            return
+        job, index, box, reserved, contents, _ = link.decode(data)
+        answer = worker.perform(Errand(contents, box, reserved))
+        if os.getpid() != owner:
+            os._exit(0)  # a child that the task forked, and that came back from it
+        notes = answer[1:] if any(answer[1:]) else ()
+        if not _send(sock, Message(job, index, 0, 0, answer.contents, notes)):
+            return
+        del data, contents, answer, notes  # not while waiting for the next task
+        done += 1
+
+
+def _next(receiver: Receiver) -> bytes | None:
+    try:
+        while (data := receiver.receive()) is None:
+            pass
+    except OSError:  # the caller is gone
+        return None
+    return data
+
+
+def _send(sock: socket.socket, message: Message) -> bool:
+    try:
+        link.send(sock, link.encode(message))
+    except OSError:  # the caller is gone
+        return False
+    return True
+
+
+# --- the stdlib's executor -----------------------------------------------------------
+
+_executor_worker: Worker | None = None
+
+
+def prepare(start: Start, manners: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    """Make this process a worker of an executor: the initializer of its workers."""
+    global _executor_worker  # noqa: PLW0603 - one worker in a process
+    die_with_caller(start.life.fd)
+    _executor_worker = Worker(start.boxes(), manners)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def executor_worker() -> Worker:
+    if _executor_worker is None:
+        sys.exit("this is no worker of a ProcessPoolExecutor")
+    return _executor_worker

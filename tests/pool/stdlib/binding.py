@@ -1,0 +1,29 @@
+"""Put our classes in the place of the stdlib's, in this whole interpreter and in those its tests start."""
+
+import concurrent.futures
+import multiprocessing
+import sys
+
+from test.support import script_helper
+
+# The tests start these interpreters in isolated mode, where PYTHONPATH does not count.
+_IN_SCRIPTS = f"import sys; sys.path[:] = {sys.path!r}; from tests.pool.stdlib import binding; binding.bind()\n"
+
+
+def bind():
+    """Every way in which the tests reach the classes; the modules of the tests must not be imported yet.
+
+    ``multiprocessing.pool.Pool`` stays: no test that runs here looks there, but the stdlib's own methods do
+    (``ThreadPool`` calls ``Pool.__init__``), and ours would no longer be tested on what its users have.
+    """
+    import shmarray
+
+    multiprocessing.Pool = shmarray.Pool
+    concurrent.futures.ProcessPoolExecutor = shmarray.ProcessPoolExecutor
+    stock = script_helper.assert_python_ok
+
+    def assert_python_ok(option, script, *args, **env):
+        assert option == "-c", option
+        return stock(option, _IN_SCRIPTS + script, *args, **env)
+
+    script_helper.assert_python_ok = assert_python_ok

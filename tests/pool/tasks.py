@@ -1,0 +1,286 @@
+"""Functions for the workers of the pool's tests, and what those share; importable under every start method."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+
+import shmarray
+
+START_METHODS = ("fork", "spawn", "forkserver")
+KEPT = []
+
+
+def make(kind, method, workers=2, **options):
+    """A Pool or an executor, by its name."""
+    context = multiprocessing.get_context(method)
+    if kind == "Pool":
+        return shmarray.Pool(workers, context=context, **options)
+    return shmarray.ProcessPoolExecutor(workers, mp_context=context, **options)
+
+
+def call(pool, func, *args):
+    """One call, by either front door."""
+    if isinstance(pool, shmarray.Pool):
+        return pool.apply_async(func, args).get(60)
+    return pool.submit(func, *args).result(60)
+
+
+def call_each(pool, func, items):
+    """One call for each item, in order."""
+    return pool.map(func, items, chunksize=1) if isinstance(pool, shmarray.Pool) else list(pool.map(func, items))
+
+
+def wait_until(condition, seconds=10.0):
+    """Look until it is so; fails at the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def shared_memory_of(pool):
+    """Bytes of memory that a pool's boxes have now, beside the page of words."""
+    arena = arena_of(pool)
+    return 512 * os.fstat(arena.file.fd).st_blocks if arena.file.fd >= 0 else 0
+
+
+def arena_of(pool):
+    return pool._engine._arena if isinstance(pool, shmarray.Pool) else pool._desk.traffic.arena
+
+
+def identity(x):
+    return x
+
+
+def pid(_=None):
+    return os.getpid()
+
+
+def double(x):
+    return x * 2
+
+
+def add_one_in_place(x):
+    x += 1
+    return x
+
+
+def overwrite(x):
+    """Write to all that is there, and say what it was."""
+    seen = x.copy()
+    x[...] = np.zeros((), x.dtype)
+    return seen
+
+
+def describe(x):
+    """What a task sees of an array."""
+    return type(x).__name__, x.shape, x.dtype, x.flags.writeable, x.flags.c_contiguous, x.flags.f_contiguous
+
+
+def describe_shared(x):
+    return type(x).__name__, x.strides, x.flags.writeable, type(x.base).__name__
+
+
+def write_first(x):
+    x.flat[0] = 99
+
+
+def view_of(x):
+    x[:10] = -1
+    return x[5 : len(x) // 2]
+
+
+def twice_the_same(x):
+    return x, x[::1], x * 3
+
+
+def total(*arrays):
+    return float(sum(float(np.sum(array)) for array in arrays))
+
+
+def total_item(item):
+    array, number = item
+    seen = float(array[0]), float(array[-1])
+    array[0] = number  # must be seen by nobody else
+    return seen, number
+
+
+def read_item(item):
+    array, number = item
+    return float(array[number])
+
+
+def ones(size):
+    return np.ones(size)
+
+
+def keep_argument(x):
+    """Keep the last few arguments, and say whether each is still of one value."""
+    KEPT.append(x)
+    del KEPT[:-4]
+    return [float(k[0]) for k in KEPT], all(bool((k == k[0]).all()) for k in KEPT)
+
+
+def keep_last(x):
+    KEPT[:] = [x]
+    return float(x[0])
+
+
+def keep_memoryview(x):
+    KEPT.append(memoryview(x))
+    del KEPT[:-3]
+    return [view[0] for view in KEPT], [view[0] == view[-1] for view in KEPT]
+
+
+def keep_in_cycle(x):
+    try:
+        raise ValueError
+    except ValueError as error:
+        err = error  # noqa: F841 - a cycle of the frame and the traceback
+    return x + 1
+
+
+def keep_in_thread(x):
+    """A thread goes on reading after the task: what it reads must stay."""
+    seen = KEPT
+    first = float(x[0])
+
+    def read():
+        for _ in range(20):
+            time.sleep(0.005)
+            if not (x == first).all():
+                seen.append("changed")
+
+    threading.Thread(target=read, daemon=True).start()
+    return first
+
+
+def what_was_kept(_):
+    return [item for item in KEPT if isinstance(item, str)]
+
+
+def fork_and_look(x):
+    """A child forked by the task looks at the argument later: it must be as at the fork."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        time.sleep(0.15)
+        os.write(writer, b"1" if (x == x[0]).all() else b"0")
+        os._exit(0)
+    os.close(writer)
+    KEPT.append((child, reader))
+    x += 1
+    return float(x[0])
+
+
+def reap(_):
+    """What the forked children saw."""
+    seen = []
+    for child, reader in KEPT:
+        seen.append(os.read(reader, 1))
+        os.close(reader)
+        os.waitpid(child, 0)
+    KEPT.clear()
+    return seen
+
+
+def fork_child(x):
+    """A task that forks as many do, and waits for its child."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return float(x[0])
+
+
+def kill_self(_=None):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exit_self(code):
+    os._exit(code)
+
+
+def fail(x):
+    raise KeyError("task", x.shape if hasattr(x, "shape") else x)
+
+
+def interrupt(_):
+    raise KeyboardInterrupt("of the task")
+
+
+def leave(_):
+    raise SystemExit(3)
+
+
+def block(path):
+    """Say where it runs, then wait for ever."""
+    with open(path + ".part", "w", encoding="ascii") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".part", path)
+    while True:
+        time.sleep(1)
+
+
+def lambda_result(_):
+    return lambda: 1
+
+
+class TwoArgumentsError(Exception):
+    """Cannot be unpickled: its __init__ takes what its args do not say."""
+
+    def __init__(self, first, second):
+        super().__init__(first)
+        self.second = second
+
+
+def raise_two(_):
+    raise TwoArgumentsError(1, 2)
+
+
+class Hostile:
+    """Raises where it is told to: when pickled or when unpickled."""
+
+    def __init__(self, where, error=RuntimeError):
+        self.where = where
+        self.error = error
+
+    def __reduce__(self):
+        if self.where == "pickle":
+            raise self.error("no pickling")
+        return _explode, (self.error,)
+
+
+def _explode(error):
+    raise error("no unpickling")
+
+
+def hostile_result(where):
+    return Hostile(where)
+
+
+def limit_files():
+    """Initializer: this process may write no file larger than 1 MB."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+def make_own_pool(method):
+    """A pool inside a forked child: daemonic workers may have none, a forked helper may."""
+    with make("Pool", method) as pool:
+        return total(*pool.map(double, [np.ones(100_000)] * 3))
+
+
+def collect():
+    gc.collect()
+
+
+def command(code):
+    return [sys.executable, "-c", code]

@@ -1,0 +1,470 @@
+"""Staleness, memory, deaths, forks: what a pool promises beyond the results being right."""
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shmarray
+from shmarray.core import SparseFile
+from tests.pool import tasks
+from tests.pool.tasks import arena_of, call, call_each, make, shared_memory_of, wait_until
+
+FORK_WARNING = "ignore:.*use of fork\\(\\) may lead to deadlocks:DeprecationWarning"
+pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
+
+
+@pytest.fixture(params=["Pool", "Executor"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=tasks.START_METHODS)
+def method(request):
+    return request.param
+
+
+# --- never stale ---
+
+
+def test_what_a_generator_yields_is_taken_as_it_is_at_that_moment(method):
+    """One buffer, filled again for each item, behind something that has a length."""
+
+    class Frames:
+        def __init__(self):
+            self.buffer = np.empty(200_000)
+
+        def __len__(self):
+            return 12
+
+        def __iter__(self):
+            for i in range(12):
+                self.buffer[:] = i
+                yield self.buffer
+
+    with make("Pool", method) as pool:
+        expected = [i * 200_000.0 for i in range(12)]
+        assert list(pool.imap(tasks.total, Frames())) == expected
+        assert pool.map(tasks.total, Frames(), chunksize=1) == expected
+
+
+def test_an_array_that_changes_between_calls_is_seen_changed(kind, method):
+    with make(kind, method) as pool:
+        array = np.empty(200_000)
+        for i in range(8):
+            array[:] = i
+            assert call(pool, tasks.total, array) == i * 200_000
+
+
+@pytest.mark.parametrize("task", [tasks.keep_argument, tasks.keep_memoryview])
+def test_what_a_task_keeps_stays_as_it_was(kind, task):
+    with make(kind, "fork", 1) as pool:
+        for i in range(10):
+            values, uniform = call(pool, task, np.full(100_000, float(i)))
+            assert values[-1] == i
+            assert values == sorted(values)
+            assert np.all(uniform)
+
+
+def test_what_a_thread_of_a_task_reads_stays_as_it_was(kind):
+    with make(kind, "fork", 1) as pool:
+        for i in range(6):
+            call(pool, tasks.keep_in_thread, np.full(100_000, float(i)))
+        for i in range(15):
+            call(pool, tasks.double, np.full(100_000, 50.0 + i))
+        assert call(pool, tasks.what_was_kept, 0) == []
+
+
+def test_boxes_that_tasks_keep_for_a_while_come_back(kind):
+    """A task that caches its last argument must not cost a box for each."""
+    with make(kind, "fork", 1) as pool:
+        for i in range(60):
+            call(pool, tasks.keep_last, np.full(100_000, float(i)))
+            call(pool, tasks.keep_in_cycle, np.full(100_000, float(i)))
+        assert arena_of(pool)._made < 16
+
+
+def test_a_child_that_a_task_forks_sees_the_argument_as_it_was(kind):
+    with make(kind, "fork", 1) as pool:
+        for i in range(3):
+            assert call(pool, tasks.fork_and_look, np.full(100_000, float(i))) == i + 1
+            for j in range(4):
+                call(pool, tasks.double, np.full(100_000, 10.0 + j))
+        assert call(pool, tasks.reap, 0) == [b"1"] * 3
+
+
+def test_tasks_that_fork_and_wait_cost_no_boxes(kind):
+    with make(kind, "fork", 1) as pool:
+        for i in range(30):
+            assert call(pool, tasks.fork_child, np.full(100_000, float(i))) == i
+        assert arena_of(pool)._made < 12
+
+
+def test_a_forked_child_of_the_caller_has_results_of_its_own(kind):
+    with make(kind, "fork") as pool:
+        kept = call(pool, tasks.double, np.ones(200_000))
+        reader, writer = os.pipe()
+        go_reader, go = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(go_reader, 1)
+            os.write(writer, b"1" if (kept == 2).all() else b"0")
+            os._exit(0)
+        kept[:] = 5
+        del kept
+        for i in range(6):
+            call(pool, tasks.double, np.full(200_000, 10.0 + i))
+        os.write(go, b"x")
+        assert os.read(reader, 1) == b"1"
+        os.waitpid(child, 0)
+        for fd in (reader, writer, go_reader, go):
+            os.close(fd)
+        if kind == "Pool":
+            pool.terminate()
+
+
+def test_results_written_to_after_a_fork_are_not_lost(kind):
+    with make(kind, "fork") as pool:
+        kept = call(pool, tasks.double, np.ones(200_000))
+        kept[:100] = 7
+        child = os.fork()
+        if child == 0:
+            kept[:] = 0
+            os._exit(0)
+        os.waitpid(child, 0)
+        kept[100:200] = 8
+        assert (kept[:100] == 7).all()
+        assert (kept[100:200] == 8).all()
+        assert (kept[200:] == 2).all()
+
+
+def test_a_forked_child_can_have_its_own_pool(kind):
+    with make(kind, "fork") as pool:
+        call(pool, tasks.double, np.ones(100_000))
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if tasks.make_own_pool("fork") == 600_000 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert call(pool, tasks.total, np.ones(100_000)) == 100_000
+
+
+def test_a_forked_child_cannot_use_its_parents_pool():
+    with make("Pool", "fork") as pool:
+        child = os.fork()
+        if child == 0:
+            try:
+                pool.map(abs, [1])
+            except ValueError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# --- one array in many tasks ---
+
+
+def test_one_array_in_many_tasks_is_copied_once_and_private_to_each_chunk(method):
+    big = np.zeros(1_000_000)
+    big[-1] = 3
+    with make("Pool", method) as pool:
+        items = [(big, i + 1) for i in range(20)]
+        for _ in range(2):
+            assert pool.map(tasks.total_item, items, chunksize=1) == [((0.0, 3.0), i + 1) for i in range(20)]
+        assert shared_memory_of(pool) < 3 * big.nbytes
+        big[5] = 9
+        assert pool.map(tasks.read_item, [(big, 5)] * 6, chunksize=1) == [9.0] * 6
+        assert pool.map(tasks.total, [big] * 6, chunksize=2) == [12.0] * 6
+        assert pool.starmap(tasks.total, [(big, np.ones(10))] * 6, chunksize=1) == [22.0] * 6
+        assert big[0] == 0
+
+
+def test_an_array_in_many_tasks_that_tasks_keep_stays_as_it_was():
+    with make("Pool", "fork", 1) as pool:
+        for i in range(5):
+            big = np.full(200_000, float(i))
+            for values, uniform in pool.map(tasks.keep_argument, [big] * 3, chunksize=1):
+                assert values[-1] == i
+                assert uniform
+
+
+# --- memory ---
+
+
+def test_streaming_holds_a_few_boxes_and_not_the_stream(kind):
+    with make(kind, "fork") as pool:
+        highest = 0
+        stream = (np.full(500_000, float(i)) for i in range(60))
+        if kind == "Pool":
+            for i, result in enumerate(pool.imap(tasks.total, stream)):
+                assert result == i * 500_000.0
+                highest = max(highest, shared_memory_of(pool))
+        else:
+            for i, array in enumerate(stream):
+                assert pool.submit(tasks.total, array).result() == i * 500_000.0
+                highest = max(highest, shared_memory_of(pool))
+        assert highest <= 8 * (4 << 20)  # 2 workers, 2 tasks each, arguments and results
+
+
+def test_an_idle_pool_gives_its_memory_back(kind):
+    with make(kind, "fork") as pool:
+        results = call_each(pool, tasks.double, [np.ones(500_000)] * 4)
+        assert shared_memory_of(pool) > 4 * 4_000_000
+        wait_until(lambda: shared_memory_of(pool) < 4 * (5 << 20), 4)  # what is held stays
+        assert all((result == 2).all() for result in results)
+        del results
+        wait_until(lambda: shared_memory_of(pool) < 1 << 20, 4)
+        assert call(pool, tasks.total, np.ones(500_000)) == 500_000
+
+
+def test_a_closed_pool_keeps_only_what_its_caller_holds(kind):
+    with make(kind, "fork") as pool:
+        kept = call_each(pool, tasks.double, [np.ones(500_000)] * 3)[1]
+        arena = arena_of(pool)
+    if kind == "Pool":
+        pool.join()
+    del pool
+    gc.collect()
+    assert os.fstat(arena.file.fd).st_blocks * 512 < 5 << 20
+    assert (kept == 2).all()
+    del kept
+    assert arena.file.fd == -1
+
+
+def _no_memory(monkeypatch):
+    monkeypatch.setattr(SparseFile, "create", classmethod(lambda _: None))
+
+
+def _full(monkeypatch):
+    stock = SparseFile.reserve
+
+    def reserve(self, offset, size):
+        if size > 4096:
+            raise shmarray.SharedMemoryFullError("no space", "pool")
+        stock(self, offset, size)
+
+    monkeypatch.setattr(SparseFile, "reserve", reserve)
+
+
+@pytest.mark.parametrize("lack", [_no_memory, _full])
+def test_without_shared_memory_arrays_go_through_the_pipe_with_one_warning(kind, monkeypatch, lack):
+    lack(monkeypatch)
+    with make(kind, "fork") as pool, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i in range(4):
+            array = np.full((300, 1000), float(i))[::2]
+            assert np.array_equal(call(pool, tasks.double, array), array * 2)
+            assert np.array_equal(call(pool, tasks.add_one_in_place, array), array + 1)
+    assert len([w for w in caught if "through a pipe" in str(w.message)]) == 1
+
+
+def test_a_worker_that_has_no_memory_for_its_result_sends_it_through_the_pipe(kind):
+    with (
+        make(kind, "fork", initializer=tasks.limit_files) as pool,
+        pytest.warns(RuntimeWarning, match="through a pipe"),
+    ):  # noqa: PT031 - any of the calls
+        for _ in range(3):
+            assert (call(pool, tasks.ones, 500_000) == 1).all()
+
+
+# --- deaths ---
+
+
+@pytest.mark.parametrize("death", [tasks.kill_self, tasks.exit_self])
+def test_a_dead_worker_fails_only_the_call_it_ran(method, death):
+    with make("Pool", method) as pool:
+        others = pool.map_async(tasks.double, [np.ones(50_000)] * 40, chunksize=1)
+        with pytest.raises(shmarray.WorkerDiedError) as caught:
+            pool.apply_async(death, (3,)).get(20)
+        assert caught.value.pid
+        assert caught.value.exitcode == (3 if death is tasks.exit_self else -signal.SIGKILL)
+        assert death.__name__ in caught.value.task
+        assert all((result == 2).all() for result in others.get(20))
+        assert pool.map(abs, range(-3, 3)) == [3, 2, 1, 0, 1, 2]
+
+
+def test_a_dead_worker_breaks_the_executor_and_says_what_it_ran(method):
+    with make("Executor", method) as pool:
+        call(pool, abs, -1)
+        with pytest.raises(shmarray.WorkerDiedError, match="kill_self") as caught:
+            pool.submit(tasks.kill_self).result(20)
+        assert caught.value.exitcode == -signal.SIGKILL
+        with pytest.raises(shmarray.WorkerDiedError):
+            pool.submit(abs, 1)
+
+
+def test_an_initializer_that_kills_fails_the_calls_and_does_not_go_on_for_ever(method):
+    with make("Pool", method, initializer=tasks.exit_self, initargs=(5,)) as pool:
+        for _ in range(2):
+            with pytest.raises(shmarray.WorkerDiedError, match="as soon as they start"):
+                pool.map_async(abs, range(10)).get(30)
+        with pytest.raises(shmarray.WorkerDiedError):
+            list(pool.imap(abs, range(10)))
+
+
+def test_an_idle_worker_that_is_killed_is_replaced():
+    with make("Pool", "fork") as pool:
+        for _ in range(5):
+            victim = random.choice(pool._pool).pid
+            os.kill(victim, signal.SIGKILL)
+            assert sorted(pool.map_async(abs, range(50), chunksize=1).get(20)) == list(range(50))
+            wait_until(lambda gone=victim: gone not in [p.pid for p in pool._pool])
+
+
+def test_busy_workers_end_with_their_caller(method, kind, tmp_path):
+    """The caller is killed while its workers are in tasks that never end."""
+    paths = [str(tmp_path / name) for name in "ab"]
+    program = f"""
+import sys; sys.path.insert(0, {os.getcwd()!r})
+from tests.pool import tasks
+if __name__ == "__main__":
+    pool = tasks.make({kind!r}, {method!r})
+    for path in {paths!r}:
+        pool.apply_async(tasks.block, (path,)) if {kind!r} == "Pool" else pool.submit(tasks.block, path)
+    sys.stdin.read()
+"""
+    script = tmp_path / "caller.py"
+    script.write_text(program, encoding="utf-8")
+    caller = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: all(os.path.exists(path) for path in paths), 20)
+        pids = [int(Path(path).read_text(encoding="ascii")) for path in paths]
+        assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
+    finally:
+        caller.kill()
+        caller.wait()
+        caller.stdin.close()
+    wait_until(lambda: not any(_runs(pid) for pid in pids), 2)
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+# --- errors ---
+
+
+def test_errors_reach_the_call_they_belong_to(kind, method):
+    with make(kind, method) as pool:
+        with pytest.raises(KeyError, match="task"):
+            call(pool, tasks.fail, np.ones(100_000))
+        for where in ("pickle", "unpickle"):
+            with pytest.raises(RuntimeError, match=r"no .*pickling"):
+                call(pool, tasks.identity, tasks.Hostile(where))
+        for where in ("pickle", "unpickle"):
+            with pytest.raises(Exception, match=r"no .*pickling"):
+                call(pool, tasks.hostile_result, where)
+        with pytest.raises(Exception, match=r"pickle|lambda"):
+            call(pool, tasks.lambda_result, 0)
+        with pytest.raises(KeyboardInterrupt):
+            call(pool, tasks.interrupt, 0)
+        with pytest.raises(SystemExit):
+            call(pool, tasks.leave, 0)
+        with pytest.raises(TypeError):
+            call(pool, tasks.raise_two, 0)
+        with pytest.raises(KeyboardInterrupt):
+            call(pool, tasks.identity, tasks.Hostile("pickle", KeyboardInterrupt))
+        with pytest.raises(BrokenPipeError):
+            call(pool, tasks.identity, tasks.Hostile("pickle", BrokenPipeError))
+        assert call(pool, tasks.total, np.ones(100_000)) == 100_000
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_raises_does_not_stop_the_pool():
+    with make("Pool", "fork") as pool:
+        pool.apply_async(abs, (1,), callback=lambda _: 1 / 0).wait(10)
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+
+
+# --- many at once ---
+
+
+def test_many_threads_and_pools(kind):
+    def work(pool, seed, failures):
+        rng = random.Random(seed)
+        for _ in range(8):
+            value = rng.random()
+            array = np.full(rng.choice((10, 20_000, 200_000)), value)
+            if not np.array_equal(call(pool, tasks.double, array), array * 2):
+                failures.append(seed)
+
+    failures = []
+    with make(kind, "fork") as one, make(kind, "fork") as other:
+        threads = [threading.Thread(target=work, args=(pool, i, failures)) for i in range(3) for pool in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_terminate_does_not_wait_for_tasks_or_generators():
+    def endless():
+        while True:
+            yield np.ones(300_000)
+
+    for _ in range(3):
+        pool = make("Pool", "fork")
+        pool.imap(tasks.double, endless())
+        pool.map_async(time.sleep, [100] * 50, chunksize=1)
+        started = time.monotonic()
+        pool.terminate()
+        pool.join()
+        assert time.monotonic() - started < 5
+
+
+def test_a_pool_that_is_garbage_ends_its_workers():
+    pool = make("Pool", "fork")
+    pids = [process.pid for process in pool._pool]
+    assert call(pool, abs, -1) == 1
+    with pytest.warns(ResourceWarning):
+        del pool
+    wait_until(lambda: not any(_runs(pid) for pid in pids))
+
+
+@pytest.mark.parametrize("method", tasks.START_METHODS)
+def test_random_programs_give_the_serial_answer(kind, method):
+    """Calls, mutations, kept references and collections at random."""
+    seed = int(os.environ.get("SHMARRAY_SEED", "0")) or random.randrange(1 << 30)
+    print("seed", seed)
+    rng = random.Random(seed)
+    functions = [tasks.total, tasks.double, tasks.add_one_in_place, tasks.twice_the_same, tasks.keep_in_cycle]
+    buffers = [np.zeros(rng.choice((10, 9_000, 50_000, 300_000))) for _ in range(8)]
+    held = []
+    with make(kind, method) as pool:
+        for _ in range(25):
+            for buffer in buffers:
+                buffer[:] = rng.random()
+            function = rng.choice(functions)
+            before = [buffer.copy() for buffer in buffers]
+            expected = [function(buffer.copy()) for buffer in buffers]
+            results = call_each(pool, function, buffers)
+            _assert_equal(buffers, before)
+            _assert_equal(results, expected)
+            if rng.random() < 0.4:
+                held.append((results, expected))
+                del held[: -rng.randrange(1, 5)]
+            if rng.random() < 0.2:
+                gc.collect()
+            for one, other in held:
+                _assert_equal(one, other)
+
+
+def _assert_equal(got, expected):
+    for one, other in zip(got, expected, strict=True):
+        if isinstance(other, tuple):
+            _assert_equal(one, other)
+        else:
+            assert np.array_equal(one, other)
