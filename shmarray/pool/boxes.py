@@ -41,13 +41,15 @@ class Lease:
     """What lies below the arrays that a user holds.
 
     numpy collapses chains of bases down to the last object that is no array: only such an
-    object can tell that none of a box's arrays is left.
+    object can tell that none of a box's arrays is left.  It holds the boxes, which prepare
+    forks for as long as there is a lease, also when the pool is long gone.
     """
 
-    __slots__ = ("__array_interface__", "__weakref__", "part")
+    __slots__ = ("__array_interface__", "__weakref__", "_boxes", "part")
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, boxes: "Boxes") -> None:
         self.part = part
+        self._boxes = boxes
         self.__array_interface__: dict[str, Any] = part.__array_interface__
 
     def octets(self) -> NDArray[np.uint8]:
@@ -120,7 +122,7 @@ class Boxes:
     def lease(self, index: int, part: Part, ended: Callable[[Lent], None] | None = None) -> tuple[Lease, Lent]:
         """Let the user have a box's arrays, until they are garbage; then `ended` is called, in any thread."""
         with forks.lock:
-            lease = Lease(part)
+            lease = Lease(part, self)
             lent = Lent(lease, self._end)
             lent.index = index
             lent.key = key = id(lent)
