@@ -7,8 +7,8 @@ every start method, and the results are checked against one process doing it all
 
 Run it::
 
-    pip install 'shmarray[examples]'    # from the repository, see README.md
-    python examples/sharpen_photo.py
+    pip install './shmarray[examples]'  # the clone; PyPI's shmarray is another project
+    python shmarray/examples/sharpen_photo.py
 """
 
 import multiprocessing

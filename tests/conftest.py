@@ -6,12 +6,13 @@ import gc
 import multiprocessing
 import os
 import threading
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from shmarray.core import mapping, posix
+from shmarray.core import posix
 from tests.helpers import processes, raw
 
 # The times of a shared machine say nothing, and every example makes names of its own.
@@ -30,27 +31,52 @@ def _lasting_helpers():
     resource_tracker.ensure_running()
     multiprocessing.set_forkserver_preload(["tests.helpers.workers"])
     forkserver.ensure_running()
+    gc.freeze()  # what pytest and numpy are made of need not be looked through again and again
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        item.failed = report.failed
+    return report
 
 
 def _state():
-    gc.collect()
     own = os.getpid()
     return {
-        "names": [*raw.names(f"t{own}-"), *raw.names(f"shmarray-{own}-")],
-        "descriptors": sorted(os.listdir("/proc/self/fd"), key=int),
+        "names": {*raw.names(f"t{own}-"), *raw.names(f"shmarray-{own}-")},
+        "descriptors": {(fd, _target(fd)) for fd in os.listdir("/proc/self/fd")},
         "children": processes.children(),
-        "threads": sorted(thread.name for thread in threading.enumerate()),
-        "mappings": len(mapping._ranges),
+        "threads": set(threading.enumerate()),
+        "mappings": set(raw.mapped_ranges()),
     }
 
 
+def _left(before):
+    after = _state()
+    left = {kind: after[kind] - before[kind] for kind in after}
+    left["descriptors"] = {(fd, target) for fd, target in left["descriptors"] if target != "the listing itself"}
+    return {kind: things for kind, things in left.items() if things}
+
+
+def _target(fd):
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return "the listing itself"
+
+
 @pytest.fixture(autouse=True)
-def no_leaks(_lasting_helpers):
-    """Names, descriptors, children, threads and mapped ranges are after the test as before."""
+def no_leaks(request, _lasting_helpers):
+    """Names, descriptors, children, threads and mapped ranges: none is there that was not before."""
     before = _state()
     yield
-    after = _state()
-    assert after == before
+    if getattr(request.node, "failed", False):
+        return  # its traceback holds what its frames held
+    if _left(before):
+        gc.collect()  # only now: it costs more than most tests
+    assert not _left(before)
 
 
 _count = iter(range(1_000_000))
@@ -66,16 +92,13 @@ def shm_name(no_leaks):
         return given[-1]
 
     yield new
-    gc.collect()
     for name in given:
         _remove(raw.path(name))
 
 
 def _remove(path):
-    try:
+    with suppress(FileNotFoundError):  # as it should be
         os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
-    except FileNotFoundError:
-        pass  # as it should be
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 From top to bottom; each module imports only those below it::
 
     sparse       a file in memory, in parts: what a pool's arrays travel in
-    anonymous    arrays without a name
+    temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
     locks        lock
     memory       msync, mlock, munlock
@@ -17,13 +17,11 @@ From top to bottom; each module imports only those below it::
     names        what a name may be; pure
 """
 
-from shmarray.core.anonymous import create_anonymous
 from shmarray.core.arrays import (
     ArrayInfo,
     attach,
     create,
     delete,
-    delete_if_same,
     require,
 )
 from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
@@ -35,6 +33,7 @@ from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
 from shmarray.core.sparse import Part, SparseFile
+from shmarray.core.temporary import Undo, create_temporary
 
 __all__ = [
     "MS_ASYNC",
@@ -49,11 +48,11 @@ __all__ = [
     "Reference",
     "Shape",
     "SparseFile",
+    "Undo",
     "attach",
     "create",
-    "create_anonymous",
+    "create_temporary",
     "delete",
-    "delete_if_same",
     "list",
     "lock",
     "mlock",

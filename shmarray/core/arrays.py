@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shmarray.core import layout, names, posix, segment
 from shmarray.core.layout import Layout
-from shmarray.core.mapping import Mode, is_live, mapped, require_owner
+from shmarray.core.mapping import Mode, is_live, mapped
 from shmarray.core.names import Name
 from shmarray.core.segment import Blueprint, Order, Shape, UnfinishedError, may_be_array, read_layout
 from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
@@ -71,9 +72,9 @@ def create(
     Parameters
     ----------
     name : str
-        1 to 255 bytes without a slash; the array is the shared memory object of just that
-        name (``/dev/shm/<name>`` on Linux).  ``shm://x`` is ``x``; ``file://PATH`` makes an
-        ordinary .npy file and maps that.
+        1 to 255 bytes without a slash (leading ones are dropped); the array is the shared
+        memory object of just that name (``/dev/shm/<name>`` on Linux).  ``shm://x`` is
+        ``x``; ``file://PATH`` makes an ordinary .npy file and maps that.
     shape : int or sequence of int, optional
         Items along each axis.  May be left out with `data`; if it is given too, it must
         have as many items, and `data` is reshaped.
@@ -81,7 +82,8 @@ def create(
         ``float64``, or that of `data`, by default.  Any that the .npy format gives back
         exactly; not Python objects.
     data : array_like, optional
-        What to copy in: any array, strided or not, or nested sequences.
+        What to copy in: any array, strided or not, or nested sequences; converted to
+        `dtype` as by ``data.astype(dtype)``.
     order : {'K', 'C', 'F'}, optional
         Row-major or column-major.  'K', as in `numpy.copy`: that of `data` as nearly as
         it can be had, otherwise 'C'.
@@ -125,45 +127,65 @@ def create(
     array([100,   1,   4,   9])
     >>> shmarray.delete("doc-squares")
     """
-    target = names.parse(name).absolute()
     plan = segment.planned(shape, dtype, data, order, permissions)
+    return publish(names.parse(name).absolute(), plan)
+
+
+def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None = None) -> NDArray[Any]:
+    """Make an array and give it its name; `undo` gets, before that, what takes the name away again."""
     # A hint that saves the copy; the link decides.
-    if plan.layout.size > _WORTH_A_LOOK and posix.taken(target):
-        raise posix.explained(FileExistsError(errno.EEXIST, ""), target)
+    if plan.layout.size > _WORTH_A_LOOK and posix.taken(name):
+        raise posix.explained(FileExistsError(errno.EEXIST, ""), name)
     try:
-        fd = posix.open_unnamed(target, permissions)
+        fd = posix.open_unnamed(name, plan.permissions)
         if fd is None:
-            return _create_in_place(target, plan)
+            return _publish_in_place(name, plan, undo)
         try:
-            array = segment.filled(fd, target, plan)
-            posix.link(fd, target)
+            if undo is not None:
+                undo.append(_remover(fd, name))
+            array = segment.filled(fd, name, plan)
+            posix.link(fd, name)
         finally:
             os.close(fd)
     except ShmArrayError:
         raise
     except OSError as error:
-        raise _not_created(error, target) from error
+        raise _not_created(error, name) from error
     return array
 
 
-def _create_in_place(name: Name, plan: Blueprint) -> NDArray[Any]:
+def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
     """The portable way: the name first, then what it names."""
     fd = posix.open_exclusive(name, plan.permissions)
     try:
-        own = posix.identity(os.fstat(fd))
+        remove = _remover(fd, name)
         try:
+            if undo is not None:
+                undo.append(remove)
             return segment.filled_in_place(fd, name, plan)
         except BaseException:
-            _unlink_if_same(name, own)
+            remove()
             raise
     finally:
         os.close(fd)
 
 
+def _remover(fd: int, name: Name) -> Callable[[], None]:
+    """What removes the name of an open file, unless it is gone or another's."""
+    identity = posix.identity(os.fstat(fd))
+
+    def remove() -> None:
+        if posix.is_name_of(name, identity):
+            with suppress(FileNotFoundError):
+                posix.unlink(name)
+
+    return remove
+
+
 def _not_created(error: OSError, name: Name) -> OSError:
     if error.errno == errno.ENOENT:
         where = os.path.dirname(name.path) if name.kind == "file" else "/dev/shm"
-        return FileNotFoundError(errno.ENOENT, "there is no such directory to make an array in", where)
+        return FileNotFoundError(errno.ENOENT, "no array can be made in that directory", where)
     return posix.explained(error, name)
 
 
@@ -259,7 +281,8 @@ def require(
     Raises
     ------
     ArrayExistsError
-        If there is an array of that name with another shape, dtype or order.
+        If there is an array of that name with another shape, dtype or order; the order
+        is 'C' unless 'F' is asked for.
     ArrayFormatError, InvalidNameError, TypeError, ValueError, SharedMemoryFullError, PermissionError
         As `create` and `attach` do.
 
@@ -311,7 +334,7 @@ def delete(name: str) -> None:
     target = names.parse(name)
     try:
         if not _deletable(target):
-            raise ArrayFormatError(f"{name!r} is not an array, so it is not deleted here", name)
+            raise ArrayFormatError(f"{name!r} is not an array, so it is not deleted here: remove the file itself", name)
         posix.unlink(target)
     except ShmArrayError:
         raise
@@ -331,18 +354,6 @@ def _deletable(name: Name) -> bool:
         return may_be_array(fd)
     finally:
         os.close(fd)
-
-
-def delete_if_same(array: NDArray[Any]) -> None:
-    """Remove an array's name if it still is this array's; nothing if it is gone or another's."""
-    mapping = require_owner(array)
-    _unlink_if_same(mapping.name, mapping.identity)
-
-
-def _unlink_if_same(name: Name, identity: posix.Identity) -> None:
-    if posix.is_name_of(name, identity):
-        with suppress(FileNotFoundError):
-            posix.unlink(name)
 
 
 def list_arrays() -> list[ArrayInfo]:

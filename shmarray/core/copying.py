@@ -14,6 +14,8 @@ pwrite in one thread, populate and copy in another               31 ms
 1 MB: pwrite 0.5 ms, two threads 0.6 ms.
 """
 
+import errno
+import os
 from collections import deque
 from threading import Thread
 from typing import Any
@@ -70,7 +72,8 @@ class _Pouring:
         self.octets = target.octets()
         self.offset = offset
         self.starts = deque(range(0, target.size, _CHUNK))
-        self.error: BaseException | None = None
+        # Not the exception: its traceback would hold this, and so the pages, in a cycle.
+        self.failure = 0
 
     def run(self) -> None:
         helper = Thread(target=self._write, name="shmarray-copy", daemon=True)
@@ -84,8 +87,8 @@ class _Pouring:
         finally:
             self.starts.clear()  # what the other does after a failure here is wasted
             helper.join()
-        if self.error is not None:
-            raise self.error
+        if self.failure:
+            raise OSError(self.failure, os.strerror(self.failure))
 
     def _write(self) -> None:
         try:
@@ -95,7 +98,7 @@ class _Pouring:
         except IndexError:
             pass  # the other thread took the last one
         except OSError as error:
-            self.error = error
+            self.failure = error.errno or errno.EIO
             self.starts.clear()
 
     def _copy(self) -> None:

@@ -21,10 +21,12 @@ every reader of the format passes over.
 """
 
 import ast
+import copy
 import math
 import operator
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -106,20 +108,20 @@ def plan(
         For a shape that no array can have.
     """
     kind = np.dtype(dtype)
-    lengths = (shape,) if type(shape) is int else checked_shape(shape)
+    lengths = checked_shape(shape)
     if kind.subdtype is not None:  # numpy.zeros(3, ('i4', 2)) has shape (3, 2) as well
         lengths += kind.shape
         kind = kind.base
     if kind.isbuiltin == 1 and kind.kind in "biufc":
-        return _plan_of_numbers(kind, lengths, fortran)
+        return _plan_of_numbers(kind.str, lengths, fortran)
     return _plan(kind, lengths, fortran, _description(kind))
 
 
-# A loop that makes arrays mostly makes the same.  Only for dtypes whose equality is exact;
+# A loop that makes arrays mostly makes the same.  Only where the string says it all:
 # metadata and byte order make another dtype, for which isbuiltin is 0.
 @lru_cache(maxsize=256)
-def _plan_of_numbers(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool) -> tuple[Layout, bytes]:
-    return _plan(dtype, shape, fortran, repr(dtype.str))
+def _plan_of_numbers(descr: str, shape: tuple[int, ...], fortran: bool) -> tuple[Layout, bytes]:
+    return _plan(np.dtype(descr), shape, fortran, repr(descr))
 
 
 def _plan(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, descr: str) -> tuple[Layout, bytes]:
@@ -132,22 +134,25 @@ def _plan(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, descr: st
 
 
 def checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
-    """A shape as numpy's functions take it, as a tuple; TypeError if it is none."""
-    try:
+    """A shape as numpy's functions take it, as a tuple; TypeError or ValueError if it is none."""
+    lengths = _tuple(shape)
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"negative length in the shape {lengths}")
+    return lengths
+
+
+def _tuple(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    with suppress(TypeError):
         return (operator.index(shape),)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    try:
-        return tuple(map(operator.index, shape))  # type: ignore[arg-type]
-    except TypeError as error:
-        raise TypeError(f"a shape is an int or a sequence of ints, not {shape!r}") from error
+    with suppress(TypeError):
+        if isinstance(shape, np.ndarray) or (isinstance(shape, Sequence) and not isinstance(shape, str | bytes)):
+            return tuple(map(operator.index, shape))
+    raise TypeError(f"a shape is an int or a sequence of ints, not {shape!r}; what to copy goes into data=")
 
 
 def _check_extent(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if len(shape) > _MOST_DIMENSIONS:
         raise ValueError(f"{len(shape)} dimensions are too many: numpy has at most {_MOST_DIMENSIONS}")
-    if any(length < 0 for length in shape):
-        raise ValueError(f"negative length in the shape {shape}")
     # As numpy does, a zero among the lengths does not excuse the others.
     if math.prod(length or 1 for length in shape) * (dtype.itemsize or 1) > _LARGEST:
         raise ValueError(f"the shape {shape} of {dtype} is larger than any memory can be")
@@ -170,7 +175,9 @@ def _framed(text: str, dtype: np.dtype[Any]) -> bytes:
 def _description(dtype: np.dtype[Any]) -> str:
     """The dtype as the header's text, which gives back just this dtype or raises TypeError here."""
     if dtype.hasobject:
-        raise TypeError(f"{dtype!r} holds Python objects, which are pointers: no other process can follow them")
+        raise TypeError(
+            f"{dtype!r} keeps pointers, which no other process can follow; for strings give a length, 'U10'"
+        )
     if dtype.names is None and dtype.kind in "SU" and not dtype.itemsize:
         raise TypeError(f"{dtype!r} has no length: say how long the strings are, as in 'U10'")
     try:
@@ -178,10 +185,12 @@ def _description(dtype: np.dtype[Any]) -> str:
         again = _dtype(descr)
     except (ValueError, TypeError) as error:
         raise TypeError(f"{dtype!r} cannot be written in the .npy format: {error}") from error
+    if _has_metadata(dtype):
+        raise TypeError(f"{dtype!r} has metadata, which the .npy format does not keep: give a dtype without")
     if not _identical(dtype, again):
         raise TypeError(
             f"{dtype!r} would come back as {again!r}: the .npy format cannot keep it. "
-            "Give a dtype of numpy's own, without metadata (np.void in place of np.record)"
+            "Give a dtype of numpy's own (np.void in place of np.record)"
         )
     return repr(descr)
 
@@ -214,9 +223,16 @@ def _unfolded(field: tuple[Any, ...]) -> tuple[Any, ...]:
     return (field[0], *field[1]) if isinstance(field[1], tuple) else field
 
 
+def _has_metadata(dtype: np.dtype[Any]) -> bool:
+    if dtype.metadata:
+        return True
+    parts = [dtype.base] if dtype.subdtype is not None else [field[0] for field in (dtype.fields or {}).values()]
+    return any(map(_has_metadata, parts))
+
+
 def _identical(a: np.dtype[Any], b: np.dtype[Any]) -> bool:
-    """Equality that also sees what ``==`` passes over: metadata, np.record, the align flag."""
-    if a != b or a.str != b.str or a.metadata or (a.kind == "V" and a.type is not b.type):
+    """Equality that also sees what ``==`` passes over: np.record and the align flag."""
+    if a != b or a.str != b.str or (a.kind == "V" and a.type is not b.type):
         return False
     if a.subdtype is not None:
         return a.shape == b.shape and _identical(a.base, b.base)
@@ -253,9 +269,6 @@ def header_size(start: bytes) -> int:
     return prefix + length
 
 
-# Parsing costs 14 us, more than the rest of an attach; programs that attach thousands
-# of arrays mostly meet the same few headers.  256 of at most 10 kB bound the memory.
-@lru_cache(maxsize=256)
 def parse(header: bytes) -> Layout:
     """Read a whole header; nothing in it is evaluated, and nothing is unpickled.
 
@@ -264,6 +277,17 @@ def parse(header: bytes) -> Layout:
     BadHeaderError
         If it is damaged or hostile, or describes what no shared array can be.
     """
+    found = _parse(header)
+    if found.dtype.names is None:
+        return found
+    # The names of a dtype's fields can be set, and would be so in every other array.
+    return found._replace(dtype=copy.copy(found.dtype))
+
+
+# Parsing costs 14 us, more than the rest of an attach; programs that attach thousands
+# of arrays mostly meet the same few headers.  256 of at most 10 kB bound the memory.
+@lru_cache(maxsize=256)
+def _parse(header: bytes) -> Layout:
     if len(header) < 12 or len(header) != header_size(header):
         raise BadHeaderError("its header is cut off")
     try:
@@ -280,7 +304,7 @@ def parse(header: bytes) -> Layout:
         _check_extent(shape, dtype)
     # SyntaxError, MemoryError and RecursionError are how Python's parser says no.
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError) as error:
-        raise BadHeaderError(f"its header is damaged: {error}") from error
+        raise BadHeaderError(f"its header does not describe one: {error}") from error
     return _layout(dtype, shape, fortran, len(header))
 
 
@@ -294,6 +318,8 @@ def _literal(header: bytes) -> Any:
 
 def _dtype(descr: Any) -> np.dtype[Any]:
     if isinstance(descr, str):
+        if descr.lstrip("<>|=")[:1] == "O":
+            raise ValueError("it holds Python objects, which cannot be mapped")
         if not _SCALAR.fullmatch(descr):
             raise ValueError(f"the type {descr!r}")
         return np.dtype(descr)

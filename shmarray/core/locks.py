@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from shmarray.core import names, posix
 from shmarray.core.mapping import require_owner
 from shmarray.core.names import Name
-from shmarray.errors import ArrayNotFoundError
 
 # flock has no timeout of its own, and a signal to end it would hit the whole program.
 # The waits between two tries double from 0.5 to 20 ms.
@@ -34,8 +33,9 @@ def _close_inherited() -> None:
 os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_close_inherited)
 
 
-@contextmanager
-def lock(array: NDArray[Any] | str, *, shared: bool = False, timeout: float | None = None) -> Iterator[None]:
+def lock(
+    array: NDArray[Any] | str, *, shared: bool = False, timeout: float | None = None
+) -> AbstractContextManager[None]:
     """Hold an array's lock: between threads, processes and unrelated programs.
 
     Parameters
@@ -55,8 +55,8 @@ def lock(array: NDArray[Any] | str, *, shared: bool = False, timeout: float | No
     ArrayNotFoundError
         If there is no such name, or the array's name was deleted: there is nothing left
         under which others could lock it.
-    TypeError
-        If the array is not in shared memory.
+    TypeError, ValueError
+        If the array is not in shared memory, or `timeout` is no number of seconds from 0 on.
 
     Notes
     -----
@@ -71,25 +71,31 @@ def lock(array: NDArray[Any] | str, *, shared: bool = False, timeout: float | No
     >>> with shmarray.scoped(3) as a, shmarray.lock(a, timeout=1.0):
     ...     a += 1
     """
-    fd = _locked(array, shared, None if timeout is None else time.monotonic() + timeout)
+    if timeout is not None and not timeout >= 0:  # nan is not, either
+        raise ValueError(f"a timeout is 0 or more seconds, or None to wait for ever, not {timeout!r}")
+    if isinstance(array, str):
+        return _held(names.parse(array).absolute(), None, shared, timeout)
+    mapping = require_owner(array)
+    return _held(mapping.name, mapping.identity, shared, timeout)
+
+
+@contextmanager
+def _held(name: Name, wanted: posix.Identity | None, shared: bool, timeout: float | None) -> Iterator[None]:
+    fd = _locked(name, wanted, shared, None if timeout is None else time.monotonic() + timeout)
     try:
         yield
     finally:
         _close(fd)
 
 
-def _locked(array: NDArray[Any] | str, shared: bool, deadline: float | None) -> int:
+def _locked(name: Name, wanted: posix.Identity | None, shared: bool, deadline: float | None) -> int:
     """A descriptor that holds the lock."""
-    if isinstance(array, str):
-        name, wanted = names.parse(array).absolute(), None
-    else:
-        mapping = require_owner(array)
-        name, wanted = mapping.name, mapping.identity
     while True:
-        fd, found = _open(name)
+        fd = _open(name)
         try:
+            found = posix.identity(os.fstat(fd))
             if wanted is not None and found != wanted:
-                raise ArrayNotFoundError(f"{name.text!r} was deleted, and another has its name now", name.text)
+                raise posix.unreachable(name, "it was deleted, and another has its name now")
             _wait(fd, name, shared, deadline)
             if posix.is_name_of(name, found):
                 return fd
@@ -99,20 +105,21 @@ def _locked(array: NDArray[Any] | str, shared: bool, deadline: float | None) -> 
         _close(fd)  # deleted while we waited: lock what has the name now
 
 
-def _open(name: Name) -> tuple[int, posix.Identity]:
+def _open(name: Name) -> int:
     with _opening:
         try:
             fd = posix.open_existing(name, os.O_RDONLY)
         except OSError as error:
             raise posix.explained(error, name) from error
         _open_fds.add(fd)
-    return fd, posix.identity(os.fstat(fd))
+        return fd
 
 
 def _close(fd: int) -> None:
-    if fd in _open_fds:  # not in a child forked meanwhile
-        _open_fds.remove(fd)
-        os.close(fd)
+    with _opening:  # nor between the entry's end and the close
+        if fd in _open_fds:  # not in a child forked meanwhile
+            _open_fds.remove(fd)
+            os.close(fd)
 
 
 def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
@@ -123,6 +130,8 @@ def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
     while not posix.flock(fd, shared=shared, wait=False):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"the lock of {name.text!r} is held by another")
+            raise TimeoutError(
+                f"the lock of {name.text!r} is held by another (or by this very thread: it is not reentrant)"
+            )
         time.sleep(min(wait, left))
         wait = min(2 * wait, _LONGEST_WAIT)

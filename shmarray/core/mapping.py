@@ -7,6 +7,7 @@ can be used after it was closed.
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -40,21 +41,17 @@ class Mapping:
     each one's own from then on.  Unmapping it in one of them does not touch the other.
     """
 
-    __slots__ = ("__weakref__", "address", "identity", "mode", "name", "size")
+    __slots__ = ("__weakref__", "_range", "address", "identity", "mode", "name", "size")
 
     def __init__(self, fd: int, size: int, mode: Mode, name: Name, identity: posix.Identity) -> None:
         self.address = address = posix.map_file(fd, size, mode != "r", mode == "c")
+        self._range = _Range(self, partial(posix.munmap, address, size))
         self.size = size
         self.mode = mode
         self.name = name
         self.identity = identity
-        range_ = _Range(self, _unmap)
-        range_.address = address
-        range_.size = size
-        _ranges[address] = range_
-        range_.key = identity, mode
         if mode != "c":  # what is private to one attachment is not another's
-            _live.setdefault(range_.key, range_)
+            _remember(self._range, (identity, mode))
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -83,29 +80,35 @@ class Mapping:
 
 
 class _Range(weakref.ref[Mapping]):
-    """What is left of a Mapping when it is gone: the range that its callback unmaps.
+    """Calls munmap when its Mapping, which holds it, is gone.
 
     Not ``Mapping.__del__``: weak references still answer while that runs, and `live` would
-    hand another thread a mapping that is being unmapped.  At interpreter exit these are
-    dropped without being called; arrays that somebody still uses then stay valid.
+    hand another thread a mapping that is being unmapped.  Nor any function in Python: a
+    Ctrl-C that came while it ran would be reported, and lost.  So the callback is munmap
+    itself, which gets the reference as one argument too many, and for that as a number.
     """
 
-    __slots__ = ("address", "key", "size")
-    address: int
-    size: int
-    key: tuple[posix.Identity, Mode]
+    __slots__ = ()
+    _as_parameter_ = 0
 
 
-_ranges: dict[int, _Range] = {}
-_live: dict[tuple[posix.Identity, Mode], _Range] = {}
+_Key = tuple[posix.Identity, Mode]
+_live: dict[_Key, _Range] = {}
+# Entries of mappings that are gone stay until there are as many again: see _Range.
+_FEW = 256
+_limit = _FEW
 
 
-def _unmap(gone: _Range) -> None:
-    if _live.get(gone.key) is gone:
-        del _live[gone.key]
-    # Before the range is given back: the next mapping may get the same address.
-    del _ranges[gone.address]
-    posix.unmap(gone.address, gone.size)
+def _remember(range_: _Range, key: _Key) -> None:
+    global _limit  # noqa: PLW0603 - two threads that prune at once do no harm
+    if len(_live) >= _limit:
+        for old, other in tuple(_live.items()):
+            if other() is None:
+                _live.pop(old, None)
+        _limit = max(_FEW, 2 * len(_live))
+    known = _live.get(key)
+    if known is None or known() is None:
+        _live[key] = range_
 
 
 def live(identity: posix.Identity, mode: Mode) -> Mapping | None:
@@ -119,7 +122,7 @@ def live(identity: posix.Identity, mode: Mode) -> Mapping | None:
 
 def is_live(identity: posix.Identity) -> bool:
     """Whether this process has that file mapped, to be seen by others: then it is an array for certain."""
-    return (identity, "r+") in _live or (identity, "r") in _live
+    return live(identity, "r+") is not None or live(identity, "r") is not None
 
 
 def mapped(fd: int, size: int, mode: Mode, name: Name, identity: posix.Identity) -> Mapping:
@@ -145,9 +148,19 @@ def require_owner(array: NDArray[Any]) -> Mapping:
     """As `owner`, but TypeError with the remedy where there is none."""
     mapping = owner(array) if isinstance(array, np.ndarray) else None
     if mapping is None:
-        what = f"this {type(array).__name__}" + (f" of shape {array.shape}" if isinstance(array, np.ndarray) else "")
-        raise TypeError(
-            f"{what} is not in shared memory: copy it there with shmarray.create(name, data=array) "
-            "or shmarray.scoped(data=array), and use the array that those give"
-        )
+        raise TypeError(_not_shared(array))
     return mapping
+
+
+def _not_shared(thing: object) -> str:
+    what = f"this {type(thing).__name__} is not in shared memory: "
+    if isinstance(thing, str):
+        return what + "attach it, shmarray.attach(name), and give the array"
+    if hasattr(thing, "array"):
+        return what + "give its .array"
+    if isinstance(thing, np.memmap):
+        return what + "open the file with shmarray.attach(name), not with numpy"
+    return what + (
+        "copy it there with shmarray.create(name, data=array) or shmarray.scoped(data=array), and use the array that "
+        "those give, or a view of it; what indexing with a list or an operation gives is a copy"
+    )

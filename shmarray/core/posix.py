@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import mmap
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -61,6 +62,8 @@ for _call in (_libc.madvise, _libc.msync):
 if hasattr(_libc, "fallocate"):
     _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _libc.linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+# Called as it is, at times when no Python code should run.
+munmap = _libc.munmap
 _FAILED = ctypes.c_void_p(-1).value
 
 Identity = tuple[int, int]
@@ -156,15 +159,22 @@ def identity_of(name: Name) -> Identity | None:
         return None
     try:
         return identity(os.stat(_path(name), follow_symlinks=name.kind != "shm"))
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
 def is_name_of(name: Name, wanted: Identity) -> bool:
-    """Whether the name is still that file's, neither gone nor another's."""
+    """Whether the name is still that file's, neither gone nor another's.
+
+    By stat where there is a directory: the array may be one that its owner may not read.
+    """
+    if name.kind != "shm" or SHM_DIRECTORY is not None:
+        return identity_of(name) == wanted
     try:
         fd = open_existing(name, os.O_RDONLY)
-    except FileNotFoundError:
+    except PermissionError:
+        return True  # not to be known: it may be ours, and the kernel keeps us from removing others'
+    except OSError:
         return False
     try:
         return identity(os.fstat(fd)) == wanted
@@ -283,7 +293,7 @@ def huge_pages_on_advice(*, anonymous: bool) -> bool:
     """
     try:
         if anonymous:
-            with open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", encoding="ascii") as setting:
+            with open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", encoding="utf-8") as setting:
                 return "[advise]" in setting.read()
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
             options = [line.rsplit(" ", 1)[1] for line in mounts if line.split()[4] == SHM_DIRECTORY]
@@ -343,12 +353,8 @@ def remove(address: int, size: int) -> None:
         raise _os_error(ctypes.get_errno())
 
 
-def unmap(address: int, size: int) -> None:
-    _libc.munmap(address, size)
-
-
 def msync(address: int, size: int, flags: int) -> None:
-    if _libc.msync(address, size, flags):
+    if _libc.msync(address, size, operator.index(flags)):
         raise _os_error(ctypes.get_errno())
 
 
@@ -371,10 +377,14 @@ def _os_error(code: int) -> OSError:
 
 def _map_limit() -> str:
     try:
-        with open("/proc/sys/vm/max_map_count", encoding="ascii") as limit:
-            return limit.read().strip()
+        # Not open(): its buffers would need memory, and none can be mapped just now.
+        fd = os.open("/proc/sys/vm/max_map_count", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return "unknown"
+    try:
+        return os.read(fd, 32).decode().strip()
+    finally:
+        os.close(fd)
 
 
 # --- locking -------------------------------------------------------------------------
@@ -394,7 +404,10 @@ def flock(fd: int, *, shared: bool, wait: bool) -> bool:
 
 _EXPLANATIONS: dict[int, tuple[Callable[[str, str], OSError], str]] = {
     errno.ENOENT: (ArrayNotFoundError, "there is no shared array {!r}"),
-    errno.EEXIST: (ArrayExistsError, "the name {!r} is taken: attach, require or delete it"),
+    errno.EEXIST: (
+        ArrayExistsError,
+        "the name {!r} is taken: attach, require or delete it (a file that is no array: remove it)",
+    ),
     errno.ENAMETOOLONG: (InvalidNameError, "the name {!r} is too long for this system"),
     errno.ELOOP: (ArrayFormatError, "{!r} is a symbolic link, not an array"),
     errno.EISDIR: (ArrayFormatError, "{!r} is a directory, not an array"),
@@ -407,9 +420,32 @@ _EXPLANATIONS: dict[int, tuple[Callable[[str, str], OSError], str]] = {
 
 def explained(error: OSError, name: Name) -> OSError:
     """The library's error for what a system call said about `name`."""
-    found = _EXPLANATIONS.get(error.errno or 0)
-    if found is not None:
-        kind, text = found
+    code = error.errno or 0
+    if name.kind == "anonymous":
+        return _explained_anonymous(error, name)
+    if code == errno.ENOENT and name.kind == "file" and os.path.islink(name.path):
+        return ArrayFormatError(f"{name.text!r} is a symbolic link to nothing", name.text)
+    if code in _EXPLANATIONS:
+        kind, text = _EXPLANATIONS[code]
         return kind(text.format(name.text), name.text)
     # The same class (PermissionError, ...), about the name that the caller knows.
-    return OSError(error.errno, error.strerror, name.text)
+    return OSError(code, error.strerror, name.text)
+
+
+def _explained_anonymous(error: OSError, name: Name) -> OSError:
+    """Why another process's descriptor cannot be opened; its number may be another file's by now."""
+    code = error.errno or 0
+    if code in (errno.EACCES, errno.EPERM):
+        why = (
+            "anonymous memory can be opened by processes of the same user only, and not if its owner is "
+            "not dumpable (PR_SET_DUMPABLE); give it a name"
+        )
+        return OSError(code, why, name.text)
+    if code not in _EXPLANATIONS:
+        return OSError(code, error.strerror, name.text)
+    gone = "the process that made it has left its scope, or ended"
+    return unreachable(name, gone if os.path.isdir("/proc/self/fd") else "/proc is not mounted here")
+
+
+def unreachable(name: Name, why: str) -> ArrayNotFoundError:
+    return ArrayNotFoundError(f"the shared array {name.text!r} cannot be reached: {why}", name.text)

@@ -1,6 +1,5 @@
 """Where a view of shared memory is, as plain values that can travel to another process."""
 
-import errno
 import os
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from shmarray.core import mapping as mappings
 from shmarray.core import posix
 from shmarray.core.mapping import Mapping, Mode
 from shmarray.core.names import Name
-from shmarray.errors import ArrayFormatError, ArrayNotFoundError
+from shmarray.errors import ArrayFormatError
 
 
 class Reference(NamedTuple):
@@ -37,6 +36,8 @@ class Reference(NamedTuple):
         Items, and bytes, along each axis.
     dtype : str or numpy.dtype
         As str where that says it all, which pickles smaller and faster.
+    writeable : bool
+        A view may be read-only although its memory is not.
     """
 
     host: str
@@ -48,6 +49,7 @@ class Reference(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str | np.dtype[Any]
+    writeable: bool
 
 
 def refer(array: NDArray[Any]) -> Reference:
@@ -77,6 +79,7 @@ def refer(array: NDArray[Any]) -> Reference:
         array.shape,
         array.strides,
         kind.str if kind.isbuiltin == 1 else kind,
+        array.flags.writeable,
     )
 
 
@@ -95,26 +98,29 @@ def resolve(reference: Reference) -> NDArray[Any]:
     PermissionError
         If this user may not open it.
     """
-    host, name, identity, mode, size, offset, shape, strides, dtype = reference
+    host, name, identity, mode, size, offset, shape, strides, dtype, writeable = reference
     here = host == _host(name.kind == "anonymous")
     mapping = mappings.live(identity, mode) if here else None
     if mapping is None or mapping.size < size:
         mapping = _opened(reference)
-    return mapping.array(shape, np.dtype(dtype), offset, strides)
+    array = mapping.array(shape, np.dtype(dtype), offset, strides)
+    if not writeable:
+        array.flags.writeable = False
+    return array
 
 
 def _opened(reference: Reference) -> Mapping:
     name, wanted, mode = reference.name, reference.identity, reference.mode
     if reference.host != _host(name.kind == "anonymous"):
-        raise _lost(name, _elsewhere(reference.host))
+        raise posix.unreachable(name, _elsewhere(reference.host))
     try:
         fd = posix.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
     except OSError as error:
-        raise _unreachable(error, name) from error
+        raise posix.explained(error, name) from error
     try:
         status = os.fstat(fd)
         if posix.identity(status) != wanted:
-            raise _lost(name, _GONE if name.kind == "anonymous" else "it was deleted, and another has its name now")
+            raise posix.unreachable(name, "it was deleted, or its scope left, and another is in its place")
         if status.st_size < reference.size:
             raise ArrayFormatError(
                 f"{name.text!r} was cut off: it has {status.st_size} bytes of {reference.size}", name.text
@@ -122,30 +128,6 @@ def _opened(reference: Reference) -> Mapping:
         return mappings.Mapping(fd, reference.size, mode, name, wanted)
     finally:
         os.close(fd)
-
-
-_GONE = "the process that made it has left its scope, or ended"
-
-
-def _lost(name: Name, why: str) -> ArrayNotFoundError:
-    return ArrayNotFoundError(f"the shared array {name.text!r} cannot be reached: {why}", name.text)
-
-
-def _unreachable(error: OSError, name: Name) -> OSError:
-    if name.kind != "anonymous":
-        if error.errno == errno.ENOENT:
-            return _lost(name, "it was deleted")
-        return posix.explained(error, name)
-    if error.errno == errno.ENOENT:
-        return _lost(name, _GONE if os.path.isdir("/proc/self/fd") else "/proc is not mounted here")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return PermissionError(
-            error.errno,
-            "anonymous memory can be opened by processes of the same user only, and not if its owner is "
-            "not dumpable (PR_SET_DUMPABLE); give it a name",
-            name.text,
-        )
-    return posix.explained(error, name)
 
 
 def _elsewhere(host: str) -> str:
@@ -162,7 +144,7 @@ def _host(anonymous: bool) -> str:
 @lru_cache(maxsize=1)
 def _kernel() -> str:
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return file.read().strip()
     except OSError:
         return os.uname().nodename

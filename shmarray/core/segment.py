@@ -1,6 +1,5 @@
 """A complete array in an empty file, and the layout in a file of unknown content."""
 
-import operator
 import os
 import stat
 from collections.abc import Sequence
@@ -52,8 +51,10 @@ def planned(
     """Check all that was asked for, before anything exists; TypeError or ValueError say what cannot be."""
     if order not in ("K", "C", "F"):
         raise ValueError(f"order is 'K', 'C' or 'F', not {order!r}")
-    if not 0 <= operator.index(permissions) <= 0o777:
-        raise ValueError(f"permissions are 0o000 to 0o777, as for chmod, not {permissions!r}")
+    if not isinstance(permissions, int):
+        raise TypeError(f"permissions are an int such as 0o600, as for chmod, not {permissions!r}")
+    if not 0 <= permissions <= 0o777:
+        raise ValueError(f"permissions are 0o000 to 0o777, as for chmod, not {permissions:#o}")
     if data is None:
         if shape is None:
             raise TypeError("give a shape, or data to copy")
@@ -190,7 +191,7 @@ def read_layout(fd: int, size: int, name: Name) -> Layout:
 def may_be_array(fd: int) -> bool:
     """Whether an open file begins as an array, complete or not, or is empty, as one is at first."""
     start = posix.read_start(fd, len(_UNFINISHED))
-    return not start or start.startswith((layout.MAGIC, _UNFINISHED))
+    return not start or start.startswith(layout.MAGIC) or _is_unfinished(start)
 
 
 def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) -> Layout:

@@ -20,7 +20,7 @@ from shmarray.errors import SharedMemoryFullError
 _WORTH_A_LOOK = 8 << 20
 
 _REMEDY = (
-    "raise its size (docker run --shm-size=..., mount -o remount,size=... /dev/shm), delete arrays "
+    "raise the size of shared memory (docker run --shm-size=..., mount -o remount,size=... /dev/shm), delete arrays "
     "(shmarray.list()), or use a file:// name"
 )
 
@@ -52,7 +52,7 @@ def _full(name: Name, fd: int, size: int) -> SharedMemoryFullError:
     free = posix.free_bytes(fd) or 0
     if name.kind == "file":
         return _error(name, size, free, "the file system is full, or a quota or ulimit -f is reached")
-    return _error(name, size, free, f"shared memory is full: {_REMEDY}")
+    return _error(name, size, free, _REMEDY)
 
 
 def _error(name: Name, size: int, free: int, why: str) -> SharedMemoryFullError:
@@ -66,7 +66,7 @@ def _error(name: Name, size: int, free: int, why: str) -> SharedMemoryFullError:
 
 
 def _human(size: float) -> str:
-    units = iter(("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+    units = iter(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
     unit = next(units)
     while size >= 1024:
         size /= 1024
@@ -127,7 +127,7 @@ def _own_cgroups(pid: int) -> tuple[tuple[str, str, str], ...]:
 
 def _number(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             text = file.read().strip()
     except OSError:
         return None
@@ -137,7 +137,7 @@ def _number(path: str) -> int | None:
 def _table(path: str) -> dict[str, int]:
     """Lines of a name and a number, as /proc/meminfo and memory.stat have them."""
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             fields = [line.split() for line in file]
     except OSError:
         return {}

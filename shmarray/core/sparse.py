@@ -117,4 +117,4 @@ class Part:
 
     def __del__(self) -> None:
         if self.size:
-            posix.unmap(self.address, self.size)
+            posix.munmap(self.address, self.size)

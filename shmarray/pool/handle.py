@@ -71,6 +71,11 @@ class SharedHandle:
             raise self._error.with_traceback(None)
         return self._view
 
+    @property
+    def name(self) -> str:
+        """The array's name, as `delete` takes it, or ``'anonymous array'``."""
+        return self._reference.name.text
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.array, dtype=dtype, copy=copy)
 

@@ -4,12 +4,11 @@ import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import Order, Shape, create, create_anonymous, delete_if_same
+from shmarray.core import Order, Shape, Undo, create_temporary
 
 
 @contextmanager
@@ -60,22 +59,21 @@ def scoped(
     ...     shmarray.attach("doc-frame").shape
     (480, 640)
     """
+    if isinstance(shape, str):
+        raise TypeError(f"the name goes into name=: scoped(shape, name={shape!r})")
     owner = os.getpid()
-    if name is None:
-        array, forget = create_anonymous(shape, dtype, data=data, order=order, permissions=permissions)
-    else:
-        array = create(name, shape, dtype, data=data, order=order, permissions=permissions)
-        forget = partial(delete_if_same, array)
+    undo: Undo = []
 
     def end() -> None:
-        if os.getpid() == owner:
-            forget()
+        while undo and os.getpid() == owner:
+            undo[-1]()
+            undo.pop()  # afterwards: interrupted before, it is done again at exit
 
     # For a block that is still open when the interpreter ends: one in a daemon thread, in a
     # generator that somebody keeps, or entered by hand.
     atexit.register(end)
     try:
-        yield array
+        yield create_temporary(undo, name, shape, dtype, data=data, order=order, permissions=permissions)
     finally:
-        atexit.unregister(end)
         end()
+        atexit.unregister(end)

@@ -30,6 +30,7 @@ class Child:
             _run(other, function, args)
         other.close()
         self.status = None
+        self.outcome = None
 
     def __enter__(self):
         return self
@@ -46,9 +47,15 @@ class Child:
     def tell(self, message=None):
         self.channel.send(message)
 
+    def peek(self):
+        """Receive the outcome that is there and keep it; what the function raised is raised here."""
+        self.outcome = self.receive(0)
+        if self.outcome[0] == "raised":
+            raise self.outcome[1]
+
     def result(self, timeout=30.0):
         """What the function returned; what it raised is raised here."""
-        kind, value = self.receive(timeout)
+        kind, value = self.outcome or self.receive(timeout)
         self.wait()
         if kind == "raised":
             raise value

@@ -50,6 +50,10 @@ def _bound(name, method):
         executor_type = shmarray.ProcessPoolExecutor
         ctx = method
 
+        def tearDown(self):
+            super().tearDown()
+            self.__dict__.pop("log_queue", None)  # its pipe would be a leak
+
     for test in _LEFT_OUT:
         if hasattr(Bound, test):
             setattr(Bound, test, None)

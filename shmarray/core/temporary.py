@@ -1,0 +1,64 @@
+"""Shared arrays that are to end: what ends them is known before they can be reached."""
+
+import io
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from shmarray.core import names, posix
+from shmarray.core.arrays import publish
+from shmarray.core.names import Name
+from shmarray.core.segment import Blueprint, Order, Shape, filled, planned
+from shmarray.errors import ArrayExistsError
+
+Undo = list[Callable[[], object]]
+
+
+def create_temporary(
+    undo: Undo,
+    name: str | None,
+    shape: Shape | None = None,
+    dtype: DTypeLike | None = None,
+    *,
+    data: ArrayLike | None = None,
+    order: Order = "K",
+    permissions: int = 0o600,
+) -> NDArray[Any]:
+    """Make a shared array, with a name or without.
+
+    Parameters
+    ----------
+    undo : list of callable
+        Gets what makes the array unreachable; those that have it keep it.  Before there is
+        anything to undo, so that an interrupt at any moment leaves it to who has the list.
+        Each may be called more than once.
+    name : str or None
+    shape, dtype, data, order, permissions
+        As for `create`.
+
+    Notes
+    -----
+    Without a name, other processes open it through this one's descriptor in /proc.  Where
+    that cannot be (no memfd_create, no /proc), it gets a random name, which a killed
+    process leaves.
+    """
+    plan = planned(shape, dtype, data, order, permissions)
+    if name is not None:
+        return publish(names.parse(name).absolute(), plan, undo)
+    fd = posix.open_anonymous()
+    if fd is None:
+        return _randomly_named(undo, plan)
+    undo.append(io.FileIO(fd).close)
+    return filled(fd, Name("anonymous array", "anonymous", f"/proc/{os.getpid()}/fd/{fd}"), plan)
+
+
+def _randomly_named(undo: Undo, plan: Blueprint) -> NDArray[Any]:
+    while True:
+        # macOS allows 30 characters.
+        name = f"shmarray-{os.getpid()}-{secrets.token_hex(5)}"
+        with suppress(ArrayExistsError):
+            return publish(Name(name, "shm", name), plan, undo)

@@ -1,0 +1,225 @@
+"""scoped: a shared array for the length of a with-block, deleted however the block is left."""
+
+import os
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+import shmarray
+from tests.helpers import raw
+from tests.helpers.processes import FORK_WARNING, Child, in_child, run_script
+
+pytestmark = [pytest.mark.usefixtures("system"), pytest.mark.filterwarnings(FORK_WARNING)]
+
+
+def test_a_named_one_is_there_inside_and_gone_after(name):
+    with shmarray.scoped((2, 3), "i4", name=name) as array:
+        assert (array.shape, array.dtype) == ((2, 3), np.dtype("i4"))
+        assert type(array) is np.ndarray
+        shmarray.attach(name)[0, 0] = 7
+        assert array[0, 0] == 7
+    assert not raw.names(name)
+    assert array[0, 0] == 7  # still valid until it is garbage
+
+
+def test_an_anonymous_one_has_no_name_and_can_be_used():
+    before = set(os.listdir(raw.SHM))
+    with shmarray.scoped(data=[1, 2]) as array:
+        assert array.tolist() == [1, 2]
+        in_child(array.__setitem__, 0, 7)
+        assert array[0] == 7
+    own = {name for name in set(os.listdir(raw.SHM)) - before if str(os.getpid()) in name}
+    assert not own
+    assert array[0] == 7
+
+
+@pytest.mark.parametrize("given", [None, "name"])
+def test_it_takes_what_create_takes(name, given):
+    source = np.arange(12).reshape(3, 4).T
+    with shmarray.scoped(data=source, dtype=">f4", name=given and name) as array:
+        np.testing.assert_array_equal(array, source.astype(">f4"), strict=True)
+        assert array.flags.f_contiguous
+    with shmarray.scoped((3, 4), order="F", name=given and name) as array:
+        assert array.flags.f_contiguous
+    with shmarray.scoped((), "?", name=given and name, permissions=0o640) as array:
+        assert array.shape == ()
+        if given:
+            assert os.stat(raw.path(name)).st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("given", [None, "name"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_it_is_deleted_on_an_exception_too(name, given, error):
+    with pytest.raises(error), shmarray.scoped(3, name=given and name):
+        raise error
+    assert not raw.names(name)
+    assert not raw.names(f"shmarray-{os.getpid()}-")
+
+
+def test_a_deletion_inside_is_no_error(name):
+    with shmarray.scoped(3, name=name):
+        shmarray.delete(name)
+    assert not raw.names(name)
+
+
+def test_what_another_made_under_the_name_inside_is_left_alone(name):
+    with shmarray.scoped(3, name=name):
+        shmarray.delete(name)
+        other = shmarray.create(name, data=[1, 2])
+    assert shmarray.attach(name).tolist() == other.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("thing", ["directory", "link", "dangling", "socket", "fifo", "text"])
+def test_another_thing_under_the_name_is_no_error_and_left_alone(name, thing):
+    path = raw.path(name)
+    with socket.socket(socket.AF_UNIX) as listener, shmarray.scoped(3, name=name):
+        shmarray.delete(name)
+        {
+            "directory": lambda: os.mkdir(path),
+            "link": lambda: os.symlink("/etc/passwd", path),
+            "dangling": lambda: os.symlink("/nowhere", path),
+            "socket": lambda: listener.bind(path),
+            "fifo": lambda: os.mkfifo(path),
+            "text": lambda: raw.put(name, b"text"),
+        }[thing]()
+    assert os.path.lexists(path)
+
+
+def test_a_taken_name_is_refused_and_left_alone(name):
+    shmarray.create(name, data=[1, 2])
+    with pytest.raises(shmarray.ArrayExistsError), shmarray.scoped(3, name=name):
+        pass
+    assert shmarray.attach(name).tolist() == [1, 2]
+
+
+def test_never_entered_creates_nothing(name):
+    shmarray.scoped(3, name=name)
+    shmarray.scoped(3)
+    shmarray.scoped("nonsense", object, name="a/b")
+    assert not raw.names(name)
+
+
+@pytest.mark.parametrize("given", [None, "name"])
+@pytest.mark.parametrize(
+    "bad", [{"shape": -1}, {"shape": 3, "dtype": object}, {}, {"shape": 3, "permissions": -1}], ids=str
+)
+def test_what_create_refuses_is_refused_on_entering(name, given, bad):
+    with pytest.raises((TypeError, ValueError)), shmarray.scoped(**bad, name=given and name):
+        pass
+    assert not raw.names(name)
+
+
+def test_scopes_nest(shm_name):
+    first, second = shm_name(), shm_name()
+    with shmarray.scoped(3, name=first) as a, shmarray.scoped(3, name=second) as b, shmarray.scoped(3) as c:
+        for array in (a, b, c):
+            array[:] = 1
+        assert not np.shares_memory(a, b)
+        with pytest.raises(shmarray.ArrayExistsError), shmarray.scoped(3, name=first):
+            pass
+        assert raw.names(first) == [first]
+    assert not raw.names(first)
+    assert not raw.names(second)
+
+
+@pytest.mark.parametrize("given", [None, "name"])
+def test_a_forked_child_that_leaves_the_block_deletes_nothing(name, given):
+    block = shmarray.scoped(data=[1, 2], name=given and name)
+    array = block.__enter__()
+    handle = shmarray.SharedHandle(array)
+
+    def leave():
+        block.__exit__(None, None, None)
+
+    in_child(leave)
+    assert raw.names(name) == ([name] if given else [])
+    assert in_child(handle.array.tolist) == [1, 2]
+    block.__exit__(None, None, None)
+    assert not raw.names(name)
+
+
+def test_a_child_forked_inside_that_ends_deletes_nothing(name):
+    with shmarray.scoped(3, name=name):
+        with Child(lambda _: None) as child:
+            child.result()
+        assert raw.names(name) == [name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("permissions", [0o000, 0o200, 0o400, 0o600], ids=oct)
+def test_it_is_deleted_whatever_its_permissions(name, permissions):
+    def as_nobody():
+        os.setuid(65534)
+        with shmarray.scoped(3, name=name, permissions=permissions):
+            pass
+
+    in_child(as_nobody)
+    assert not raw.names(name)
+
+
+def test_files_can_be_scoped(tmp_path):
+    with shmarray.scoped(3, name=f"file://{tmp_path}/a.npy"):
+        assert os.listdir(tmp_path) == ["a.npy"]
+    assert not os.listdir(tmp_path)
+
+
+def test_a_relative_path_is_deleted_where_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with shmarray.scoped(3, name="file://a.npy"):
+        monkeypatch.chdir("/")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_killed_process_leaves_at_most_a_name_that_can_be_deleted(system):
+    def hold(channel):
+        with shmarray.scoped(1000):
+            channel.send("inside")
+            channel.recv()
+
+    with Child(hold) as child:
+        child.receive()
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        left = raw.names(f"shmarray-{child.pid}-")
+    assert len(left) == (system in {"no_unnamed_files", "posix_alone"})
+    for name in left:  # where memory without a name is not to be had, a killed process leaves one
+        shmarray.delete(name)
+
+
+def test_memory_without_a_name_leaves_nothing_when_killed_on_linux():
+    code = """
+import os, signal, shmarray
+with shmarray.scoped(1000) as array:
+    array[:] = 1
+    assert not [name for name in os.listdir("/dev/shm") if str(os.getpid()) in name]
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run_script(code, status=-signal.SIGKILL)
+
+
+def test_the_name_given_as_the_shape_is_explained(name):
+    with pytest.raises(TypeError, match="name="), shmarray.scoped(name, 3):
+        pass
+
+
+def test_an_interrupt_at_any_moment_leaves_no_name(name):
+    """A signal's exception lands anywhere in entering and leaving; at exit at the latest the name is gone."""
+    code = """
+import contextlib, signal, sys, shmarray
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+for number in range(300):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, (5 + number % 150) * 1e-6)
+        with contextlib.suppress(shmarray.ArrayExistsError), shmarray.scoped(1000, name=sys.argv[1]):
+            pass
+        while True:  # it comes for certain, and once
+            pass
+    except KeyboardInterrupt:
+        pass
+"""
+    run_script(code, name)
+    assert raw.names(name) == []
