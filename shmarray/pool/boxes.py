@@ -142,8 +142,12 @@ class Boxes:
         return bool(self._lent)
 
     def word(self, index: int) -> int:
-        """The word that goes with a box, 0 at first; a worker says there what it does with the box's task."""
-        return self._control()[index] if index < _WORDS else 0
+        """What a worker says that it does with the task of a box.
+
+        0 if it has not begun, then its pid; negative if it has forked.  A positive number
+        that says nothing, if there is no word for so many boxes.
+        """
+        return self._control()[index] if index < _WORDS else os.getpid()
 
     def set_word(self, index: int, value: int) -> None:
         if index < _WORDS:

@@ -322,9 +322,11 @@ class Engine:
             self._selector.unregister(hand.watch)
             self._back.extend(self._crew.bury(hand))
             lost = [trip for trip in hand.flight if not trip.is_being_sent]
+            taken = [trip for trip in lost if trip.data and not self._traffic.has_begun(trip)]
+            self._back.extend((trip, trip.data) for trip in taken)
         if self.state == TERMINATE:
             return
-        self._lost(hand, lost)
+        self._lost(hand, [trip for trip in lost if trip not in taken])
         if self._crew.is_dying_out(hand):
             self._fail_all(hand.obituary("", at_start=True))
         self._notify()

@@ -424,13 +424,20 @@ def test_terminate_does_not_wait_for_tasks_or_generators():
         assert time.monotonic() - started < 5
 
 
-def test_a_pool_that_is_garbage_ends_its_workers():
-    pool = make("Pool", "fork")
-    pids = [process.pid for process in pool._pool]
-    assert call(pool, abs, -1) == 1
-    with pytest.warns(ResourceWarning):
-        del pool
+def _drop(holder, pids):
+    """The last reference may be the collecting thread's, so it ends there, and a moment later."""
+    holder.clear()
+    gc.collect()
     wait_until(lambda: not any(_runs(pid) for pid in pids))
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("shmarray")])
+
+
+def test_a_pool_that_is_garbage_ends_its_workers():
+    holder = [make("Pool", "fork")]
+    pids = [process.pid for process in holder[0]._pool]
+    assert call(holder[0], abs, -1) == 1
+    with pytest.warns(ResourceWarning):
+        _drop(holder, pids)
 
 
 @pytest.mark.parametrize("method", tasks.START_METHODS)
