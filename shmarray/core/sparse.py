@@ -69,6 +69,9 @@ class SparseFile:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class Part:
     """Part of a sparse file in the address space of this process, until it is garbage.

@@ -8,8 +8,8 @@ From top to bottom; each module imports only those below it::
     crew        the workers: started, given tasks, buried
     traffic     the caller's side of parcels: boxes lent, and taken back
     serve       how a worker process starts, gets its tasks, ends
-    worker      what runs in a worker: open the parcel, call, pack the result
     link        messages over a pair of sockets
+    worker      what runs in a worker: open the parcel, call, pack the result
     arena       boxes: lent, taken back, given back to the system
     boxes       the shared memory of a pool, as one process sees it; forks
     parcel      objects -> (pickle, buffers) -> objects; no processes

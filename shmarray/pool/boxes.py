@@ -41,13 +41,15 @@ class Lease:
     """What lies below the arrays that a user holds.
 
     numpy collapses chains of bases down to the last object that is no array: only such an
-    object can tell that none of a box's arrays is left.
+    object can tell that none of a box's arrays is left.  It holds the boxes, which prepare
+    forks for as long as there is a lease, also when the pool is long gone.
     """
 
-    __slots__ = ("__array_interface__", "__weakref__", "part")
+    __slots__ = ("__array_interface__", "__weakref__", "_boxes", "part")
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, boxes: "Boxes") -> None:
         self.part = part
+        self._boxes = boxes
         self.__array_interface__: dict[str, Any] = part.__array_interface__
 
     def octets(self) -> NDArray[np.uint8]:
@@ -120,7 +122,7 @@ class Boxes:
     def lease(self, index: int, part: Part, ended: Callable[[Lent], None] | None = None) -> tuple[Lease, Lent]:
         """Let the user have a box's arrays, until they are garbage; then `ended` is called, in any thread."""
         with forks.lock:
-            lease = Lease(part)
+            lease = Lease(part, self)
             lent = Lent(lease, self._end)
             lent.index = index
             lent.key = key = id(lent)
@@ -140,8 +142,12 @@ class Boxes:
         return bool(self._lent)
 
     def word(self, index: int) -> int:
-        """The word that goes with a box, 0 at first; a worker says there what it does with the box's task."""
-        return self._control()[index] if index < _WORDS else 0
+        """What a worker says that it does with the task of a box.
+
+        0 if it has not begun, then its pid; negative if it has forked.  A positive number
+        that says nothing, if there is no word for so many boxes.
+        """
+        return self._control()[index] if index < _WORDS else os.getpid()
 
     def set_word(self, index: int, value: int) -> None:
         if index < _WORDS:

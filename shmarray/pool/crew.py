@@ -208,6 +208,7 @@ class Crew:
 
     def give(self, hand: Hand, trip: Trip, data: bytes) -> bool:
         """Send a short task, if there is room for it now."""
+        trip.data = data
         hand.take(trip)  # first: the answer may be there before send returns
         try:
             hand.sock.send(data, socket.MSG_DONTWAIT)

@@ -182,14 +182,21 @@ class Engine:
                 return
 
     def _send_long(self, hand: Hand, trip: Trip, data: bytes) -> bool:
-        """Send what the worker reads meanwhile; False if it died over it, and has not run it."""
+        """Send what the worker reads meanwhile; False if it has not got all of it, so that nobody has run it."""
         try:
             link.send(hand.sock, data)
+            sent = True
         except OSError:
-            return False
-        finally:
+            sent = False
+        with self._lock:
             trip.is_being_sent = False
-        return True
+            if hand.is_alive and not sent:
+                hand.flight.remove(trip)
+                hand.process.kill()  # it has half a message, and would wait for the rest
+            died_meanwhile = not hand.is_alive
+        if sent and died_meanwhile:  # after the last byte; who buried it left this to us
+            self._lost(hand, [trip])
+        return sent
 
     def _wait(self, ready: Callable[[], Any], depth: int) -> Any:
         with self._lock:
@@ -315,16 +322,21 @@ class Engine:
             self._selector.unregister(hand.watch)
             self._back.extend(self._crew.bury(hand))
             lost = [trip for trip in hand.flight if not trip.is_being_sent]
+            taken = [trip for trip in lost if trip.data and not self._traffic.has_begun(trip)]
+            self._back.extend((trip, trip.data) for trip in taken)
         if self.state == TERMINATE:
             return
-        forked = self._traffic.bury(hand.keeper, lost)
-        for trip in lost:
-            error = hand.obituary(f"task {trip.index} of call {trip.job}, {trip.function}")
-            self._traffic.lost(trip, ran=True, forked=forked)
-            self._fail(trip, error)
+        self._lost(hand, [trip for trip in lost if trip not in taken])
         if self._crew.is_dying_out(hand):
             self._fail_all(hand.obituary("", at_start=True))
         self._notify()
+
+    def _lost(self, hand: Hand, trips: list[Trip]) -> None:
+        forked = self._traffic.bury(hand.keeper, trips)
+        for trip in trips:
+            error = hand.obituary(f"task {trip.index} of call {trip.job}, {trip.function}")
+            self._traffic.lost(trip, ran=True, forked=forked)
+            self._fail(trip, error)
 
     def _fail(self, trip: Trip, error: BaseException) -> None:
         call = self._calls.get(trip.job)

@@ -47,13 +47,15 @@ class Trip:
 
     Attributes
     ----------
+    data : bytes
+        The message, if it is short: to send it again.
     is_long : bool
         Whether its message is several packets; such a one is not taken back.
     is_being_sent : bool
         Whether it is not all sent, so that nobody has run it.
     """
 
-    __slots__ = ("argument", "func", "index", "is_being_sent", "is_long", "job", "result", "shares")
+    __slots__ = ("argument", "data", "func", "index", "is_being_sent", "is_long", "job", "result", "shares")
 
     def __init__(self, job: int, index: int, func: Any) -> None:
         self.job = job
@@ -62,6 +64,7 @@ class Trip:
         self.argument: Box | None = None
         self.result: Box | None = None
         self.shares: list[Shared] = []
+        self.data = b""
         self.is_long = False
         self.is_being_sent = False
 
@@ -310,6 +313,13 @@ class Traffic:
         elif ran:
             self._lose(trip)
         self._give_up_boxes(trip)
+
+    def has_begun(self, trip: Trip) -> bool:
+        """Whether a worker may have begun to run this task, which it says before all else.
+
+        A killed process still takes a message that comes at that moment.
+        """
+        return self.arena is None or trip.result is None or self.arena.word(trip.result.index) != 0
 
     def bury(self, keeper: Keeper, trips: Sequence[Trip]) -> bool:
         """Take back what a worker kept that is dead now; returns whether it has forked."""

@@ -46,6 +46,8 @@ LEFT_OUT = [
     ("ExecutorTest.test_map_timeout", _NOT_FORK, f"6 {_ONCE}"),
     ("WaitTests.test_first_exception", _NOT_FORK, f"3 {_ONCE}"),
     ("WaitTests.test_first_exception_one_already_failed", _NOT_FORK, f"2 {_ONCE}"),
+    ("WaitTests.test_first_exception_some_already_complete", _NOT_FORK, f"1.5 {_ONCE}"),
+    ("WaitTests.test_first_completed_some_already_completed", _NOT_FORK, f"1.5 {_ONCE}"),
     ("AsCompletedTests.test_duplicate_futures", _NOT_FORK, f"2 {_ONCE}"),
     ("ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full", _NOT_FORK, f"3 {_ONCE}"),
 ]
