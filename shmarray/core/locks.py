@@ -130,8 +130,6 @@ def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
     while not posix.flock(fd, shared=shared, wait=False):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError(
-                f"the lock of {name.text!r} is held by another (or by this very thread: it is not reentrant)"
-            )
+            raise TimeoutError(f"the lock of {name.text!r} is held by another (or by this very thread: it is not reentrant)")
         time.sleep(min(wait, left))
         wait = min(2 * wait, _LONGEST_WAIT)
