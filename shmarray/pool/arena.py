@@ -58,6 +58,8 @@ class Arena(Boxes):
 
     def __init__(self, file: SparseFile) -> None:
         super().__init__(file)
+        self._closed = True  # for __del__, if the next line fails
+        self._control()
         self._made = 1  # box 0 holds the words
         self._making = threading.Lock()
         # With memory and without: the newest of the first is used first, its pages are warm.
@@ -75,7 +77,12 @@ class Arena(Boxes):
     def create(cls) -> "Arena | None":
         """Make one; None if the system cannot."""
         file = SparseFile.create()
-        return None if file is None else cls(file)
+        if file is None:
+            return None
+        try:
+            return cls(file)
+        except OSError:  # no address space
+            return None
 
     def lend(self) -> Box:
         """A box that nobody uses, with or without memory."""
