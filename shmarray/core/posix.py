@@ -63,6 +63,8 @@ for _call in (_libc.madvise, _libc.msync):
 if hasattr(_libc, "fallocate"):
     _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _libc.linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+# Called as it is, at times when this module may be empty already.
+munmap: Callable[[int, int], int] = _libc.munmap
 _FAILED = ctypes.c_void_p(-1).value
 
 Identity = tuple[int, int]
@@ -359,6 +361,9 @@ class Unmapping(weakref.ref[Any]):
     hand another thread an owner whose range is being unmapped.  Nor any function in Python:
     a Ctrl-C that came while it ran would be reported, and lost.  So the callback is munmap
     itself, which gets this reference as one argument too many, and for that as a number.
+
+    Only for an owner that ndarrays alone refer to: they are no part of cycles for the
+    garbage collector, which would drop owner and reference together, without the callback.
     """
 
     __slots__ = ()
@@ -366,7 +371,7 @@ class Unmapping(weakref.ref[Any]):
 
     @classmethod
     def of(cls, owner: object, address: int, size: int) -> "Unmapping":
-        return cls(owner, partial(_libc.munmap, address, size))
+        return cls(owner, partial(munmap, address, size))
 
 
 def msync(address: int, size: int, flags: int) -> None:

@@ -1,6 +1,7 @@
 """A file in memory without a name, of any size, of which only those parts exist that were asked for."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,11 @@ class Part:
         Whether writes stay in this process (copy-on-write).
     """
 
-    __slots__ = ("__weakref__", "_offset", "_unmapping", "address", "private", "size")
+    __slots__ = ("__weakref__", "_offset", "address", "private", "size")
 
     def __init__(self, fd: int, offset: int, size: int, private: bool) -> None:
+        self.size = 0
         self.address = posix.map_file(fd, size, writable=True, private=private, offset=offset)
-        self._unmapping = posix.Unmapping.of(self, self.address, size)
         self.size = size
         self.private = private
         self._offset = offset
@@ -114,3 +115,9 @@ class Part:
     def free(self) -> None:
         """Give a shared part's memory back to the system; who maps it sees zeros."""
         posix.remove(self.address, self.size)
+
+    # Not posix.Unmapping: parts are held by objects that can be in a cycle, and the garbage
+    # collector calls no weak reference's callback that is garbage itself.
+    def __del__(self, munmap: Callable[[int, int], int] = posix.munmap) -> None:
+        if self.size:
+            munmap(self.address, self.size)
