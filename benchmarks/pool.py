@@ -1,17 +1,24 @@
-"""How fast arrays go to workers and back: Pool and ProcessPoolExecutor against the stdlib's, and peers if installed.
+"""Arrays to workers and back: our Pool and executor against the stdlib's, joblib and Ray.
 
-    python -m benchmarks.pool [--workers 2] [--repeat 5]
+    python benchmarks/pool.py [--rounds N] [--workers N]
 
-Ratios are what carries over to another machine.  Every figure is the best of the calls
-after the first, in one run, with the implementations taking turns.
+One line for each workload and peer: the time of the first call (the workers are there, no
+memory is), the median of the later rounds, in which all take turns, and the median over
+the rounds of how many times as fast shmarray was.  Each turn is two calls of which the
+second is timed: an idle pool of ours gives its memory back after a second, which is about
+as long as the others take for their turns.  A peer that is not installed is left out and
+named.
 """
 
 import argparse
 import concurrent.futures
+import importlib.util
 import multiprocessing
+import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,20 +26,13 @@ import numpy as np
 
 import shmarray
 
+Map = Callable[[Callable[[Any], Any], Any], Any]
+
 ARRAYS = 24
 ITEMS = 2_000_000  # 16 MB of float64
 BIG = 32_000_000  # 256 MB
+TASKS = 100
 TINY = 5000
-
-# Task, its target: at least so many times as fast as the stdlib.
-TARGETS = {
-    ("Pool", "x * 2"): 11.0,
-    ("Pool", "x.sum()"): 13.0,
-    ("Pool", "x *= 2; return x"): 15.0,
-    ("Pool", "5000 tiny tasks"): 1.0,
-    ("Executor", "x * 2"): 5.0,
-    ("Executor", "5000 tiny tasks"): 1 / 1.2,
-}
 
 
 def double(x: Any) -> Any:
@@ -57,121 +57,135 @@ def identity(x: Any) -> Any:
     return x
 
 
-def best(call: Callable[[], Any], repeat: int) -> tuple[float, float]:
-    """Seconds of the first call, and of the best of the others."""
-    times = []
-    for _ in range(1 + repeat):
-        start = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - start)
-        del result
-    return times[0], min(times[1:])
+# --- the peers -----------------------------------------------------------------------
 
 
 @contextmanager
-def pools(workers: int) -> Iterator[dict[str, Any]]:
-    """What maps by multiprocessing.Pool's interface."""
-    with ExitStack() as stack:
-        yield {
-            "shmarray": stack.enter_context(shmarray.Pool(workers)),
-            "stdlib": stack.enter_context(multiprocessing.Pool(workers)),
-        }
+def ours(workers: int) -> Iterator[Map]:
+    with shmarray.Pool(workers) as pool:
+        yield lambda function, items: pool.map(function, items, chunksize=1)
 
 
 @contextmanager
-def executors(workers: int) -> Iterator[dict[str, Any]]:
-    with ExitStack() as stack:
-        yield {
-            "shmarray": stack.enter_context(shmarray.ProcessPoolExecutor(workers)),
-            "stdlib": stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers)),
-        }
+def stock(workers: int) -> Iterator[Map]:
+    with multiprocessing.Pool(workers) as pool:
+        yield lambda function, items: pool.map(function, items, chunksize=1)
 
 
-def report(door: str, task: str, times: dict[str, tuple[float, float]]) -> None:
-    first, ours = times["shmarray"]
-    ratio = times["stdlib"][1] / ours
-    target = TARGETS.get((door, task))
-    wanted = f"  (target {target:.2g})" if target else ""
-    others = "  ".join(f"{name} {1000 * seconds:8.1f}" for name, (_, seconds) in times.items())
-    print(f"{door:9} {task:26} ms: {others}  first {1000 * first:7.1f}  ratio {ratio:5.1f}{wanted}")
+@contextmanager
+def our_executor(workers: int) -> Iterator[Map]:
+    with shmarray.ProcessPoolExecutor(workers) as executor:
+        yield lambda function, items: list(executor.map(function, items))
 
 
-def measure_pool(workers: int, repeat: int) -> None:
-    arrays = [np.full(ITEMS, float(i)) for i in range(ARRAYS)]
-    for task, function in (("x * 2", double), ("x.sum()", total), ("x *= 2; return x", in_place)):
-        with pools(workers) as found:
-            times = {
-                name: best(lambda pool=pool, f=function: pool.map(f, arrays, chunksize=1), repeat)
-                for name, pool in found.items()
-            }
-        times |= peers(function, arrays, workers, repeat)
-        report("Pool", task, times)
-    with pools(workers) as found:
-        times = {
-            name: best(lambda pool=pool: pool.map(identity, range(TINY), chunksize=1), repeat)
-            for name, pool in found.items()
-        }
-    report("Pool", "5000 tiny tasks", times)
+@contextmanager
+def stock_executor(workers: int) -> Iterator[Map]:
+    with concurrent.futures.ProcessPoolExecutor(workers) as executor:
+        yield lambda function, items: list(executor.map(function, items))
 
 
-def measure_big(workers: int, repeat: int) -> None:
-    """One array in a hundred tasks; the stdlib gets ten and is reckoned up, it would take a minute."""
-    big = np.zeros(BIG)
-    with pools(workers) as found:
-        items = [(big, i) for i in range(100)]
-        ours = best(lambda: found["shmarray"].map(look, items, chunksize=1), repeat)
-        first, _ = best(lambda: found["stdlib"].map(look, items[:10], chunksize=1), 1)
-    report("Pool", "256 MB in 100 tasks", {"shmarray": ours, "stdlib": (10 * first, 10 * first)})
+@contextmanager
+def with_joblib(workers: int) -> Iterator[Map]:
+    import joblib  # noqa: PLC0415 - optional
 
-
-def measure_executor(workers: int, repeat: int) -> None:
-    arrays = [np.full(ITEMS, float(i)) for i in range(ARRAYS)]
-    cases: list[tuple[str, Callable[[Any], Any], Any]] = [
-        ("x * 2", double, arrays),
-        ("5000 tiny tasks", identity, range(TINY)),
-    ]
-    for task, function, items in cases:
-        with executors(workers) as found:
-            times = {
-                name: best(lambda e=executor, f=function, i=items: list(e.map(f, i)), repeat)
-                for name, executor in found.items()
-            }
-        report("Executor", task, times)
-
-
-def peers(function: Any, arrays: Any, workers: int, repeat: int) -> dict[str, tuple[float, float]]:
-    """The same with joblib, if it is there; it refuses tasks that write to their arguments."""
-    try:
-        import joblib  # noqa: PLC0415 - optional
-    except ImportError:
-        return {}
-    if function is in_place:
-        return {}
     with joblib.Parallel(workers) as parallel:
-        return {"joblib": best(lambda: parallel(joblib.delayed(function)(x) for x in arrays), repeat)}
+        yield lambda function, items: parallel(joblib.delayed(function)(item) for item in items)
+
+
+@contextmanager
+def with_ray(workers: int) -> Iterator[Map]:
+    import ray  # noqa: PLC0415 - optional
+    from ray.util.multiprocessing import Pool  # noqa: PLC0415
+
+    ray.init(num_cpus=workers, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        pool = Pool(workers)
+        yield lambda function, items: pool.map(function, items, chunksize=1)
+        pool.terminate()
+    finally:
+        ray.shutdown()
+
+
+PEERS: dict[str, Callable[[int], Any]] = {
+    "Pool": ours,
+    "multiprocessing": stock,
+    "executor": our_executor,
+    "concurrent.futures": stock_executor,
+    "joblib": with_joblib,
+    "ray": with_ray,
+}
+
+
+# --- the workloads -------------------------------------------------------------------
+
+
+def arrays() -> list[Any]:
+    return [np.full(ITEMS, float(i)) for i in range(ARRAYS)]
+
+
+def one_big() -> list[Any]:
+    big = np.zeros(BIG)
+    return [(big, i) for i in range(TASKS)]
+
+
+def nothing() -> list[Any]:
+    return list(range(TINY))
+
+
+# Name, function, items, ours, and for each peer how many times as fast we mean to be.  Left
+# out: who refuses (arguments are read-only), and the stdlib where it would take minutes.
+WORKLOADS: list[tuple[str, Any, Callable[[], list[Any]], str, dict[str, float]]] = [
+    ("x * 2", double, arrays, "Pool", {"multiprocessing": 11, "joblib": 8, "ray": 3}),
+    ("x.sum()", total, arrays, "Pool", {"multiprocessing": 13, "joblib": 0, "ray": 2.5}),
+    ("x *= 2; return x", in_place, arrays, "Pool", {"multiprocessing": 15}),
+    ("256 MB in 100 tasks", look, one_big, "Pool", {"joblib": 4, "ray": 1.2}),
+    ("5000 tiny tasks", identity, nothing, "Pool", {"multiprocessing": 1}),
+    ("x * 2", double, arrays, "executor", {"concurrent.futures": 5, "ray": 2.5}),
+    ("5000 tiny tasks", identity, nothing, "executor", {"concurrent.futures": 1 / 1.2}),
+]
+
+
+def seconds(mapper: Map, function: Any, items: Iterable[Any]) -> float:
+    start = time.perf_counter()
+    result = mapper(function, items)
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def measure(name: str, function: Any, items: list[Any], mappers: dict[str, Map], targets: Any, rounds: int) -> None:
+    for mapper in mappers.values():
+        mapper(identity, range(64))
+    first = {peer: seconds(mapper, function, items) for peer, mapper in mappers.items()}
+    times: dict[str, list[float]] = {peer: [] for peer in mappers}
+    for _ in range(rounds):
+        for peer, mapper in mappers.items():
+            mapper(function, items)
+            times[peer].append(seconds(mapper, function, items))
+    own = next(iter(mappers))
+    for peer in mappers:
+        ratio = statistics.median(b / a for a, b in zip(times[own], times[peer], strict=True))
+        wanted = f"{targets[peer]:.2g}" if targets.get(peer) else "-"
+        figures = f"{1000 * first[peer]:9.1f}{1000 * statistics.median(times[peer]):9.1f}{ratio:8.2f}{wanted:>8}"
+        print(f"{name:22}{peer:20}{figures}", flush=True)
 
 
 def main() -> None:
-    """Print a line for each task."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
-    for name in ("joblib",):
-        if not _is_installed(name):
-            print(f"{name} is not installed: left out")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    missing = [name for name in ("joblib", "ray") if importlib.util.find_spec(name) is None]
     print(f"Python {sys.version.split()[0]}, numpy {np.__version__}, {options.workers} workers")
-    measure_pool(options.workers, options.repeat)
-    measure_big(options.workers, options.repeat)
-    measure_executor(options.workers, options.repeat)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
+    if missing:
+        print(f"not installed, so left out: {', '.join(missing)} (pip install 'shmarray[bench]')")
+    print(f"{'':42}{'first ms':>9}{'later ms':>9}{'ratio':>8}{'wanted':>8}")
+    for name, function, make_items, own, targets in WORKLOADS:
+        with ExitStack() as stack:
+            peers = [own, *(peer for peer in targets if peer not in missing)]
+            mappers = {peer: stack.enter_context(PEERS[peer](options.workers)) for peer in peers}
+            measure(name, function, make_items(), mappers, targets, options.rounds)
 
 
 if __name__ == "__main__":

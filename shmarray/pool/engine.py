@@ -16,6 +16,7 @@ import os
 import selectors
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +32,9 @@ from shmarray.pool.traffic import Traffic, Trip
 
 # Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
 _GRACE = 2.0
+# Seconds that a worker may be idle while another has tasks it has not read: tiny tasks come
+# to it by themselves in that time, and moving them costs more than they do.
+_SHARING = 0.002
 
 
 class Engine:
@@ -64,6 +68,8 @@ class Engine:
         self._fed = False
         self._refill = 0
         self._is_waiting = False
+        # When to look whether tasks should go from a busy worker to an idle one; 0: no need.
+        self._share_at = 0.0
         self._selector = selectors.DefaultSelector()
         self._waker = _Waker()
         self._selector.register(self._waker, selectors.EVENT_READ)
@@ -220,19 +226,24 @@ class Engine:
     def _collect(self) -> None:
         try:
             while not self._is_over():
-                for key, _ in self._selector.select():
+                for key, _ in self._selector.select(self._patience()):
                     if key.data is not None:
                         key.data()
                     else:
                         self._waker.clear()
                 self._send_again()
                 self._man_if_needed()
+                if self._share_at and time.monotonic() >= self._share_at:
+                    self._share_out()
                 self._send_again()
         except BaseException as error:
             self._fail_all(error)
             raise
         finally:
             self._end()
+
+    def _patience(self) -> float | None:
+        return max(0.0, self._share_at - time.monotonic()) if self._share_at else None
 
     def _is_over(self) -> bool:
         if self.state == TERMINATE:
@@ -255,8 +266,8 @@ class Engine:
             if not data:
                 return
             self._answered(hand, link.decode(data))
-        if not hand.flight and any(len(other.flight) > 1 for other in self._crew.hands):
-            self._share_out(hand)
+        if not hand.flight and not self._share_at and self._is_rich():
+            self._share_at = time.monotonic() + _SHARING
 
     def _answered(self, hand: Hand, message: link.Message) -> None:
         if (message.job, message.task) == (link.READY, 0):
@@ -294,11 +305,16 @@ class Engine:
 
     # --- taking back ---
 
-    def _share_out(self, idle: Hand) -> None:
-        """Give an idle worker some of what a busy one has not read yet."""
+    def _is_rich(self) -> bool:
+        return any(len(hand.flight) > 1 for hand in self._crew.hands)
+
+    def _share_out(self) -> None:
+        """Give idle workers some of what busy ones have not read yet."""
+        self._share_at = 0.0
         with self._lock:
-            if idle.is_alive and self._crew.may_have_more(idle):
-                self._back.extend(self._crew.take_back_from_busiest(idle))
+            for idle in self._crew.hands:
+                if not idle.flight and self._crew.may_have_more(idle):
+                    self._back.extend(self._crew.take_back_from_busiest(idle))
 
     def _send_again(self) -> None:
         if not self._back:
