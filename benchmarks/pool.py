@@ -88,8 +88,9 @@ def stock_executor(workers: int) -> Iterator[Map]:
 def with_joblib(workers: int) -> Iterator[Map]:
     import joblib  # noqa: PLC0415 - optional
 
-    with joblib.Parallel(workers) as parallel:
-        yield lambda function, items: parallel(joblib.delayed(function)(item) for item in items)
+    # A new Parallel for each call: one that is kept knows arrays again by their identity, and
+    # gives workers what they held the first time.  The workers themselves are kept anyway.
+    yield lambda function, items: joblib.Parallel(workers)(joblib.delayed(function)(item) for item in items)
 
 
 @contextmanager
