@@ -29,7 +29,7 @@ from shmarray.core.locks import lock
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
-from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC
+from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC, inode_at
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
 from shmarray.core.sparse import Part, SparseFile
@@ -53,6 +53,7 @@ __all__ = [
     "create",
     "create_temporary",
     "delete",
+    "inode_at",
     "list",
     "lock",
     "mlock",

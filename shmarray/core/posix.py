@@ -408,6 +408,20 @@ def _map_limit() -> str:
         os.close(fd)
 
 
+def inode_at(address: int) -> int | None:
+    """Inode of the file that is mapped at an address of this process; None if that cannot be known."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                span, _, _, _, inode, *_ = line.split()
+                start, end = span.split("-")
+                if int(start, 16) <= address < int(end, 16):
+                    return int(inode)
+    except OSError:
+        pass
+    return None
+
+
 # --- locking -------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from shmarray.core import owner
+from shmarray.core import inode_at, owner
 from shmarray.pool.handle import SharedHandle
 from shmarray.pool.stdlib import registered
 
@@ -55,12 +55,13 @@ def _mapped(array: NDArray[Any]) -> Reduction | None:
         return None
     low, high = byte_bounds(array)
     start = root.offset + low - byte_bounds(root)[0]
-    # A file that was removed or cut can be read by those who mapped it before, no others.
-    if not _has(str(root.filename), start + high - low):
+    # A file that was removed, replaced or cut can be read by those who mapped it before, no others.
+    if not _is_still(str(root.filename), inode_at(low), start + high - low):
         return None
     place = start, high - low, array.ctypes.data - low
     mode = "r" if root.mode == "r" else "r+"
-    return _map, (type(array), str(root.filename), mode, place, array.dtype, array.shape, array.strides)
+    view = array.dtype, array.shape, array.strides, array.flags.writeable
+    return _map, (type(array), str(root.filename), mode, place, view)
 
 
 def _root(array: Any) -> Any:
@@ -72,11 +73,12 @@ def _root(array: Any) -> Any:
     return None
 
 
-def _has(path: str, size: int) -> bool:
+def _is_still(path: str, inode: int | None, size: int) -> bool:
     try:
-        return os.stat(path).st_size >= size
+        status = os.stat(path)
     except OSError:
         return False
+    return status.st_size >= size and inode in (status.st_ino, None)
 
 
 def _map(
@@ -84,17 +86,19 @@ def _map(
     path: str,
     mode: Any,
     place: tuple[int, int, int],
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
+    view: tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], bool],
 ) -> NDArray[Any]:
     start, size, first = place
+    dtype, shape, strides, writeable = view
     octets: Any = np.memmap(path, np.uint8, mode, start, (size,)) if size else np.empty(0, np.uint8)
     array: Any = np.ndarray(shape, dtype, octets, first, strides)
     if cls is not np.ndarray:
         array = array.view(cls)
+    if issubclass(cls, np.memmap):
         for name in ("_mmap", "filename", "offset", "mode"):
             setattr(array, name, getattr(octets, name, None))
+    if not writeable:
+        array.flags.writeable = False
     return array  # type: ignore[no-any-return]
 
 
