@@ -22,6 +22,7 @@ format: $(VENV)/check.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/core.py
+	$(BIN)/python benchmarks/pool.py
 
 clean:
 	rm -rf $(VENV) build dist
@@ -34,7 +35,7 @@ $(VENV)/examples.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,examples]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,examples,integrations]'
 	@touch $@
 
 # Not pip's --group: pip has it since 25.1 only, and Python 3.11 brings an older one.
@@ -42,8 +43,10 @@ $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	@touch $@
 
-# SharedArray has no wheels: this needs a C compiler, and its build needs numpy there before it.
+# One by one, so that one that cannot be had does not keep out the others: SharedArray has no
+# wheels and needs a C compiler, and its build needs numpy there before it.
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check SharedArray
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check joblib ray
 	@touch $@

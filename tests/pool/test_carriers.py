@@ -3,7 +3,6 @@
 The measure is the stdlib's own pickler: what a task and a caller would have with it, they have.
 """
 
-import copy
 import dataclasses
 import functools
 import pickle
@@ -22,7 +21,8 @@ from tests.pool.tasks import call, make
 
 pytestmark = pytest.mark.filterwarnings(processes.FORK_WARNING)
 
-SIZE = 20_000  # items: 8 bytes each make 160 KB, single bytes less than the 64 KB of a box
+SIZE = 9_000  # items of 8 bytes: just more than the 64 KB from which arrays go in a box
+ROWS = 18_000  # of a table, whose strings have offsets of 4 bytes
 KEPT: list[Any] = []
 optional = functools.partial(pytest.importorskip, reason="carries arrays, but shmarray does not need it")
 
@@ -113,7 +113,7 @@ def assign(frame):
     if frame.ndim == 1:
         frame.iloc[0] = frame.iloc[-1]
     else:
-        for column in range(frame.shape[1]):
+        for column in range(min(8, frame.shape[1])):
             frame.iloc[0, column] = frame.iloc[-1, column]
     return frame
 
@@ -216,16 +216,18 @@ def of_python():
 def of_pandas():
     pd = optional("pandas")
     rng = np.random.default_rng(4)
-    mixed = pd.DataFrame({
-        "x": rng.random(SIZE),
-        "n": np.arange(SIZE),
-        "yes": rng.random(SIZE) > 0.5,
-        "when": pd.date_range("2020", periods=SIZE, freq="s"),
-        "y": rng.random(SIZE),
-        "since": pd.to_timedelta(np.arange(SIZE), unit="s"),
-        "name": [f"n{i}" for i in range(SIZE)],
-        "sort": pd.Categorical.from_codes(np.arange(SIZE) % 300, [f"c{i}" for i in range(300)]),
-    })
+    mixed = pd.DataFrame(
+        {
+            "x": rng.random(SIZE),
+            "n": np.arange(SIZE),
+            "yes": rng.random(SIZE) > 0.5,
+            "when": pd.date_range("2020", periods=SIZE, freq="s"),
+            "y": rng.random(SIZE),
+            "since": pd.to_timedelta(np.arange(SIZE), unit="s"),
+            "name": [f"n{i}" for i in range(SIZE)],
+            "sort": pd.Categorical.from_codes(np.arange(SIZE) % 300, [f"c{i}" for i in range(300)]),
+        }
+    )
     words = pd.Series([f"word {i}" for i in range(SIZE)])
     return {
         "mixed frame": mixed,
@@ -233,7 +235,7 @@ def of_pandas():
         "frame of integers": pd.DataFrame(np.arange(4 * SIZE).reshape(SIZE, 4), columns=list("abcd")),
         "frame of bools": pd.DataFrame(rng.random((SIZE, 8)) > 0.5),
         "rows of a frame": mixed.iloc[10::2],
-        "transposed frame": mixed[["x", "y"]].T,
+        "transposed frame": pd.DataFrame(rng.random((200, 60))).T,
         "frame over an array": pd.DataFrame(layouts()["contiguous"], copy=False),
         "frame over a read-only array": pd.DataFrame(layouts()["read-only"], copy=False),
         "frame with indexes": mixed.set_index(["n", "yes"]),
@@ -246,9 +248,9 @@ def of_pandas():
         "timedeltas": mixed["since"],
         "strings": words,
         "objects": words.astype(object),
-        "categories": pd.Series(pd.Categorical.from_codes(np.arange(70_000) % 300, [f"c{i}" for i in range(300)])),
+        "categories": pd.Series(pd.Categorical.from_codes(np.arange(35_000) % 300, [f"c{i}" for i in range(300)])),
         "nullable integers": pd.Series(np.arange(SIZE), dtype="Int64"),
-        "index": pd.Index(rng.random(SIZE)),
+        "index": pd.Series(0.5, pd.Index(rng.random(SIZE))),
         "frames in a dict": {"a": mixed, "b": [mixed["x"], mixed[["x"]]]},
     }
 
@@ -271,19 +273,21 @@ def of_scipy():
 def of_pyarrow():
     pa = optional("pyarrow")
     rng = np.random.default_rng(6)
-    table = pa.table({
-        "n": np.arange(SIZE),
-        "x": rng.random(SIZE),
-        "when": (np.arange(SIZE) * 10**6).astype("M8[us]"),
-        "name": [f"name {i}" for i in range(SIZE)],
-        "nulls": [i if i % 3 else None for i in range(SIZE)],
-    })
+    table = pa.table(
+        {
+            "n": np.arange(ROWS),
+            "x": rng.random(ROWS),
+            "when": (np.arange(ROWS) * 10**6).astype("M8[us]"),
+            "name": [f"name {i}" for i in range(ROWS)],
+            "nulls": [i if i % 3 else None for i in range(ROWS)],
+        }
+    )
     return {
         "table": table,
         "batch": table.to_batches()[0],
-        "slice": table.slice(5000, 12_000),
-        "chunks": pa.concat_tables([table, table.slice(0, 15_000)]),
-        "array over numpy": pa.array(rng.random(SIZE)),
+        "slice": table.slice(500, 7000),
+        "chunks": pa.concat_tables([table, table.slice(0, 8000)]),
+        "array over numpy": pa.array(rng.random(ROWS)),
         "tables in a dict": {"a": table, "b": [table["x"]]},
     }
 
@@ -324,7 +328,8 @@ def assert_equal(got, expected, name):
     assert digests(got) == digests(expected), name
     cls = type(expected)
     if cls.__module__.partition(".")[0] == "pandas":
-        _assert_pandas_equal(got, expected)
+        assert got.equals(expected), name  # its own assertions take a hundred times as long
+        assert str(got.dtypes) == str(expected.dtypes), name
     elif cls.__module__.partition(".")[0] == "pyarrow":
         got.validate(full=True)
         assert got.equals(expected), name
@@ -337,17 +342,6 @@ def assert_equal(got, expected, name):
             assert_equal(one, other, f"{name}, {i}")
 
 
-def _assert_pandas_equal(got, expected):
-    import pandas as pd
-
-    if isinstance(expected, pd.DataFrame):
-        pd.testing.assert_frame_equal(got, expected)
-    elif isinstance(expected, pd.Series):
-        pd.testing.assert_series_equal(got, expected)
-    else:
-        pd.testing.assert_index_equal(got, expected)
-
-
 # --- what they are to a task and to its caller ---
 
 
@@ -355,7 +349,7 @@ def test_they_arrive_equal_and_writable_and_come_back_so(pool, carriers):
     """A task writes to all it can, which its caller's own and what it kept before do not notice."""
     held = []
     for name, thing in carriers.items():
-        before = copy.deepcopy(thing)
+        before, own = as_stdlib(thing), digests(thing)
         seen, could, expected = overwrite(as_stdlib(thing))
 
         arrived, was_writable, changed = call(pool, overwrite, thing)
@@ -364,16 +358,16 @@ def test_they_arrive_equal_and_writable_and_come_back_so(pool, carriers):
         assert arrived == seen, name
         assert _at_least(was_writable, could), name
         assert_equal(changed, expected, name)
-        assert_equal(same, as_stdlib(thing), name)
+        assert_equal(same, before, name)
         assert _at_least(writable(changed), writable(as_stdlib(expected))), name
         assert _at_least(writable(same), could), name
-        assert_equal(thing, before, name)
-        held.append((name, changed, expected, same, before))
-    for name, changed, expected, same, before in held:
-        assert_equal(changed, expected, name)
+        assert digests(thing) == own, name
+        held.append((name, changed, expected, same, before, own))
+    for name, changed, expected, same, before, own in held:
+        assert digests(changed) == digests(expected), name
         overwrite(changed)
-        assert_equal(same, as_stdlib(before), name)
-        assert_equal(carriers[name], before, name)
+        assert digests(same) == digests(before), name
+        assert digests(carriers[name]) == own, name
 
 
 def _at_least(ours, theirs):
@@ -395,9 +389,9 @@ def test_frames_are_assigned_to_as_pandas_users_do(pool):
     for name, frame in of_pandas().items():
         if not hasattr(frame, "iloc"):
             continue
-        before = frame.copy(deep=True)
+        own = digests(frame)
         assert_equal(call(pool, assign, frame), assign(as_stdlib(frame)), name)
-        assert_equal(frame, before, name)
+        assert digests(frame) == own, name
         result = call(pool, identity, frame)
         assert_equal(assign(result), assign(as_stdlib(frame)), name)
 
@@ -425,7 +419,9 @@ def test_arrays_come_with_the_function_and_by_keyword(pool):
     assert np.array_equal(call(pool, Frozen(array).scaled, 3), array * 3)
     if isinstance(pool, shmarray.Pool):
         assert np.array_equal(pool.apply(weighted, (weights, array), {"offset": offset}), expected)
-        assert np.array_equal(pool.map(functools.partial(weighted, weights, offset=offset), [array] * 3), [expected] * 3)
+        assert np.array_equal(
+            pool.map(functools.partial(weighted, weights, offset=offset), [array] * 3), [expected] * 3
+        )
     else:
         assert np.array_equal(pool.submit(weighted, weights, array, offset=offset).result(), expected)
     assert np.array_equal(array, before)
@@ -485,9 +481,15 @@ def views_of(mapped):
         "plain": np.asarray(mapped)[2:, 1:],
         "other dtype": mapped[:, :10].view("i4"),
         "broadcast": np.broadcast_to(mapped[4], (50, 300)),
+        "read-only": _read_only(mapped[7:]),
         "record array": flat.view([("a", "f8"), ("b", "i8")]).view(np.recarray),
         "field": flat.view([("a", "f8"), ("b", "i8")])["a"],
     }
+
+
+def _read_only(view):
+    view.flags.writeable = False
+    return view
 
 
 def first(array):
@@ -524,7 +526,8 @@ def test_views_of_memory_maps_are_the_same_part_of_the_file_in_their_mode(pool, 
         cls, *rest = call(pool, look_and_mark, view, mark)
 
         assert cls is type(view), name
-        assert tuple(rest) == expected, name
+        if view.size:  # one without items has no mode
+            assert tuple(rest) == expected, name
         if view.flags.writeable and view.size:
             assert first(view).tobytes() == bytes([mark]) * view.itemsize, name
     if mode == "r":
@@ -573,7 +576,7 @@ def test_memory_maps_inside_carriers_go_by_reference(pool, tmp_path):
     for name, thing in things.items():
         taken = sum(piece.nbytes for piece in parcel.take_apart(thing).pieces)
         assert taken == (0 if name != "masked" else masked.mask.size * (masked.mask.nbytes >= parcel.SMALL)), name
-        seen, _, _ = call(pool, overwrite, things[name])
+        seen, _, _ = call(pool, overwrite, thing)
         assert [digest[-1] for digest in seen], name
         assert not mapped[0].any(), name
         mapped[...] = np.arange(60_000.0).reshape(200, 300)
@@ -601,5 +604,3 @@ def test_a_file_put_in_the_place_of_a_mapped_one_is_another_file(pool, tmp_path)
     (tmp_path / "new").rename(path)
     assert not mapped.any()
     assert not np.frombuffer(call(pool, look_and_mark, mapped, 0)[-1]).any()
-
-
