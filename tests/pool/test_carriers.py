@@ -192,7 +192,6 @@ def of_numpy():
         "strided datetime64": np.arange(2 * SIZE).astype("M8[h]")[::2],
         "timedelta64": np.arange(SIZE).astype("m8[ms]"),
         "unicode": np.arange(SIZE).astype("U7"),
-        "chararray": np.char.array(np.arange(SIZE).astype("S9")),
         "objects": np.array([plain, None, {"x": plain[::2]}], object),
     }
 
