@@ -30,7 +30,7 @@ from shmarray.errors import (
 # shm_open alone, and no way to list what there is.
 SHM_DIRECTORY: str | None = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
-# An unnamed file (O_TMPFILE, Linux 3.11) gets its name by linking /proc/self/fd/N.
+# An unnamed file (O_TMPFILE, Linux 3.11) gets its name by `link`, which may need /proc.
 UNNAMED_FILES = hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")
 MEMFD = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 
@@ -247,8 +247,7 @@ def reserve(fd: int, size: int, offset: int = 0) -> None:
 
 def punch(fd: int, size: int, offset: int) -> None:
     """Give the memory of part of a file back to the system; it reads as zeros then, for all who map it."""
-    if _libc.fallocate(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, offset, size):
-        raise _os_error(ctypes.get_errno())
+    _succeeded(_libc.fallocate(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, offset, size))
 
 
 def populate(address: int, size: int) -> bool:
@@ -344,14 +343,12 @@ def make_private(address: int, size: int, fd: int, offset: int) -> None:
 
 def discard_writes(address: int, size: int) -> None:
     """Make a private mapping show its file again; OSError with EINVAL if it is locked into memory."""
-    if _libc.madvise(address, size, _MADV_DONTNEED):
-        raise _os_error(ctypes.get_errno())
+    _succeeded(_libc.madvise(address, size, _MADV_DONTNEED))
 
 
 def remove(address: int, size: int) -> None:
     """As `punch`, through a shared mapping, when there is no descriptor any more."""
-    if _libc.madvise(address, size, _MADV_REMOVE):
-        raise _os_error(ctypes.get_errno())
+    _succeeded(_libc.madvise(address, size, _MADV_REMOVE))
 
 
 class Unmapping(weakref.ref[Any]):
@@ -375,8 +372,7 @@ class Unmapping(weakref.ref[Any]):
 
 
 def msync(address: int, size: int, flags: int) -> None:
-    if _libc.msync(address, size, operator.index(flags)):
-        raise _os_error(ctypes.get_errno())
+    _succeeded(_libc.msync(address, size, operator.index(flags)))
 
 
 def mlock(address: int, size: int) -> None:
@@ -388,7 +384,12 @@ def mlock(address: int, size: int) -> None:
 
 
 def munlock(address: int, size: int) -> None:
-    if _libc.munlock(address, size):
+    _succeeded(_libc.munlock(address, size))
+
+
+def _succeeded(result: int) -> None:
+    """Raise what a call of libc left in errno, if it gave anything but 0."""
+    if result:
         raise _os_error(ctypes.get_errno())
 
 

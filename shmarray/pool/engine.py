@@ -352,23 +352,22 @@ class Engine:
         for trip in trips:
             error = hand.obituary(f"task {trip.index} of call {trip.job}, {trip.function}")
             self._traffic.lost(trip, ran=True, forked=forked)
-            self._fail(trip, error)
-
-    def _fail(self, trip: Trip, error: BaseException) -> None:
-        call = self._calls.get(trip.job)
-        if isinstance(call, MapResult):
-            call._number_left = 1  # noqa: SLF001 - now, not when the rest is done
-        self._tell(trip.job, trip.index, (False, error))
+            self._tell_now(trip.job, trip.index, error)
 
     def _fail_all(self, error: BaseException) -> None:
         call: Any
         for job, call in tuple(self._calls.items()):
-            if isinstance(call, MapResult):
-                call._number_left = 1  # noqa: SLF001
-            self._tell(job, getattr(call, "_index", 0), (False, error))
+            self._tell_now(job, getattr(call, "_index", 0), error)
             if job in self._calls:  # an iterator: it ends after the error
                 with suppress(KeyError):
                     call._set_length(call._index)  # noqa: SLF001
+
+    def _tell_now(self, job: int, index: int, error: BaseException) -> None:
+        """Fail a call at once; a map would else wait until its other tasks are done."""
+        call = self._calls.get(job)
+        if isinstance(call, MapResult):
+            call._number_left = 1  # noqa: SLF001
+        self._tell(job, index, (False, error))
 
     def _man_if_needed(self) -> None:
         if self._back and not self._crew.hands:
@@ -428,6 +427,3 @@ class _Waker:
                 os.close(self._reader)
                 os.close(self._writer)
                 self._writer = -1
-
-
-__all__ = ["Engine"]
