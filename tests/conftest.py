@@ -12,7 +12,7 @@ from multiprocessing import forkserver, resource_tracker
 import pytest
 from hypothesis import HealthCheck, settings
 
-from shmarray.core import posix
+from shmarray.core.posix import files, libc
 from tests.helpers import processes, raw
 
 # The times of a shared machine say nothing, and every example makes names of its own.
@@ -123,19 +123,19 @@ def _link_through_proc(monkeypatch):
         ctypes.set_errno(errno.ENOENT)
         return -1
 
-    monkeypatch.setattr(posix._libc, "linkat", linkat)
+    monkeypatch.setattr(libc, "linkat", linkat)
 
 
 def _no_unnamed_files(monkeypatch):
     """/dev/shm is there, O_TMPFILE and memfd_create are not."""
-    monkeypatch.setattr(posix, "UNNAMED_FILES", False)
-    monkeypatch.setattr(posix, "MEMFD", False)
+    monkeypatch.setattr(files, "UNNAMED_FILES", False)
+    monkeypatch.setattr(files, "MEMFD", False)
 
 
 def _posix_alone(monkeypatch):
     """Nothing but shm_open, ftruncate and mmap, as on macOS and the BSDs."""
     _no_unnamed_files(monkeypatch)
-    monkeypatch.setattr(posix, "SHM_DIRECTORY", None)
+    monkeypatch.setattr(files, "SHM_DIRECTORY", None)
 
 
 SYSTEMS = [_native, _link_through_proc, _no_unnamed_files, _posix_alone]

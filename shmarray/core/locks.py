@@ -9,9 +9,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shmarray.core import names, posix
+from shmarray.core import names
 from shmarray.core.mapping import require_owner
 from shmarray.core.names import Name
+from shmarray.core.posix import files
+from shmarray.core.posix.errors import explained, unreachable
 
 # flock has no timeout of its own, and a signal to end it would hit the whole program.
 # The waits between two tries double from 0.5 to 20 ms.
@@ -80,7 +82,7 @@ def lock(
 
 
 @contextmanager
-def _held(name: Name, wanted: posix.Identity | None, shared: bool, timeout: float | None) -> Iterator[None]:
+def _held(name: Name, wanted: files.Identity | None, shared: bool, timeout: float | None) -> Iterator[None]:
     fd = _locked(name, wanted, shared, None if timeout is None else time.monotonic() + timeout)
     try:
         yield
@@ -88,16 +90,16 @@ def _held(name: Name, wanted: posix.Identity | None, shared: bool, timeout: floa
         _close(fd)
 
 
-def _locked(name: Name, wanted: posix.Identity | None, shared: bool, deadline: float | None) -> int:
+def _locked(name: Name, wanted: files.Identity | None, shared: bool, deadline: float | None) -> int:
     """A descriptor that holds the lock."""
     while True:
         fd = _open(name)
         try:
-            found = posix.identity(os.fstat(fd))
+            found = files.identity(os.fstat(fd))
             if wanted is not None and found != wanted:
-                raise posix.unreachable(name, "it was deleted, and another has its name now")
+                raise unreachable(name, "it was deleted, and another has its name now")
             _wait(fd, name, shared, deadline)
-            if posix.is_name_of(name, found):
+            if files.is_name_of(name, found):
                 return fd
         except BaseException:
             _close(fd)
@@ -108,9 +110,9 @@ def _locked(name: Name, wanted: posix.Identity | None, shared: bool, deadline: f
 def _open(name: Name) -> int:
     with _opening:
         try:
-            fd = posix.open_existing(name, os.O_RDONLY)
+            fd = files.open_existing(name, os.O_RDONLY)
         except OSError as error:
-            raise posix.explained(error, name) from error
+            raise explained(error, name) from error
         _open_fds.add(fd)
         return fd
 
@@ -124,10 +126,10 @@ def _close(fd: int) -> None:
 
 def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
     if deadline is None:
-        posix.flock(fd, shared=shared, wait=True)
+        files.flock(fd, shared=shared, wait=True)
         return
     wait = _FIRST_WAIT
-    while not posix.flock(fd, shared=shared, wait=False):
+    while not files.flock(fd, shared=shared, wait=False):
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"the lock of {name.text!r} is held by another, or by this very thread")

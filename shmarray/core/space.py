@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 
-from shmarray.core import posix
 from shmarray.core.names import Name
+from shmarray.core.posix import pages
 from shmarray.errors import SharedMemoryFullError
 
 # Looking costs 0.1 ms, as much as reserving 256 kB.  Processes so near to their limit that
@@ -33,7 +33,7 @@ def check(name: Name, fd: int, size: int) -> None:
     """
     if size < _WORTH_A_LOOK:
         return
-    free = posix.free_bytes(fd)
+    free = pages.free_bytes(fd)
     if free is not None and size > free:
         raise _full(name, fd, size)
     if name.kind == "file":
@@ -49,7 +49,7 @@ def explained(error: OSError, name: Name, fd: int, size: int) -> OSError:
 
 
 def _full(name: Name, fd: int, size: int) -> SharedMemoryFullError:
-    free = posix.free_bytes(fd) or 0
+    free = pages.free_bytes(fd) or 0
     if name.kind == "file":
         return _error(name, size, free, "the file system is full, or a quota or ulimit -f is reached")
     return _error(name, size, free, _REMEDY)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import posix, space
+from shmarray.core import space
 from shmarray.core.names import Name
+from shmarray.core.posix import files, libc, maps, pages
 
 _NAME = Name("shared memory of a pool", "anonymous", "")
 
@@ -34,7 +35,7 @@ class SparseFile:
     def create(cls) -> "SparseFile | None":
         """Make an empty one; None if the system cannot."""
         try:
-            fd = posix.open_anonymous()
+            fd = files.open_anonymous()
         except OSError:
             return None
         return None if fd is None else cls(fd)
@@ -52,13 +53,13 @@ class SparseFile:
         """
         space.check(_NAME, self.fd, size)
         try:
-            posix.reserve(self.fd, size, offset)
+            pages.reserve(self.fd, size, offset)
         except OSError as error:
             raise space.explained(error, _NAME, self.fd, size) from error
 
     def free(self, offset: int, size: int) -> None:
         """Give the memory back to the system; who maps it sees zeros."""
-        posix.punch(self.fd, size, offset)
+        pages.punch(self.fd, size, offset)
 
     def map(self, offset: int, size: int, *, private: bool = False) -> "Part":
         """Map a part; OSError with ENOMEM if there is no address space for it."""
@@ -89,7 +90,7 @@ class Part:
 
     def __init__(self, fd: int, offset: int, size: int, private: bool) -> None:
         self.size = 0
-        self.address = posix.map_file(fd, size, writable=True, private=private, offset=offset)
+        self.address = maps.map_file(fd, size, writable=True, private=private, offset=offset)
         self.size = size
         self.private = private
         self._offset = offset
@@ -105,19 +106,19 @@ class Part:
     def make_private(self, fd: int) -> None:
         """From now on writes of this process are not seen by others, nor those of forked children by it."""
         if not self.private:
-            posix.make_private(self.address, self.size, fd, self._offset)
+            maps.make_private(self.address, self.size, fd, self._offset)
             self.private = True
 
     def discard_writes(self) -> None:
         """Make a private part show the file again; OSError if the kernel will not (under mlockall)."""
-        posix.discard_writes(self.address, self.size)
+        maps.discard_writes(self.address, self.size)
 
     def free(self) -> None:
         """Give a shared part's memory back to the system; who maps it sees zeros."""
-        posix.remove(self.address, self.size)
+        maps.remove(self.address, self.size)
 
-    # Not posix.Unmapping: parts are held by objects that can be in a cycle, and the garbage
+    # Not maps.Unmapping: parts are held by objects that can be in a cycle, and the garbage
     # collector calls no weak reference's callback that is garbage itself.
-    def __del__(self, munmap: Callable[[int, int], int] = posix.munmap) -> None:
+    def __del__(self, munmap: Callable[[int, int], int] = libc.munmap) -> None:
         if self.size:
             munmap(self.address, self.size)
