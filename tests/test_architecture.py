@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,12 @@ def test_every_public_name_has_a_docstring():
         if not name.startswith(("MS_", "__")) and not (getattr(shmarray, name).__doc__ or "").strip()
     ]
     assert not undocumented
+
+
+def test_public_functions_and_classes_have_the_name_that_users_know():
+    callables = [name for name in shmarray.__all__ if callable(getattr(shmarray, name))]
+    assert {name: getattr(shmarray, name).__qualname__ for name in callables} == {name: name for name in callables}
+    assert all(pickle.loads(pickle.dumps(getattr(shmarray, name))) is getattr(shmarray, name) for name in callables)
 
 
 def test_types_are_declared():

@@ -376,6 +376,10 @@ def list_arrays() -> list[ArrayInfo]:
     return [info for info in found if info is not None]
 
 
+# In help, and where pickle looks for it: the name that it has for its users.
+list_arrays.__module__, list_arrays.__name__, list_arrays.__qualname__ = "shmarray.core", "list", "list"
+
+
 def _info(text: str) -> ArrayInfo | None:
     name = Name(text, "shm", text)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core.names import Name
-from shmarray.core.posix import files, maps
+from shmarray.core.posix import files, libc, maps
 
 Mode = Literal["r+", "r", "c"]
 
@@ -44,7 +44,11 @@ class Mapping:
 
     def __init__(self, fd: int, size: int, mode: Mode, name: Name, identity: files.Identity) -> None:
         self.address = address = maps.map_file(fd, size, mode != "r", mode == "c")
-        self._unmapping = maps.Unmapping.of(self, address, size)
+        try:
+            self._unmapping = maps.Unmapping.of(self, address, size)
+        except BaseException:  # a Ctrl-C
+            libc.munmap(address, size)
+            raise
         self.size = size
         self.mode = mode
         self.name = name

@@ -36,20 +36,20 @@ def open_existing(name: Name, flags: int) -> int:
     """
     flags |= os.O_CLOEXEC | os.O_NONBLOCK
     if name.kind != "shm":
-        return os.open(name.path, flags)
+        return _opened(name.path, flags)
     if SHM_DIRECTORY is None:
         return _shm_open(name.path, flags)
-    return os.open(_path(name), flags | os.O_NOFOLLOW)
+    return _opened(_path(name), flags | os.O_NOFOLLOW)
 
 
 def open_exclusive(name: Name, permissions: int) -> int:
     """Make an empty file under a name that must be free; it is visible at once."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     if name.kind == "file":
-        return os.open(name.path, flags, permissions)
+        return _opened(name.path, flags, permissions)
     if SHM_DIRECTORY is None:
         return _shm_open(name.path, flags, permissions)
-    return os.open(_path(name), flags | os.O_NOFOLLOW, permissions)
+    return _opened(_path(name), flags | os.O_NOFOLLOW, permissions)
 
 
 def open_unnamed(name: Name, permissions: int) -> int | None:
@@ -62,7 +62,7 @@ def open_unnamed(name: Name, permissions: int) -> int | None:
         return None
     directory = SHM_DIRECTORY if name.kind == "shm" else os.path.dirname(name.path)
     try:
-        return os.open(directory or ".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, permissions)
+        return _opened(directory or ".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, permissions)
     except OSError as error:
         # EISDIR: a kernel that does not know O_TMPFILE sees an attempt to open the directory.
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
@@ -72,7 +72,7 @@ def open_unnamed(name: Name, permissions: int) -> int | None:
 
 def open_anonymous() -> int | None:
     """Make memory that has no name anywhere, neither bound by the size of /dev/shm; None if the system cannot."""
-    return os.memfd_create("shmarray", os.MFD_CLOEXEC) if MEMFD else None
+    return libc.at_once(os.memfd_create, "shmarray", os.MFD_CLOEXEC) if MEMFD else None
 
 
 def link(fd: int, name: Name) -> None:
@@ -152,8 +152,12 @@ def file_names() -> list[str]:
         return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
 
 
+def _opened(path: str, flags: int, permissions: int = 0) -> int:
+    return libc.at_once(os.open, path, flags, permissions)
+
+
 def _shm_open(path: str, flags: int, permissions: int = 0) -> int:
-    return int(_posixshmem().shm_open(f"/{path}", flags, mode=permissions))
+    return libc.at_once(_posixshmem().shm_open, f"/{path}", flags, permissions)
 
 
 def _posixshmem() -> Any:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from itertools import starmap
 from typing import Any
 
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = (1, 2, 4) if sys.platform == "linux" else (1, 2, 16)
@@ -39,6 +40,17 @@ mlock = _call("mlock", *_RANGE)
 munlock = _call("munlock", *_RANGE)
 fallocate = _call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 linkat = _call("linkat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+
+
+def at_once(call: Callable[..., int], *args: Any) -> int:
+    """Call a function of C so that no signal's exception comes before its result is stored.
+
+    Python looks for signals when a call has returned: a Ctrl-C that came during the system
+    call is raised then, and a descriptor or a mapping would be lost.  It does not look when
+    it unpacks, whatever code of C that runs.
+    """
+    (result,) = starmap(call, (args,))
+    return result
 
 
 def succeeded(result: int) -> None:

@@ -22,20 +22,29 @@ def map_file(fd: int, size: int, writable: bool, private: bool, offset: int = 0)
         ENOMEM: no address space (RLIMIT_AS) or no further mapping (vm.max_map_count) is to be had.
     """
     protection = libc.PROT_READ | (libc.PROT_WRITE if writable else 0)
-    address: int = libc.mmap(None, size, protection, libc.MAP_PRIVATE if private else libc.MAP_SHARED, fd, offset)
+    kind = libc.MAP_PRIVATE if private else libc.MAP_SHARED
+    address = libc.at_once(libc.mmap, None, size, protection, kind, fd, offset)
     if address == libc.MAP_FAILED:
-        code = ctypes.get_errno()
-        if code == errno.ENOMEM:
-            raise OSError(
-                code,
-                f"cannot map {size} bytes: the process has no address space left (ulimit -v), "
-                f"or as many mappings as vm.max_map_count allows ({_map_limit()})",
-            )
-        raise libc.error_of(code)
+        raise _not_mapped(size)
     if size >= HUGE_PAGE:
-        # Advice: EINVAL where the kernel has no huge pages, and nothing is lost.
-        libc.madvise(address, size, libc.MADV_HUGEPAGE)
+        try:
+            # Advice: EINVAL where the kernel has no huge pages, and nothing is lost.
+            libc.madvise(address, size, libc.MADV_HUGEPAGE)
+        except BaseException:
+            munmap(address, size)
+            raise
     return address
+
+
+def _not_mapped(size: int) -> OSError:
+    error = libc.last_error()
+    if error.errno != errno.ENOMEM:
+        return error
+    why = (
+        f"cannot map {size} bytes: the process has no address space left (ulimit -v), "
+        f"or as many mappings as vm.max_map_count allows ({_map_limit()})"
+    )
+    return OSError(errno.ENOMEM, why)
 
 
 def make_private(address: int, size: int, fd: int, offset: int) -> None:
