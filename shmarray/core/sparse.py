@@ -1,7 +1,9 @@
 """A file in memory without a name, of any size, of which only those parts exist that were asked for."""
 
+import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from shmarray.core import space
 from shmarray.core.names import Name
 from shmarray.core.posix import files, libc, maps, pages
 
+# Several processes reserve at once, and need some for themselves: were they let come to the
+# very limit of a control group, the kernel would end one of them.
+_SPARE = 16 << 20
 _NAME = Name("shared memory of a pool", "anonymous", "")
 
 
@@ -41,7 +46,7 @@ class SparseFile:
         return None if fd is None else cls(fd)
 
     def reserve(self, offset: int, size: int) -> None:
-        """Make `size` bytes from `offset` exist.
+        """Make `size` bytes from `offset` exist, all of them or none.
 
         Raises
         ------
@@ -49,12 +54,16 @@ class SparseFile:
             If memory does not suffice.  A write to a part that was not reserved would be
             a bus error, or past a control group's limit the end of the process.
         OSError
-            EFBIG beyond ``ulimit -f``, among others.
+            EFBIG beyond ``ulimit -f``, among others: there may be memory elsewhere.
         """
-        space.check(_NAME, self.fd, size)
+        space.check(_NAME, self.fd, size, _SPARE)
         try:
             pages.reserve(self.fd, size, offset)
         except OSError as error:
+            with suppress(OSError):
+                self.free(offset, size)
+            if error.errno == errno.EFBIG:
+                raise
             raise space.explained(error, _NAME, self.fd, size) from error
 
     def free(self, offset: int, size: int) -> None:

@@ -5,6 +5,7 @@ where the speed comes from.  Memory that nobody has used for a second goes back 
 system, so an idle pool holds only what its caller still has.
 """
 
+import gc
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core import Part, SparseFile
+from shmarray.errors import SharedMemoryFullError
 from shmarray.pool.boxes import BOX_SIZE, Boxes, Lent, offset_of, rounded
 
 # Seconds after which unused memory goes back.
@@ -104,7 +106,13 @@ class Arena(Boxes):
     def room(self, box: Box, size: int) -> Part:
         """Give a lent box so much memory; OSError if it cannot be had."""
         if box.reserved < size:
-            self.file.reserve(offset_of(box.index) + box.reserved, rounded(size) - box.reserved)
+            place = offset_of(box.index) + box.reserved, rounded(size) - box.reserved
+            try:
+                self.file.reserve(*place)
+            except SharedMemoryFullError:
+                gc.collect()  # a call that failed is in a cycle with its error, and its results with it
+                self._empty_unused(time.monotonic())
+                self.file.reserve(*place)
             box.reserved = rounded(size)
         part = self.shared(box.index, box.reserved)
         self._start_janitor()
@@ -190,15 +198,18 @@ class Arena(Boxes):
         return max(0.01, oldest.freed_at + IDLE - time.monotonic())
 
     def _give_memory_back(self, before: float) -> None:
-        while self._free and self._free[0].freed_at <= before:
-            with suppress(IndexError):  # lent meanwhile
-                self._empty_out(self._free.popleft(), before)
+        self._empty_unused(before)
         for _ in range(len(self._seen)):
             box, lent = self._seen.popleft()
             if lent.is_seen_by_children():
                 self._seen.append((box, lent))
             else:
                 self.give_back(box)
+
+    def _empty_unused(self, before: float) -> None:
+        while self._free and self._free[0].freed_at <= before:
+            with suppress(IndexError):  # lent meanwhile
+                self._empty_out(self._free.popleft(), before)
 
     def _empty_out(self, box: Box, before: float) -> None:
         if box.freed_at > before:

@@ -17,6 +17,7 @@ import selectors
 import socket
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -145,6 +146,7 @@ class Engine:
                     self._feed_task(task)
                 except _Terminated:
                     return False
+        sequence = task = None  # the traceback of an error knows this frame, too
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
@@ -157,7 +159,10 @@ class Engine:
         except _Terminated:
             raise
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
-            self._tell(task[0], task[1], (False, error))
+            job, index = task[:2]
+            task = None
+            traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
+            self._tell(job, index, (False, error))
         else:
             self._place(trip, data)
 

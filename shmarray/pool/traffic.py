@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import parcel
 from shmarray.pool.arena import Arena, Box
 from shmarray.pool.boxes import rounded
@@ -138,6 +139,8 @@ class Traffic:
             return parcel.loosely(bundle)
         try:
             spans = self._in_boxes(self.arena, pieces, trip)
+        except SharedMemoryFullError:
+            raise  # through the pipe it would take twice the memory, and the kernel kill a process for it
         except (OSError, MemoryError) as error:
             self._warn(str(error))
             self._give_up_boxes(trip)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import parcel
 from shmarray.pool.boxes import Boxes, Lent, offset_of, rounded
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Span
@@ -166,6 +167,8 @@ class Worker:
             return parcel.loosely(bundle), ""
         try:
             return self._in_box(bundle, pieces, errand), ""
+        except SharedMemoryFullError as error:  # through the pipe it would take twice the memory
+            return Contents(parcel.take_apart((False, self._manners.failed(error, None))).pickle), ""
         except (OSError, MemoryError) as error:
             return parcel.loosely(bundle), str(error)
 
