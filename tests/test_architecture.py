@@ -30,6 +30,7 @@ LAYERS = [
     "shmarray.pool.parcel",
     "shmarray.pool.references",
     "shmarray.pool.scope",
+    "shmarray.pool.watcher",
     "shmarray.pool.handle",
     "shmarray.pool.forks",
     "shmarray.pool.stdlib",

@@ -17,6 +17,7 @@ From top to bottom; each module imports only those below it::
     parcel      objects -> (pickle, buffers) -> objects; no processes
     references  arrays that go by reference; the registration with ForkingPickler
     scope       scoped: a shared array for the length of a with-block
+    watcher     deletes the names of a process that is killed
     handle      SharedHandle: a view of shared memory, as something small to send
     forks       who is told of forks
     stdlib      the private names of the stdlib that are used

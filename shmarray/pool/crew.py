@@ -15,7 +15,7 @@ from shmarray.pool import forks, link
 from shmarray.pool.arena import Arena
 from shmarray.pool.link import Receiver
 from shmarray.pool.obituary import exit_code, how_it_ended, watch
-from shmarray.pool.serve import Descriptor, Start, serve
+from shmarray.pool.serve import Descriptor, Start, interrupts_held, serve
 from shmarray.pool.traffic import Keeper, Trip
 
 # So many more than there are workers may die before they are ready, one after the other.
@@ -85,6 +85,7 @@ class Crew:
     def __init__(
         self,
         make: Callable[..., Any],
+        context: Any,
         size: int,
         processes: list[Any],
         arguments: tuple[Any, ...],
@@ -95,6 +96,7 @@ class Crew:
         # Whether dead workers are replaced.
         self.is_willing = True
         self._make = make
+        self._context = context
         self._size = size
         self._processes = processes
         self._arguments = arguments
@@ -125,7 +127,8 @@ class Crew:
                     self.hands.append(hand)
                 hand.process.name = hand.process.name.replace("Process", "PoolWorker")
                 hand.process.daemon = True
-                hand.process.start()
+                with interrupts_held(self._context):
+                    hand.process.start()
                 hand.watch = watch(hand.process)
             except BaseException:
                 self._close(hand)

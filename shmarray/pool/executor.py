@@ -21,8 +21,8 @@ from shmarray.pool.link import Message
 from shmarray.pool.manager import Manager, watch_end
 from shmarray.pool.obituary import how_it_ended
 from shmarray.pool.parcel import Contents
-from shmarray.pool.serve import Descriptor, Start, executor_worker, prepare
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, managers_at_exit
+from shmarray.pool.serve import Descriptor, Start, executor_worker, interrupts_held, prepare
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, managers_at_exit, private_ends
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.worker import Errand
 
@@ -100,16 +100,22 @@ class ProcessPoolExecutor(Executor):
 
     shutdown.__doc__ = Executor.shutdown.__doc__
 
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # Ctrl-C: as when the stdlib's idle workers die of it, the calls that wait are given up.
+        self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
+
     def _spawn_process(self) -> None:
         with forks.lock:
             self._forget_dead()
             before = set(self._processes.values())
             reader, writer = self._lives.pipe()
             arena = self._desk.traffic.arena
-            start = Start(Descriptor(reader), None if arena is None else Descriptor(os.dup(arena.file.fd)))
+            file = None if arena is None else Descriptor(os.dup(arena.file.fd))
+            start = Start(Descriptor(reader), file, private_ends(self))
             self._initargs = (start, ExecutorManners, *self._user_start)
             try:
-                super()._spawn_process()  # type: ignore[misc]
+                with interrupts_held(self._mp_context):
+                    super()._spawn_process()  # type: ignore[misc]
                 new = set(self._processes.values()) - before
                 self._life_of.update(dict.fromkeys(new, writer))
                 watch_end(new)

@@ -148,6 +148,12 @@ def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]
     return SimpleNamespace(_reader=GuardedReader(executor._result_queue._reader, wait_for_more))
 
 
+def private_ends(executor: Any) -> tuple[Any, ...]:
+    """The connections of an executor's queues: who holds them is taken for a worker."""
+    calls, results = executor._call_queue, executor._result_queue
+    return calls._reader, calls._writer, results._reader, results._writer
+
+
 __all__ = [
     "CLOSE",
     "INIT",
@@ -167,5 +173,6 @@ __all__ = [
     "guarded_results",
     "is_told_of_by",
     "managers_at_exit",
+    "private_ends",
     "registered",
 ]
