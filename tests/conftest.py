@@ -12,6 +12,7 @@ from multiprocessing import forkserver, resource_tracker
 import pytest
 from hypothesis import HealthCheck, settings
 
+import shmarray
 from shmarray.core.posix import files, libc
 from tests.helpers import processes, raw
 
@@ -27,10 +28,12 @@ settings.load_profile("default")
 
 @pytest.fixture(scope="session", autouse=True)
 def _lasting_helpers():
-    """Start what multiprocessing keeps until the end, so that it is no leak of one test."""
+    """Start what multiprocessing and scopes keep until the end, so that it is no leak of one test."""
     resource_tracker.ensure_running()
     multiprocessing.set_forkserver_preload(["tests.helpers.workers"])
     forkserver.ensure_running()
+    with shmarray.scoped(1, name=f"t{os.getpid()}-watched"):  # starts the watcher of names
+        pass
     gc.freeze()  # what pytest and numpy are made of need not be looked through again and again
 
 

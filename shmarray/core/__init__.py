@@ -19,6 +19,7 @@ From top to bottom; each module imports only those below it::
 
 from shmarray.core.arrays import (
     ArrayInfo,
+    Removal,
     attach,
     create,
     delete,
@@ -47,6 +48,7 @@ __all__ = [
     "Order",
     "Part",
     "Reference",
+    "Removal",
     "Shape",
     "SparseFile",
     "Undo",

@@ -144,7 +144,7 @@ def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None
             return _publish_in_place(name, plan, undo)
         try:
             if undo is not None:
-                undo.append(_remover(fd, name))
+                undo.append(Removal.of(fd, name))
             array = segment.filled(fd, name, plan)
             files.link(fd, name)
         finally:
@@ -160,7 +160,7 @@ def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], objec
     """The portable way: the name first, then what it names."""
     fd = files.open_exclusive(name, plan.permissions)
     try:
-        remove = _remover(fd, name)
+        remove = Removal.of(fd, name)
         try:
             if undo is not None:
                 undo.append(remove)
@@ -172,16 +172,33 @@ def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], objec
         os.close(fd)
 
 
-def _remover(fd: int, name: Name) -> Callable[[], None]:
-    """What removes the name of an open file, unless it is gone or another's."""
-    identity = files.identity(os.fstat(fd))
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What removes the name of a file, unless it is gone or another's.
 
-    def remove() -> None:
-        if files.is_name_of(name, identity):
+    Attributes
+    ----------
+    name : Name
+    identity : Identity
+        By which the file is known.
+    """
+
+    name: Name
+    identity: files.Identity
+
+    @classmethod
+    def of(cls, fd: int, name: Name) -> "Removal":
+        return cls(name, files.identity(os.fstat(fd)))
+
+    @property
+    def path(self) -> str | None:
+        """Where any program finds the file; None where shared memory is in no directory."""
+        return files.path_of(self.name)
+
+    def __call__(self) -> None:
+        if files.is_name_of(self.name, self.identity):
             with suppress(FileNotFoundError):
-                files.unlink(name)
-
-    return remove
+                files.unlink(self.name)
 
 
 def _not_created(error: OSError, name: Name) -> OSError:

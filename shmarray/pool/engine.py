@@ -81,12 +81,15 @@ class Engine:
         """Start the workers and the threads; whatever starting a process raises, with nothing left."""
         try:
             self._man()
-        except BaseException:
-            self.state = TERMINATE
-            self._end()
+            self._collector.start()
+            self._feeder.start()
+        except BaseException:  # Ctrl-C too: there is no pool yet that one could terminate
+            if self._collector.ident is not None:
+                self.terminate()
+            else:
+                self.state = TERMINATE
+                self._end()
             raise
-        self._collector.start()
-        self._feeder.start()
 
     def wake(self) -> None:
         self._waker.wake()

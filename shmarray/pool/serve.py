@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shmarray.core import SparseFile
@@ -18,6 +19,8 @@ from shmarray.pool.link import Message, Receiver
 from shmarray.pool.parcel import Contents
 from shmarray.pool.stdlib import DupFd, PoolManners
 from shmarray.pool.worker import Errand, Worker
+
+_INTERRUPT = {signal.SIGINT}
 
 
 class Descriptor:
@@ -31,6 +34,7 @@ class Descriptor:
 
 
 def _received(duplicate: Any) -> Descriptor:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)  # this is a worker that starts: see interrupts_held
     fd = duplicate.detach()
     os.set_inheritable(fd, False)
     return Descriptor(fd)
@@ -45,11 +49,17 @@ class Start:
         Reading end of a pipe that only the caller has the other end of.
     file : Descriptor or None
         The boxes' memory.
+    private : tuple
+        What a child that a task forks must close, so that it is not taken for the worker.
+    is_interruptible : bool
+        Whether Ctrl-C reaches the caller.
     """
 
-    def __init__(self, life: Descriptor, file: Descriptor | None) -> None:
+    def __init__(self, life: Descriptor, file: Descriptor | None, private: tuple[Any, ...] = ()) -> None:
         self.life = life
         self.file = file
+        self.private = private
+        self.is_interruptible = signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def boxes(self) -> Boxes | None:
         return None if self.file is None else Boxes(SparseFile(self.file.fd))
@@ -59,6 +69,31 @@ class Start:
         os.close(self.life.fd)
         if self.file is not None:
             os.close(self.file.fd)
+
+
+@contextmanager
+def interrupts_held(context: Any) -> Iterator[None]:
+    """Start processes that Ctrl-C cannot interrupt before they are ready to be: they would print a traceback.
+
+    They inherit what this thread blocks.  The forkserver must not, it serves others too;
+    a KeyboardInterrupt ends its children without a word, until they have unpickled a `Descriptor`.
+    """
+    if context.get_start_method() == "forkserver":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(worker: Worker, start: Start, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    worker.install_interrupt()
+    if start.is_interruptible:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+    if initializer is not None:
+        worker.interruptible(initializer, initargs, {})
 
 
 def die_with_caller(fd: int) -> None:
@@ -94,15 +129,17 @@ def serve(
     Ends when the caller closes its end of the channel, or after `most` tasks.
     """
     die_with_caller(start.life.fd)
+    worker = Worker(start.boxes(), PoolManners)
     with socket.socket(fileno=channel.fd) as sock:
         try:
-            if initializer is not None:
-                initializer(*initargs)
-        except BaseException:
+            _begin(worker, start, initializer, initargs)
+        except BaseException as error:
             _send(sock, Message(link.READY, 1, 0, 0, _words(traceback.format_exc())))
+            if isinstance(error, KeyboardInterrupt):
+                sys.exit(1)  # without a word: so does the caller, who says it
             raise
         _send(sock, Message(link.READY, 0, 0, 0, _words("")))
-        _work(sock, Worker(start.boxes(), PoolManners), most)
+        _work(sock, worker, most)
 
 
 def _words(text: str) -> Any:
@@ -110,7 +147,6 @@ def _words(text: str) -> Any:
 
 
 def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
-    worker.install_interrupt()
     receiver = Receiver(sock)
     owner = os.getpid()
     done = 0
@@ -149,6 +185,16 @@ def _send(sock: socket.socket, message: Message) -> bool:
 # --- the stdlib's executor -----------------------------------------------------------
 
 _executor_worker: Worker | None = None
+_private: list[Any] = []
+
+
+def _close_private() -> None:
+    for connection in _private:
+        connection.close()
+    _private.clear()
+
+
+os.register_at_fork(after_in_child=_close_private)
 
 
 def prepare(start: Start, manners: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
@@ -156,8 +202,11 @@ def prepare(start: Start, manners: Any, initializer: Callable[..., object] | Non
     global _executor_worker  # noqa: PLW0603 - one worker in a process
     die_with_caller(start.life.fd)
     _executor_worker = Worker(start.boxes(), manners)
-    if initializer is not None:
-        initializer(*initargs)
+    _private.extend(start.private)
+    try:
+        _begin(_executor_worker, start, initializer, initargs)
+    except KeyboardInterrupt:
+        os._exit(1)  # the stdlib would write a traceback
 
 
 def executor_worker() -> Worker:

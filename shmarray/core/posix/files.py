@@ -132,6 +132,11 @@ def is_name_of(name: Name, wanted: Identity) -> bool:
         os.close(fd)
 
 
+def path_of(name: Name) -> str | None:
+    """The file's path; None where shared memory is in no directory."""
+    return None if name.kind == "shm" and SHM_DIRECTORY is None else _path(name)
+
+
 def _path(name: Name) -> str:
     return f"{SHM_DIRECTORY}/{name.path}" if name.kind == "shm" else name.path
 
