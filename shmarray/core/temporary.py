@@ -50,7 +50,7 @@ def create_temporary(
     plan = planned(shape, dtype, data, order, permissions)
     if name is not None:
         return publish(names.parse(name).absolute(), plan, undo)
-    fd = files.open_anonymous()
+    fd = files.open_anonymous() if files.PROC else None
     if fd is None:
         return _randomly_named(undo, plan)
     undo.append(io.FileIO(fd).close)

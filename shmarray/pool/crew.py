@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
@@ -116,12 +116,15 @@ class Crew:
     def _start(self) -> Hand:
         # Under the lock of forks, so that no other thread's child inherits the ends meant
         # for this worker; it closes its copies of all the others (after_fork_in_child).
-        with forks.lock:
-            sock, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with forks.lock, ExitStack() as lent, ExitStack() as kept:
+            sock, far = map(kept.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             reader, writer = self._lives.pipe()
-            channel = Descriptor(os.dup(far.fileno()))
-            start = Start(Descriptor(reader), self._file())
-            hand = Hand(self._make(target=serve, args=(channel, start, *self._arguments)), sock, far, writer)
+            lent.callback(os.close, reader)
+            kept.callback(self._lives.close, writer)
+            channel = Descriptor.copy_of(far.fileno(), lent)
+            file = None if self._arena is None else Descriptor.copy_of(self._arena.file.fd, lent)
+            arguments = (channel, Start(Descriptor(reader), file), *self._arguments)
+            hand = Hand(self._make(target=serve, args=arguments), sock, far, writer)
             try:
                 with self.lock:
                     self.hands.append(hand)
@@ -133,14 +136,9 @@ class Crew:
             except BaseException:
                 self._close(hand)
                 raise
-            finally:
-                os.close(channel.fd)
-                start.close()
+            kept.pop_all()
         self._show(hand)
         return hand
-
-    def _file(self) -> Descriptor | None:
-        return None if self._arena is None else Descriptor(os.dup(self._arena.file.fd))
 
     def _show(self, hand: Hand) -> None:
         # In the place of a dead one: who divides by the length of the list must not see it empty.

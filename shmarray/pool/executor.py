@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
@@ -105,12 +105,13 @@ class ProcessPoolExecutor(Executor):
         self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
 
     def _spawn_process(self) -> None:
-        with forks.lock:
+        with forks.lock, ExitStack() as lent:
             self._forget_dead()
             before = set(self._processes.values())
             reader, writer = self._lives.pipe()
+            lent.callback(os.close, reader)
             arena = self._desk.traffic.arena
-            file = None if arena is None else Descriptor(os.dup(arena.file.fd))
+            file = None if arena is None else Descriptor.copy_of(arena.file.fd, lent)
             start = Start(Descriptor(reader), file, private_ends(self))
             self._initargs = (start, ExecutorManners, *self._user_start)
             try:
@@ -121,7 +122,6 @@ class ProcessPoolExecutor(Executor):
                 watch_end(new)
             finally:
                 self._initargs = ()
-                start.close()
 
     def _adjust_process_count(self) -> None:
         # The stdlib counts idle workers with a semaphore that it raises late, so that it may

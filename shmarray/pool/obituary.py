@@ -34,6 +34,8 @@ def how_it_ended(code: int | None) -> str:
         return "ended, with a status that somebody else has taken,"
     if code >= 0:
         return f"exited with status {code}"
+    if code == -signal.SIGKILL:
+        return "was killed by SIGKILL, as the kernel does when memory runs out,"
     try:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:

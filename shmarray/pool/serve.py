@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from shmarray.core import SparseFile
@@ -28,6 +28,13 @@ class Descriptor:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+
+    @classmethod
+    def copy_of(cls, fd: int, until: ExitStack) -> "Descriptor":
+        """One for the process alone; the caller's copy is closed when it has it."""
+        copy = os.dup(fd)
+        until.callback(os.close, copy)
+        return cls(copy)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, (DupFd(self.fd),)
@@ -63,12 +70,6 @@ class Start:
 
     def boxes(self) -> Boxes | None:
         return None if self.file is None else Boxes(SparseFile(self.file.fd))
-
-    def close(self) -> None:
-        """In the caller, when the worker has its own."""
-        os.close(self.life.fd)
-        if self.file is not None:
-            os.close(self.file.fd)
 
 
 @contextmanager

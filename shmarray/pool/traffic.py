@@ -346,4 +346,5 @@ def _put_together(contents: Contents, buffers: list[Octets]) -> tuple[bool, Any]
 
 
 def _failure(error: BaseException) -> Contents:
-    return Contents(parcel.take_apart((False, RuntimeError(f"the result cannot be received: {error!r}"))).pickle)
+    kind = MemoryError if isinstance(error, MemoryError) else RuntimeError
+    return Contents(parcel.take_apart((False, kind(f"the result cannot be received: {error!r}"))).pickle)

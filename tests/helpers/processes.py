@@ -11,6 +11,9 @@ from multiprocessing import Pipe
 # pytest-xdist runs tests beside a thread of its own, of which a forked child knows nothing.
 FORK_WARNING = "ignore:This process .* is multi-threaded:DeprecationWarning"
 
+# All are errors in scripts, but that one, which the start method fork earns with any pool.
+WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Longer than any child needs, shorter than a test's own limit.
@@ -93,7 +96,7 @@ def in_child(function, *args):
 def run_script(code, *args, timeout=60, status=0, stderr="", prefix=()):
     """Run code in a fresh interpreter; exit status and stderr must be as said.  Gives its stdout."""
     done = subprocess.run(
-        [*prefix, sys.executable, "-X", "faulthandler", "-W", "error", "-c", code, *map(str, args)],
+        [*prefix, sys.executable, "-X", "faulthandler", *WARNINGS, "-c", code, *map(str, args)],
         capture_output=True,
         text=True,
         timeout=timeout,

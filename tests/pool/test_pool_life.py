@@ -1,5 +1,6 @@
 """Staleness, memory, deaths, forks: what a pool promises beyond the results being right."""
 
+import errno
 import gc
 import os
 import random
@@ -248,7 +249,7 @@ def _full(monkeypatch):
 
     def reserve(self, offset, size):
         if size > 4096:
-            raise shmarray.SharedMemoryFullError("no space", "pool")
+            raise OSError(errno.EFBIG, "no space")
         stock(self, offset, size)
 
     monkeypatch.setattr(SparseFile, "reserve", reserve)

@@ -17,7 +17,9 @@ SHM_DIRECTORY: str | None = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 # An unnamed file (O_TMPFILE, Linux 3.11) gets its name by `link`, which may need /proc.
 UNNAMED_FILES = hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")
-MEMFD = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
+MEMFD = hasattr(os, "memfd_create")
+# Through it other processes open what has no name, if they have not inherited it.
+PROC = os.path.isdir("/proc/self/fd")
 
 Identity = tuple[int, int]
 """Device and inode: the same for every name and descriptor of one file, and not used
