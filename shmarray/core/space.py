@@ -7,6 +7,7 @@ memory, the kernel answers with SIGKILL: those have to be looked at before.
 
 import errno
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,9 +16,11 @@ from shmarray.core.names import Name
 from shmarray.core.posix import pages
 from shmarray.errors import SharedMemoryFullError
 
-# Looking costs 0.1 ms, as much as reserving 256 kB: so much may be reserved between two looks.
+# Looking costs 0.1 ms, as much as reserving 256 kB: so much may be reserved between two
+# looks, and less near to the limit, because other processes reserve as well.
 _BETWEEN_LOOKS = 8 << 20
-# How much of that is left; no more than there was at the last look.
+_PROCESSES = 8
+# How much of that is left.
 _unlooked = 0
 
 _REMEDY = (
@@ -42,25 +45,27 @@ def check(name: Name, fd: int, size: int, spare: int = 0) -> None:
     if name.kind == "file":
         return  # page cache: written back, never killed for
     _unlooked = 0
-    least = size + _BETWEEN_LOOKS
-    for where, available in _limits():
-        if size + spare > available:
-            raise _error(
-                name, size, max(0, available - spare), f"{where}; use fewer or smaller arrays, or raise that limit"
-            )
-        least = min(least, available)
-    _unlooked = least - size
+    left = _PROCESSES * _BETWEEN_LOOKS
+    for where, there in _limits():
+        available = max(0, there - spare)
+        if size > available:
+            raise _error(name, size, available, f"{where}; use fewer or smaller arrays, or raise that limit")
+        left = min(left, available - size)
+    _unlooked = left // _PROCESSES
 
 
 def explained(error: OSError, name: Name, fd: int, size: int) -> OSError:
     """The error for what a reservation of `size` bytes said; others as they are."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if error.errno == errno.EFBIG and most != resource.RLIM_INFINITY:
+        return _error(name, size, most, "no file may be larger: raise that limit (ulimit -f)")
     return _full(name, fd, size) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error
 
 
 def _full(name: Name, fd: int, size: int) -> SharedMemoryFullError:
     free = pages.free_bytes(fd) or 0
     if name.kind == "file":
-        return _error(name, size, free, "the file system is full, or a quota or ulimit -f is reached")
+        return _error(name, size, free, "the file system is full, or a quota is reached")
     return _error(name, size, free, _REMEDY)
 
 
