@@ -144,8 +144,12 @@ class GuardedReader(Connection):
 
 
 def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]) -> Any:
-    """All that the managing thread uses of the queue of results."""
-    return SimpleNamespace(_reader=GuardedReader(executor._result_queue._reader, wait_for_more))
+    """All that the managing thread uses of the queue of results.
+
+    And the queue: spawned workers look for its semaphores, which would be gone after shutdown(wait=False).
+    """
+    queue = executor._result_queue
+    return SimpleNamespace(queue=queue, _reader=GuardedReader(queue._reader, wait_for_more))
 
 
 def private_ends(executor: Any) -> tuple[Any, ...]:

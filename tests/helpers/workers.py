@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import threading
 
 import numpy as np
 
@@ -69,3 +70,7 @@ def serve_pipe(connection):
 
 def raise_error(pickled):
     raise pickle.loads(pickled)
+
+
+def wait_for_ever(_=None):
+    threading.Event().wait()
