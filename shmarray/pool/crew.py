@@ -140,7 +140,7 @@ class Crew:
             sock, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             reader, writer = self._lives.pipe()
             channel = Descriptor(os.dup(far.fileno()))
-            start = Start(Descriptor(reader), self._file())
+            start = Start(Descriptor(reader), self._arena)
             hand = Hand(self._make(target=serve, args=(channel, start, *self._arguments)), sock, far, writer)
             try:
                 with self.lock:
@@ -157,9 +157,6 @@ class Crew:
                 start.close()
         self._show(hand)
         return hand
-
-    def _file(self) -> Descriptor | None:
-        return None if self._arena is None else Descriptor(os.dup(self._arena.file.fd))
 
     def _show(self, hand: Hand) -> None:
         # In the place of a dead one: who divides by the length of the list must not see it empty.

@@ -5,7 +5,6 @@ unpacked when it is set on the future.  What the stdlib itself pickles and unpic
 inert, because an error there breaks the executor.
 """
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -81,7 +80,7 @@ class ProcessPoolExecutor(Executor):
         self._lives = forks.Descriptors()
         self._life_of: dict[Any, int] = {}
         self._was_used = False
-        self._desk = _Desk(Arena.create(), self._processes)  # type: ignore[arg-type]
+        self._desk = _Desk(Arena.create(self._max_workers), self._processes)  # type: ignore[arg-type, attr-defined]
         self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
         # The queue that tells of calls that do not pickle has to look there too.
         queue: Any = self._call_queue  # type: ignore[attr-defined]
@@ -107,8 +106,7 @@ class ProcessPoolExecutor(Executor):
             self._forget_dead()
             before = set(self._processes.values())
             reader, writer = self._lives.pipe()
-            arena = self._desk.traffic.arena
-            start = Start(Descriptor(reader), None if arena is None else Descriptor(os.dup(arena.file.fd)))
+            start = Start(Descriptor(reader), self._desk.traffic.arena)
             self._initargs = (start, ExecutorManners, *self._user_start)
             try:
                 super()._spawn_process()  # type: ignore[misc]

@@ -90,7 +90,7 @@ class Pool(StockPool):
         _check(processes, initializer, maxtasksperchild)
         self._processes = processes
         self._owner = os.getpid()
-        arena = Arena.create()
+        arena = Arena.create(processes)
         arguments = (initializer, tuple(initargs), maxtasksperchild)
         crew = Crew(_Maker(self.Process, self._ctx), processes, self._pool, arguments, arena)
         self._cache: dict[int, Any] = PoolCache()

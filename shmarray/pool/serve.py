@@ -43,22 +43,23 @@ class Start:
     ----------
     life : Descriptor
         Reading end of a pipe that only the caller has the other end of.
-    file : Descriptor or None
-        The boxes' memory.
+    boxes : Boxes or None
+        The caller's; the worker gets descriptors of its own for their files.
     """
 
-    def __init__(self, life: Descriptor, file: Descriptor | None) -> None:
-        self.life = life
-        self.file = file
+    def __init__(self, life: Descriptor, boxes: Boxes | None) -> None:
+        self._life = life
+        self._files = [Descriptor(os.dup(file.fd)) for file in boxes.files] if boxes else []
 
-    def boxes(self) -> Boxes | None:
-        return None if self.file is None else Boxes(SparseFile(self.file.fd))
+    def begin(self) -> Boxes | None:
+        """In the worker: what it has of the boxes from now on, until the caller ends."""
+        die_with_caller(self._life.fd)
+        return Boxes([SparseFile(file.fd) for file in self._files]) if self._files else None
 
     def close(self) -> None:
         """In the caller, when the worker has its own."""
-        os.close(self.life.fd)
-        if self.file is not None:
-            os.close(self.file.fd)
+        for descriptor in (self._life, *self._files):
+            os.close(descriptor.fd)
 
 
 def die_with_caller(fd: int) -> None:
@@ -93,7 +94,7 @@ def serve(
 
     Ends when the caller closes its end of the channel, or after `most` tasks.
     """
-    die_with_caller(start.life.fd)
+    boxes = start.begin()
     with socket.socket(fileno=channel.fd) as sock:
         try:
             if initializer is not None:
@@ -102,7 +103,7 @@ def serve(
             _send(sock, Message(link.READY, 1, 0, 0, _words(traceback.format_exc())))
             raise
         _send(sock, Message(link.READY, 0, 0, 0, _words("")))
-        _work(sock, Worker(start.boxes(), PoolManners), most)
+        _work(sock, Worker(boxes, PoolManners), most)
 
 
 def _words(text: str) -> Any:
@@ -154,8 +155,7 @@ _executor_worker: Worker | None = None
 def prepare(start: Start, manners: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Make this process a worker of an executor: the initializer of its workers."""
     global _executor_worker  # noqa: PLW0603 - one worker in a process
-    die_with_caller(start.life.fd)
-    _executor_worker = Worker(start.boxes(), manners)
+    _executor_worker = Worker(start.begin(), manners)
     if initializer is not None:
         initializer(*initargs)
 

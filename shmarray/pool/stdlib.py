@@ -12,7 +12,7 @@ From ``multiprocessing.reduction``: what was registered with ForkingPickler.
 
 From ``concurrent.futures.process``: how errors travel.  The seam is
 ``ProcessPoolExecutor._pending_work_items``, ``_spawn_process``, ``_initializer``,
-``_initargs``, ``_processes``, ``_adjust_process_count`` and ``_start_executor_manager_thread``.
+``_initargs``, ``_max_workers``, ``_processes``, ``_adjust_process_count`` and ``_start_executor_manager_thread``.
 """
 
 # ruff: noqa: SLF001

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.pool import parcel
-from shmarray.pool.arena import Arena, Box
-from shmarray.pool.boxes import rounded
+from shmarray.pool.arena import Arena, Box, Use
 from shmarray.pool.link import Message
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Repeated, Span
 from shmarray.pool.worker import Answer
@@ -120,7 +119,7 @@ class Traffic:
         """Copy a task's arrays into a box, and name another for its result."""
         try:
             contents = self._contents(bundle, trip)
-            trip.result = result = self._lend()
+            trip.result = result = self._lend_for_result()
         except BaseException:
             self.lost(trip, ran=False)
             raise
@@ -153,9 +152,8 @@ class Traffic:
         )
 
     def _fill(self, arena: Arena, pieces: list[NDArray[Any]], trip: Trip) -> list[Span]:
-        trip.argument = box = arena.lend()
-        offsets, end = parcel.plan(pieces)
-        parcel.fill(arena.room(box, end).octets(), pieces, offsets)
+        trip.argument = box = arena.lend(Use.ARGUMENT)
+        offsets = arena.load(box, pieces)
         return [(box.index, offset, piece.nbytes, False) for piece, offset in zip(pieces, offsets, strict=True)]
 
     def _shared_span(self, arena: Arena, piece: Repeated, trip: Trip) -> Span:
@@ -163,9 +161,9 @@ class Traffic:
         key = trip.job, id(array)  # the call holds the array, so no other gets its id
         shared = self._shared.get(key)
         if shared is None:
-            box = arena.lend()
+            box = arena.lend(Use.ARGUMENT)
             try:
-                parcel.pour(array, arena.room(box, array.nbytes).octets()[: array.nbytes])
+                arena.load(box, [array])
             except BaseException:
                 arena.give_back(box)
                 raise
@@ -186,9 +184,9 @@ class Traffic:
                 if not shared.in_use:
                     self._finished(shared.box)
 
-    def _lend(self) -> Box | None:
+    def _lend_for_result(self) -> Box | None:
         try:
-            return None if self.arena is None else self.arena.lend()
+            return None if self.arena is None else self.arena.lend(Use.RESULT)
         except OSError as error:
             self._warn(str(error))
             return None
@@ -231,7 +229,7 @@ class Traffic:
         end = max(offset + size for _, offset, size, _ in spans)
         box = trip.argument if trip.argument is not None and trip.argument.index == index else trip.result
         assert box is not None  # noqa: S101
-        box.reserved = max(box.reserved, rounded(end))
+        arena.holds(box, end)
         if end >= _COPY_OUT:
             try:
                 whole = arena.deliver(box)

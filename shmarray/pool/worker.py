@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.core import Part
 from shmarray.pool import parcel
-from shmarray.pool.boxes import Boxes, Lent, offset_of, rounded
+from shmarray.pool.boxes import Boxes, Lent
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Span
 from shmarray.pool.stdlib import Manners
 
@@ -132,7 +133,7 @@ class Worker:
         boxes = self._boxes
         assert boxes is not None  # noqa: S101 - the caller has no arena either, then
         try:
-            part = boxes.private(index, size) if private else boxes.shared(index, size)
+            part = boxes.private(index, size) if private else boxes.ready(index, size)
         except OSError:
             copied = np.empty(size, np.uint8)  # no address space for a mapping, or no more of them
             boxes.read(index, 0, copied)
@@ -172,11 +173,7 @@ class Worker:
     def _in_box(self, bundle: Bundle, pieces: list[NDArray[Any]], errand: Errand) -> Contents:
         boxes = self._boxes
         assert boxes is not None  # noqa: S101
-        offsets, end = parcel.plan(pieces)
-        if end > errand.reserved:
-            boxes.file.reserve(offset_of(errand.box) + errand.reserved, rounded(end) - errand.reserved)
-        target = boxes.shared(errand.box, end).octets()
-        parcel.fill(target, pieces, offsets)
+        offsets, _ = boxes.fill(errand.box, errand.reserved, pieces)
         spans = tuple((errand.box, offset, piece.nbytes, False) for piece, offset in zip(pieces, offsets, strict=True))
         return Contents(bundle.pickle if pieces is bundle.pieces else b"", spans)
 
@@ -195,11 +192,9 @@ class Worker:
                 boxes.forget(lent.index)
             elif lent.witnesses:
                 boxes.forget(lent.index)  # private since the fork; the children are gone
-            elif lent.part.private and not (clean or _is_clean(lent)):
-                try:
-                    lent.part.discard_writes()
-                except OSError:  # mlockall
-                    boxes.forget(lent.index)
+            elif lent.is_private and not clean:
+                _reset(boxes, lent.index)
+        boxes.returned()
         return tuple(kept)
 
     def _released(self) -> tuple[int, ...]:
@@ -228,18 +223,19 @@ def _at_home(pieces: list[Any], opened: list[Lent]) -> tuple[Span, ...] | None:
 
     Then it goes back in that box, uncopied.  Empties `pieces` to find out, and fills it again if not.
     """
-    home = next((lent for lent in opened if not lent.part.private), None)
-    if home is None or not all(piece.flags.forc for piece in pieces):
+    home = next((lent for lent in opened if not lent.is_private), None)
+    part = None if home is None else home.part()
+    if home is None or part is None or part.private or not all(piece.flags.forc for piece in pieces):
         return None
-    places = [(piece.__array_interface__["data"][0] - home.part.address, piece.nbytes) for piece in pieces]
-    if not _fit(places, home.part.size):
+    places = [(piece.__array_interface__["data"][0] - part.address, piece.nbytes) for piece in pieces]
+    if not _fit(places, part.size):
         return None
     kinds: Any = [(piece.shape, piece.dtype, "F" if piece.flags.fnc else "C") for piece in pieces]
     pieces.clear()
     if not _is_seen(home):
         return tuple((home.index, start, size, False) for start, size in places)
     # Kept, so it must be copied: from the mapping itself, which outlives the arrays.
-    octets = home.part.octets()
+    octets = part.octets()
     for (shape, dtype, order), (start, size) in zip(kinds, places, strict=True):
         pieces.append(np.ndarray(shape, dtype, octets[start : start + size], 0, None, order))
     return None
@@ -269,15 +265,25 @@ def _faults() -> int:
     return usage.ru_minflt + usage.ru_majflt
 
 
-def _is_clean(lent: Lent) -> bool:
+def _reset(boxes: Boxes, index: int) -> None:
+    """Let a private box show its content again, if anything was written to it."""
+    part = boxes.private(index, 0)
+    if not _is_clean(part):
+        try:
+            part.discard_writes()
+        except OSError:  # mlockall
+            boxes.forget(index)
+
+
+def _is_clean(part: Part) -> bool:
     """Whether no page of a private mapping was written to; False if one cannot know."""
     page = resource.getpagesize()
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            pagemap.seek(8 * (lent.part.address // page))
-            data = pagemap.read(8 * (lent.part.size // page))
+            pagemap.seek(8 * (part.address // page))
+            data = pagemap.read(8 * (part.size // page))
     except OSError:
         return False
     entries = np.frombuffer(data, np.uint64)
     written = (entries & (_PRESENT | _SWAPPED)).astype(bool) & ~(entries & _OF_FILE).astype(bool)
-    return len(entries) == lent.part.size // page and not written.any()
+    return len(entries) == part.size // page and not written.any()
