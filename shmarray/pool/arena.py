@@ -293,9 +293,7 @@ class Arena(Boxes):
             self._free_all_except({lent.index for lent in held if lent.free_at_end() or lent.is_seen_by_children()})
         self._shared.clear()
         self._words = None
-        if not self.is_lending():
-            for file in self.files:
-                file.close()
+        self.files = tuple(SparseFile(-1) for _ in self.files)  # each lease holds its own
         if self._janitor is not None and self._janitor is not threading.current_thread():
             self._janitor.join()
 

@@ -50,10 +50,11 @@ class Lease:
     forks for as long as there is a lease, also when the pool is long gone.
     """
 
-    __slots__ = ("__array_interface__", "__weakref__", "_boxes", "at_end", "part")
+    __slots__ = ("__array_interface__", "__weakref__", "_boxes", "at_end", "file", "part")
 
-    def __init__(self, part: Part, boxes: "Boxes") -> None:
+    def __init__(self, part: Part, file: SparseFile, boxes: "Boxes") -> None:
         self.part = part
+        self.file = file
         self._boxes = boxes
         self.at_end: object = None
         self.__array_interface__: dict[str, Any] = part.__array_interface__
@@ -69,11 +70,6 @@ class Lent(weakref.ref[Lease]):
     index: int
     is_private: bool
     witnesses: list[Witness | None]
-
-    def part(self) -> Part | None:
-        """What is mapped there, while the lease lives."""
-        lease = self()
-        return None if lease is None else lease.part
 
     def is_seen(self) -> bool:
         """Whether anybody may still look at the box: a holder here, or a forked child of that time."""
@@ -182,7 +178,7 @@ class Boxes:
     def lease(self, index: int, part: Part) -> tuple[Lease, Lent]:
         """Let the user have a box's arrays, until they are garbage."""
         with forks.lock:
-            lease = Lease(part, self)
+            lease = Lease(part, self.file(index), self)
             lent = Lent(lease, self._over.append)
             lent.index = index
             lent.is_private = part.private
@@ -199,9 +195,6 @@ class Boxes:
                 self._lent.pop(id(lent), None)
                 ended.append(lent)
         return ended
-
-    def is_lending(self) -> bool:
-        return any(lent() is not None for lent in tuple(self._lent.values()))
 
     # --- words ---
 
@@ -230,12 +223,12 @@ class Boxes:
         if self.errand:
             self.set_word(self.errand, -os.getpid())  # in case this process dies before it can say so
         for lent in tuple(self._lent.values()):
-            part = lent.part()
-            if part is not None:
+            lease = lent()
+            if lease is not None:
                 self.forget(lent.index)
                 lent.witnesses.append(forks.witness())
                 with suppress(OSError):  # no memory for it: the fork will hardly succeed
-                    part.make_private(self.file(lent.index).fd)
+                    lease.part.make_private(lease.file.fd)
 
     def after_fork_in_child(self) -> None:
         for file in self.files:
@@ -243,4 +236,8 @@ class Boxes:
         self._words = None
         self._shared.clear()
         self._private.clear()
+        for lent in self._lent.values():
+            lease = lent()
+            if lease is not None:
+                lease.file.close()
         self._lent.clear()  # they are private here, and so they are to children of this one

@@ -224,9 +224,11 @@ def _at_home(pieces: list[Any], opened: list[Lent]) -> tuple[Span, ...] | None:
     Then it goes back in that box, uncopied.  Empties `pieces` to find out, and fills it again if not.
     """
     home = next((lent for lent in opened if not lent.is_private), None)
-    part = None if home is None else home.part()
-    if home is None or part is None or part.private or not all(piece.flags.forc for piece in pieces):
+    lease = None if home is None else home()
+    if home is None or lease is None or lease.part.private or not all(piece.flags.forc for piece in pieces):
         return None
+    part = lease.part
+    del lease
     places = [(piece.__array_interface__["data"][0] - part.address, piece.nbytes) for piece in pieces]
     if not _fit(places, part.size):
         return None
