@@ -32,6 +32,7 @@ LAYERS = [
     "shmarray.pool.forks",
     "shmarray.pool.stdlib",
     "shmarray.core",
+    "shmarray.core.instant",
     "shmarray.core.sparse",
     "shmarray.core.temporary",
     "shmarray.core.references",

@@ -17,6 +17,7 @@ From top to bottom; each module imports only those below it::
     names        what a name may be; pure
 """
 
+from shmarray.core import instant
 from shmarray.core.arrays import (
     ArrayInfo,
     attach,
@@ -54,6 +55,7 @@ __all__ = [
     "create_temporary",
     "delete",
     "inode_at",
+    "instant",
     "list",
     "lock",
     "mlock",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from shmarray.core import instant
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import forks, link
 from shmarray.pool.arena import Arena
@@ -207,14 +208,12 @@ class Crew:
         """Send a short task, if there is room for it now."""
         trip.data = data
         hand.take(trip)  # first: the answer may be there before send returns
-        try:
-            hand.sock.send(data, socket.MSG_DONTWAIT)
-        except OSError:
-            hand.flight.pop()
-            hand.sent -= 1
-            hand.is_full = bool(hand.flight)
-            return False
-        return True
+        if instant.send(hand.sock.fileno(), data):
+            return True
+        hand.flight.pop()
+        hand.sent -= 1
+        hand.is_full = bool(hand.flight)
+        return False
 
     def take_back_from_busiest(self, idle: Hand) -> list[tuple[Trip, bytes]]:
         """Half of what the worker with most to do has not read yet."""

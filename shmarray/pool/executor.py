@@ -14,15 +14,12 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import forks, parcel
+from shmarray.pool import forks, link, parcel
 from shmarray.pool.arena import Arena
 from shmarray.pool.crew import how_it_ended
-from shmarray.pool.link import Message
-from shmarray.pool.parcel import Contents
 from shmarray.pool.serve import Descriptor, Start, executor_worker, prepare
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
-from shmarray.pool.worker import Errand
 
 # Seconds between a process's end as its descriptors tell it, and its exit code, at most.
 _REAPING = 1.0
@@ -88,7 +85,7 @@ class ProcessPoolExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         try:
-            return super().submit(_perform, _Call(self._desk, (fn, args, kwargs)))
+            return super().submit(_perform, _Call(self._desk, (fn, args, kwargs)))  # type: ignore[arg-type]
         except BrokenProcessPool as error:
             raise self._desk.broken_for_good() from error
 
@@ -146,34 +143,9 @@ def _close(desk: "_Desk", lives: forks.Descriptors, life_of: dict[Any, int]) -> 
     life_of.clear()
 
 
-def _perform(call: Any) -> "_Sent":
+def _perform(message: bytes) -> bytes:
     """Carry out a call, in a worker; raises nothing."""
-    number, box, reserved, contents = call
-    answer = executor_worker().perform(Errand(Contents(*contents), box, reserved))
-    return _Sent((number, *_plain(answer.contents)), answer[1:])
-
-
-def _plain(contents: Contents) -> tuple[bytes, Any, bytes]:
-    return bytes(contents.pickled), contents.spans, bytes(contents.loose)
-
-
-class _Sent:
-    """A result on its way through the stdlib's queue."""
-
-    def __init__(self, contents: tuple[Any, ...], notes: tuple[Any, ...]) -> None:
-        self._state = contents, notes
-
-    def __reduce__(self) -> Any:
-        return _Result, self._state
-
-
-class _Result:
-    """A result as the caller's side of the queue gets it: not opened yet."""
-
-    def __init__(self, contents: tuple[Any, ...], notes: tuple[Any, ...]) -> None:
-        self.number, *rest = contents
-        self.contents = Contents(*rest)
-        self.notes = notes
+    return executor_worker().perform(message)
 
 
 class _Call:
@@ -184,7 +156,7 @@ class _Call:
         self.call = call
 
     def __reduce__(self) -> Any:
-        return tuple, (self._desk.pack(self.call),)
+        return bytes, (self._desk.pack(self.call),)
 
 
 class _Desk:
@@ -200,7 +172,7 @@ class _Desk:
         self._lock = threading.Lock()
         self._last_death: WorkerDiedError | None = None
 
-    def pack(self, call: tuple[Callable[..., Any], Any, Any]) -> tuple[Any, ...]:
+    def pack(self, call: tuple[Callable[..., Any], Any, Any]) -> bytes:
         """Make the call ready to send; raises nothing.
 
         An error in the stdlib's queue would take the queue's thread along if it is no
@@ -210,20 +182,20 @@ class _Desk:
         with self._lock:
             self._count += 1
             number = self._count
-        func, args, _ = call
+        func, args, _ = call = unwrapped(*call)
         trip = self._trips[number] = Trip(number, 0, asked_for(func, args))
         try:
             message = self.traffic.pack(parcel.take_apart(call), trip)
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             self._failures[number] = ExecutorManners.unpicklable(error)
             message = self.traffic.pack(parcel.take_apart((bool, (), {})), trip)
-        return number, message.box, message.reserved, _plain(message.contents)
+        return link.encode(message)
 
-    def unpack(self, result: _Result) -> tuple[bool, Any]:
-        trip = self._trips.pop(result.number)
-        message = Message(trip.job, 0, 0, 0, result.contents, result.notes)
+    def unpack(self, result: bytes) -> tuple[bool, Any]:
+        message = link.decode(result)
+        trip = self._trips.pop(message.job)
         outcome = self.traffic.unpack(trip, message, self._keeper)
-        failure = self._failures.pop(result.number, None)
+        failure = self._failures.pop(message.job, None)
         return outcome if failure is None else (False, failure)
 
     def death(self, error: BaseException) -> BaseException:
@@ -288,9 +260,6 @@ class _Future(Future[Any]):
     desk: _Desk
 
     def set_result(self, result: Any) -> None:
-        if not isinstance(result, _Result):
-            super().set_result(result)
-            return
         is_value, value = self.desk.unpack(result)
         del result
         if is_value:

@@ -8,8 +8,10 @@ for a packet is several, and goes to a worker that is waiting for it.
 import pickle
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from shmarray.core import instant
 from shmarray.pool.parcel import Contents
 
 # call, index in the call, bytes that follow, bytes of those that are the header, box for the result, its memory
@@ -98,17 +100,25 @@ class Receiver:
         self._parts: list[bytes] = []
         self._missing = 0
 
-    def receive(self, flags: int = 0) -> bytes | None:
-        """The next message; b"" at the end, None if it is not whole yet.
+    def wait(self) -> bytes:
+        """The next message; b"" at the end."""
+        while True:
+            packet = self._sock.recv(PACKET)
+            if not packet:
+                return b""
+            message = self._completed(packet)
+            if message is not None:
+                return message
 
-        Raises
-        ------
-        BlockingIOError
-            If there is nothing now, and `flags` say not to wait.
-        """
-        packet = self._sock.recv(PACKET, flags)
-        if not packet:
-            return b""
+    def arrived(self, space: instant.Space) -> Iterator[bytes]:
+        """The messages that are there now."""
+        while packet := instant.receive(self._sock.fileno(), space):
+            message = self._completed(packet)
+            if message is not None:
+                yield message
+
+    def _completed(self, packet: bytes) -> bytes | None:
+        """The message of which this was the last packet."""
         if self._parts:
             self._missing -= len(packet)
         else:

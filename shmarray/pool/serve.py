@@ -17,7 +17,7 @@ from shmarray.pool.boxes import Boxes
 from shmarray.pool.link import Message, Receiver
 from shmarray.pool.parcel import Contents
 from shmarray.pool.stdlib import DupFd, PoolManners
-from shmarray.pool.worker import Errand, Worker
+from shmarray.pool.worker import Worker
 
 
 class Descriptor:
@@ -100,14 +100,14 @@ def serve(
             if initializer is not None:
                 initializer(*initargs)
         except BaseException:
-            _send(sock, Message(link.READY, 1, 0, 0, _words(traceback.format_exc())))
+            _send(sock, _ready(1, traceback.format_exc()))
             raise
-        _send(sock, Message(link.READY, 0, 0, 0, _words("")))
+        _send(sock, _ready(0, ""))
         _work(sock, Worker(boxes, PoolManners), most)
 
 
-def _words(text: str) -> Any:
-    return Contents(text.encode(errors="backslashreplace"))
+def _ready(trouble: int, text: str) -> bytes:
+    return link.encode(Message(link.READY, trouble, 0, 0, Contents(text.encode(errors="backslashreplace"))))
 
 
 def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
@@ -119,29 +119,25 @@ def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
         data = _next(receiver)
         if not data:
             return
-        job, index, box, reserved, contents, _ = link.decode(data)
-        answer = worker.perform(Errand(contents, box, reserved))
+        answer = worker.perform(data)
         if os.getpid() != owner:
             os._exit(0)  # a child that the task forked, and that came back from it
-        notes = answer[1:] if any(answer[1:]) else ()
-        if not _send(sock, Message(job, index, 0, 0, answer.contents, notes)):
+        if not _send(sock, answer):
             return
-        del data, contents, answer, notes  # not while waiting for the next task
+        del data, answer  # not while waiting for the next task
         done += 1
 
 
 def _next(receiver: Receiver) -> bytes | None:
     try:
-        while (data := receiver.receive()) is None:
-            pass
+        return receiver.wait()
     except OSError:  # the caller is gone
         return None
-    return data
 
 
-def _send(sock: socket.socket, message: Message) -> bool:
+def _send(sock: socket.socket, message: bytes) -> bool:
     try:
-        link.send(sock, link.encode(message))
+        link.send(sock, message)
     except OSError:  # the caller is gone
         return False
     return True

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
+from functools import partial
 from multiprocessing import pool, reduction
 from multiprocessing.pool import Pool as StockPool
 from multiprocessing.reduction import DupFd
@@ -91,10 +92,16 @@ def asked_for(func: Any, args: tuple[Any, ...]) -> Any:
     """The user's function in a task: chunks of map, starmap and Executor.map have it inside."""
     if func in (_pool.mapstar, _pool.starmapstar) and args and isinstance(args[0], tuple):
         return args[0][0]
-    inner = getattr(func, "func", None)
-    if inner is _process._process_chunk:
-        return func.args[0]
-    return func
+    return args[0] if func is _process._process_chunk else func
+
+
+def unwrapped(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The same call without the partial object that Executor.map wraps its chunks in: that takes long to pickle."""
+    if type(func) is partial and func.func is _process._process_chunk:
+        return func.func, (*func.args, *args), kwargs
+    return func, args, kwargs
 
 
 __all__ = [
@@ -113,4 +120,5 @@ __all__ = [
     "Task",
     "asked_for",
     "registered",
+    "unwrapped",
 ]

@@ -13,7 +13,7 @@ from shmarray.pool import parcel
 from shmarray.pool.arena import Arena, Box, Use
 from shmarray.pool.link import Message
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Repeated, Span
-from shmarray.pool.worker import Answer
+from shmarray.pool.worker import Notes
 
 # Results smaller than this are copied out, which takes as long as making their box an
 # array's memory, and the box is free at once.
@@ -208,12 +208,12 @@ class Traffic:
             self._give_up_boxes(trip)
             self._light_results += 1
             return _put_together(contents, [])
-        answer = Answer(contents, *message.notes)
+        notes = Notes(*message.notes)
         try:
             buffers = self._buffers(trip, contents) if contents.spans else []
         except BaseException as error:  # noqa: BLE001 - MemoryError: this result's, not the pool's
             buffers, contents = [], _failure(error)
-        self._take_back(trip, answer, keeper)
+        self._take_back(trip, notes, keeper)
         self._light_results = self._light_results + 1 if not contents.spans else 0
         return _put_together(contents, buffers)
 
@@ -244,21 +244,21 @@ class Traffic:
             arena.copy_out(box, offset, copies[-1])
         return copies
 
-    def _take_back(self, trip: Trip, answer: Answer, keeper: Keeper) -> None:
+    def _take_back(self, trip: Trip, notes: Notes, keeper: Keeper) -> None:
         arena = self.arena
         if arena is None:
             return
-        keeper.has_forked |= answer.has_forked
-        if answer.shortage:
-            self._warn(answer.shortage)
+        keeper.has_forked |= notes.has_forked
+        if notes.shortage:
+            self._warn(notes.shortage)
             self._lose(trip)
-        for index in answer.kept:
+        for index in notes.kept:
             box = arena.box(index)
             if box not in keeper.kept:
                 keeper.kept.add(box)
                 box.holders += 1
         self._give_up_boxes(trip)
-        for index in answer.released:
+        for index in notes.released:
             self._released(arena.box(index), keeper)
 
     def _lose(self, trip: Trip) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core import Part
-from shmarray.pool import parcel
+from shmarray.pool import link, parcel
 from shmarray.pool.boxes import Boxes, Lent
+from shmarray.pool.link import Message
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Span
 from shmarray.pool.stdlib import Manners
 
@@ -24,31 +25,11 @@ from shmarray.pool.stdlib import Manners
 _PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
 
-class Errand(NamedTuple):
-    """A task as it reaches a worker.
+class Notes(NamedTuple):
+    """What comes back beside the result.
 
     Attributes
     ----------
-    contents : Contents
-        The function and its arguments.
-    box : int
-        Where the result may go; 0 if there is none.
-    reserved : int
-        Bytes of memory that box has already.
-    """
-
-    contents: Contents
-    box: int = 0
-    reserved: int = 0
-
-
-class Answer(NamedTuple):
-    """What comes back.
-
-    Attributes
-    ----------
-    contents : Contents
-        ``(True, result)`` or ``(False, exception)``.
     kept : tuple of int
         The boxes that the task, or a child that it forked, still looks at.
     released : tuple of int
@@ -59,7 +40,6 @@ class Answer(NamedTuple):
         Whether this worker has ever forked.
     """
 
-    contents: Contents
     kept: tuple[int, ...] = ()
     released: tuple[int, ...] = ()
     shortage: str = ""
@@ -67,7 +47,7 @@ class Answer(NamedTuple):
 
 
 class Worker:
-    """A worker's hands: it carries out one errand after the other.
+    """A worker's hands: it carries out one task after the other.
 
     Parameters
     ----------
@@ -83,22 +63,22 @@ class Worker:
         self._busy = False
         self._kept: dict[int, list[Lent]] = {}
 
-    def perform(self, errand: Errand) -> Answer:
-        """Carry out an errand; raises nothing, whatever the task does."""
+    def perform(self, message: bytes) -> bytes:
+        """Carry out a task, and answer; raises nothing, whatever the task does."""
+        job, index, box, reserved, contents, _ = link.decode(message)
         boxes = self._boxes
-        if boxes is not None and errand.box:
-            boxes.errand = errand.box
-            boxes.set_word(errand.box, os.getpid())
+        if boxes is not None and box:
+            boxes.errand = box
+            boxes.set_word(box, os.getpid())
         opened: list[Lent] = []
-        faults = _faults() if _has_private(errand.contents.spans) else 0
-        outcome = self._outcome(errand.contents, opened)
-        bundle = self._bundle(outcome)
-        del outcome
-        contents, shortage = self._pack(bundle, errand, opened)
+        faults = _faults() if contents.spans and _has_private(contents.spans) else 0
+        bundle = self._bundle(self._outcome(contents, opened))
+        contents, shortage = self._pack(bundle, box, reserved, opened)
         del bundle
         kept = self._clean_up(opened, faults) if opened else ()
         released = self._released() if self._kept else ()
-        return Answer(contents, kept, released, shortage, boxes is not None and boxes.has_forked)
+        notes = Notes(kept, released, shortage, boxes is not None and boxes.has_forked)
+        return link.encode(Message(job, index, 0, 0, contents, tuple(notes) if any(notes) else ()))
 
     # --- the call ---
 
@@ -154,7 +134,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the error does not pickle either
             return parcel.take_apart((False, RuntimeError(f"the result cannot be sent: {error!r}")))
 
-    def _pack(self, bundle: Bundle, errand: Errand, opened: list[Lent]) -> tuple[Contents, str]:
+    def _pack(self, bundle: Bundle, box: int, reserved: int, opened: list[Lent]) -> tuple[Contents, str]:
         """Put the result where the caller can have it; empties `bundle`."""
         pieces: list[Any] = parcel.boxed(bundle)
         if not pieces:
@@ -163,18 +143,18 @@ class Worker:
             spans = _at_home(pieces, opened)
             if spans is not None:
                 return Contents(bundle.pickle, spans), ""
-        if self._boxes is None or not errand.box:
+        if self._boxes is None or not box:
             return parcel.loosely(bundle), ""
         try:
-            return self._in_box(bundle, pieces, errand), ""
+            return self._in_box(bundle, pieces, box, reserved), ""
         except (OSError, MemoryError) as error:
             return parcel.loosely(bundle), str(error)
 
-    def _in_box(self, bundle: Bundle, pieces: list[NDArray[Any]], errand: Errand) -> Contents:
+    def _in_box(self, bundle: Bundle, pieces: list[NDArray[Any]], box: int, reserved: int) -> Contents:
         boxes = self._boxes
         assert boxes is not None  # noqa: S101
-        offsets, _ = boxes.fill(errand.box, errand.reserved, pieces)
-        spans = tuple((errand.box, offset, piece.nbytes, False) for piece, offset in zip(pieces, offsets, strict=True))
+        offsets, _ = boxes.fill(box, reserved, pieces)
+        spans = tuple((box, offset, piece.nbytes, False) for piece, offset in zip(pieces, offsets, strict=True))
         return Contents(bundle.pickle if pieces is bundle.pieces else b"", spans)
 
     # --- afterwards ---
