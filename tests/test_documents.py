@@ -115,7 +115,8 @@ PAGES_THAT_RUN = [page for page in PAGES if any(block.is_run for block in blocks
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)
 def test_blocks_run_and_print_what_they_say(page: Path, tmp_path: Path) -> None:
-    assert run([block for block in blocks_of(page) if block.is_run], tmp_path) == []
+    wrong = run([block for block in blocks_of(page) if block.is_run], tmp_path)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
