@@ -144,6 +144,12 @@ def test_the_readme_is_short_and_runs() -> None:
     assert sum(block.is_run for block in blocks_of(PAGES[0])) >= 3
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
 def test_every_public_name_has_its_reference_entry() -> None:
     entries = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     assert {name for name in shmarray.__all__ if not re.search(rf"\bshmarray\.{name}\b", entries)} == set()
