@@ -30,8 +30,14 @@ class ProcessPoolExecutor(Executor):
 
     Parameters
     ----------
-    max_workers, mp_context, initializer, initargs, **options
-        As the running Python's `concurrent.futures.ProcessPoolExecutor` takes them.
+    max_workers : int, optional
+        Number of workers; as many as this process may use processors by default.
+    mp_context : multiprocessing context, optional
+    initializer : callable, optional
+        Called in each worker when it starts, with `initargs`.
+    initargs : tuple, optional
+    **options
+        What else the running Python's `concurrent.futures.ProcessPoolExecutor` takes.
 
     Raises
     ------
