@@ -17,7 +17,6 @@ From top to bottom; each module imports only those below it::
     names        what a name may be; pure
 """
 
-from shmarray.core import instant
 from shmarray.core.arrays import (
     ArrayInfo,
     attach,
@@ -26,6 +25,7 @@ from shmarray.core.arrays import (
     require,
 )
 from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
+from shmarray.core.instant import PacketSpace, receive_packet, send_packet
 from shmarray.core.locks import lock
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
@@ -45,6 +45,7 @@ __all__ = [
     "Mode",
     "Name",
     "Order",
+    "PacketSpace",
     "Part",
     "Reference",
     "Shape",
@@ -55,14 +56,15 @@ __all__ = [
     "create_temporary",
     "delete",
     "inode_at",
-    "instant",
     "list",
     "lock",
     "mlock",
     "msync",
     "munlock",
     "owner",
+    "receive_packet",
     "refer",
     "require",
     "resolve",
+    "send_packet",
 ]

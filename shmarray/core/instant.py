@@ -17,7 +17,7 @@ _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _NOTHING_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
 
-class Space:
+class PacketSpace:
     """Memory to receive packets into."""
 
     def __init__(self, size: int) -> None:
@@ -26,13 +26,13 @@ class Space:
         self.view = memoryview(self.memory)
 
 
-def send(fd: int, packet: bytes) -> bool:
+def send_packet(fd: int, packet: bytes) -> bool:
     """Send a packet, if it can be sent now."""
     size = len(packet)
     return bool(_send(fd, packet, size, _FLAGS) == size)
 
 
-def receive(fd: int, space: Space) -> bytes | None:
+def receive_packet(fd: int, space: PacketSpace) -> bytes | None:
     """The packet that is there, b"" if no more will come, None if there is none now.
 
     Raises

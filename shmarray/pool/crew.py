@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from shmarray.core import instant
+from shmarray.core import send_packet
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import forks, link
 from shmarray.pool.arena import Arena
@@ -208,7 +208,7 @@ class Crew:
         """Send a short task, if there is room for it now."""
         trip.data = data
         hand.take(trip)  # first: the answer may be there before send returns
-        if instant.send(hand.sock.fileno(), data):
+        if send_packet(hand.sock.fileno(), data):
             return True
         hand.flight.pop()
         hand.sent -= 1

@@ -23,7 +23,7 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
-from shmarray.core import instant
+from shmarray.core import PacketSpace
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import link, parcel
 from shmarray.pool.arena import Arena
@@ -72,7 +72,7 @@ class Engine:
         # When to look whether tasks should go from a busy worker to an idle one; 0: no need.
         self._share_at = 0.0
         self._selector = selectors.DefaultSelector()
-        self._space = instant.Space(link.PACKET)
+        self._space = PacketSpace(link.PACKET)
         self._waker = _Waker()
         self._selector.register(self._waker, selectors.EVENT_READ)
         self._feeder = threading.Thread(target=self._feed, name="shmarray-feeder", daemon=True)

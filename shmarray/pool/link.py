@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from shmarray.core import instant
+from shmarray.core import PacketSpace, receive_packet
 from shmarray.pool.parcel import Contents
 
 # call, index in the call, bytes that follow, bytes of those that are the header, box for the result, its memory
@@ -110,9 +110,9 @@ class Receiver:
             if message is not None:
                 return message
 
-    def arrived(self, space: instant.Space) -> Iterator[bytes]:
+    def arrived(self, space: PacketSpace) -> Iterator[bytes]:
         """The messages that are there now."""
-        while packet := instant.receive(self._sock.fileno(), space):
+        while packet := receive_packet(self._sock.fileno(), space):
             message = self._completed(packet)
             if message is not None:
                 yield message
