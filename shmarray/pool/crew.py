@@ -191,9 +191,12 @@ class Crew:
         best = None
         least = sys.maxsize if depth is None else depth
         for hand in self.hands:
-            if len(hand.flight) < least and self.may_have_more(hand):
+            load = len(hand.flight)
+            if load < least and self.may_have_more(hand):
                 best = hand
-                least = len(hand.flight)
+                least = load
+                if not load:
+                    break
         return best
 
     def may_have_more(self, hand: Hand) -> bool:

@@ -164,8 +164,8 @@ class Engine:
             self._place(trip, data)
 
     def _pack(self, task: Any) -> tuple[Trip, bytes]:
-        job, index, func, args, kwargs, *more = task
-        bundle = parcel.take_apart((func, args, kwargs), more[0] if more else None)
+        job, index, func, args, kwargs = task[:5]
+        bundle = parcel.take_apart((func, args, kwargs), *task[5:])
         if bundle.pieces:
             ahead = self._traffic.ahead
             self._wait(lambda: self._crew.idlest(ahead), ahead)

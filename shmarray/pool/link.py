@@ -47,17 +47,18 @@ class Message(NamedTuple):
 
 
 def encode(message: Message) -> bytes:
-    pickled, spans, loose = message.contents
-    header = b""
-    if spans or message.notes:
-        header = pickle.dumps((spans, len(pickled), message.notes))
+    job, task, box, reserved, (pickled, spans, loose), notes = message
+    if not spans and not notes:
+        return _HEAD.pack(job, task, len(pickled), 0, box, reserved) + pickled
+    header = pickle.dumps((spans, len(pickled), notes))
     size = len(header) + len(pickled) + len(loose)
-    head = _HEAD.pack(message.job, message.task, size, len(header), message.box, message.reserved)
-    return b"".join((head, header, pickled, loose))
+    return b"".join((_HEAD.pack(job, task, size, len(header), box, reserved), header, pickled, loose))
 
 
 def decode(data: bytes) -> Message:
     job, index, size, header_size, box, reserved = _HEAD.unpack_from(data)
+    if not header_size and size <= PACKET:
+        return Message(job, index, box, reserved, Contents(data[_HEAD.size :]))
     view = memoryview(data)[_HEAD.size : _HEAD.size + size]
     if not header_size:
         return Message(job, index, box, reserved, Contents(view))

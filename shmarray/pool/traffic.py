@@ -123,9 +123,8 @@ class Traffic:
         except BaseException:
             self.lost(trip, ran=False)
             raise
-        if result is None or self.arena is None:
+        if result is None:
             return Message(trip.job, trip.index, 0, 0, contents)
-        self.arena.set_word(result.index, 0)
         return Message(trip.job, trip.index, result.index, result.reserved, contents)
 
     def _contents(self, bundle: Bundle, trip: Trip) -> Contents:
@@ -185,11 +184,15 @@ class Traffic:
                     self._finished(shared.box)
 
     def _lend_for_result(self) -> Box | None:
+        if self.arena is None:
+            return None
         try:
-            return None if self.arena is None else self.arena.lend(Use.RESULT)
+            box = self.arena.lend(Use.RESULT)
         except OSError as error:
             self._warn(str(error))
             return None
+        self.arena.set_word(box.index, 0)
+        return box
 
     def _warn(self, why: str) -> None:
         if not self._has_warned:
