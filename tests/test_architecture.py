@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ LAYERS = [
     "shmarray",
     "shmarray.pool",
     "shmarray.pool.executor",
+    "shmarray.pool.manager",
     "shmarray.pool.pool",
     "shmarray.pool.engine",
     "shmarray.pool.crew",
@@ -23,11 +25,13 @@ LAYERS = [
     "shmarray.pool.serve",
     "shmarray.pool.worker",
     "shmarray.pool.link",
+    "shmarray.pool.obituary",
     "shmarray.pool.arena",
     "shmarray.pool.boxes",
     "shmarray.pool.parcel",
     "shmarray.pool.references",
     "shmarray.pool.scope",
+    "shmarray.pool.watcher",
     "shmarray.pool.handle",
     "shmarray.pool.forks",
     "shmarray.pool.stdlib",
@@ -44,6 +48,11 @@ LAYERS = [
     "shmarray.core.mapping",
     "shmarray.core.space",
     "shmarray.core.posix",
+    "shmarray.core.posix.errors",
+    "shmarray.core.posix.maps",
+    "shmarray.core.posix.pages",
+    "shmarray.core.posix.files",
+    "shmarray.core.posix.libc",
     "shmarray.core.layout",
     "shmarray.core.names",
     "shmarray.errors",
@@ -65,7 +74,7 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
-            # "from shmarray.core import posix" imports a module, if there is one of that name.
+            # "from shmarray.core import names" imports a module, if there is one of that name.
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole in MODULES else node.module
@@ -99,15 +108,16 @@ def test_the_core_layer_knows_nothing_of_multiprocessing(module):
 
 @pytest.mark.parametrize("module", ["shmarray.core.layout", "shmarray.core.names"])
 def test_pure_modules_do_not_talk_to_the_system(module):
-    assert not set(imported(MODULES[module])) & {"ctypes", "fcntl", "mmap", "socket", "shmarray.core.posix"}
+    assert not set(imported(MODULES[module])) & {"ctypes", "fcntl", "mmap", "socket"}
+    assert not {name for name in own_imports(module) if name.startswith("shmarray.core.posix")}
 
 
 def test_errors_import_nothing_local():
     assert not own_imports("shmarray.errors")
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "shmarray.core.posix"])
-def test_only_one_module_asks_for_the_platform(module):
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("shmarray.core.posix.")])
+def test_only_one_package_asks_for_the_platform(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert "platform" not in asked
@@ -137,6 +147,12 @@ def test_every_public_name_has_a_docstring():
         if not name.startswith(("MS_", "__")) and not (getattr(shmarray, name).__doc__ or "").strip()
     ]
     assert not undocumented
+
+
+def test_public_functions_and_classes_have_the_name_that_users_know():
+    callables = [name for name in shmarray.__all__ if callable(getattr(shmarray, name))]
+    assert {name: getattr(shmarray, name).__qualname__ for name in callables} == {name: name for name in callables}
+    assert all(pickle.loads(pickle.dumps(getattr(shmarray, name))) is getattr(shmarray, name) for name in callables)
 
 
 def test_types_are_declared():

@@ -12,13 +12,14 @@ From top to bottom; each module imports only those below it::
     copying      bringing the bytes in
     mapping      Mapping: the one owner of an address range
     space        how much memory can still be had
-    posix        the only module that talks to the kernel about segments
+    posix        the only package that talks to the kernel about segments
     layout       header bytes <-> dtype, shape, order, offset; pure
     names        what a name may be; pure
 """
 
 from shmarray.core.arrays import (
     ArrayInfo,
+    Removal,
     attach,
     create,
     delete,
@@ -30,7 +31,8 @@ from shmarray.core.locks import lock
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
-from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC, inode_at
+from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
+from shmarray.core.posix.maps import inode_at
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
 from shmarray.core.sparse import Part, SparseFile
@@ -48,6 +50,7 @@ __all__ = [
     "PacketSpace",
     "Part",
     "Reference",
+    "Removal",
     "Shape",
     "SparseFile",
     "Undo",

@@ -5,6 +5,7 @@ where the speed comes from.  Memory that nobody has used for a second goes back 
 system, so an idle pool holds only what its caller still has.
 """
 
+import gc
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core import SparseFile
+from shmarray.errors import SharedMemoryFullError
 from shmarray.pool.boxes import BOX_SIZE, IDLE, Boxes, Lent, offset_of, whole_pages
 
 _WORDS_PER_PAGE = 512
@@ -155,11 +157,20 @@ class Arena(Boxes):
         """
         self._start_janitor()
         try:
-            offsets, box.reserved = self.fill(box.index, box.reserved, pieces)
+            try:
+                offsets, box.reserved = self.fill(box.index, box.reserved, pieces)
+            except SharedMemoryFullError:
+                self._make_room()
+                offsets, box.reserved = self.fill(box.index, 0, pieces)
         except BaseException:
             self._empty_out(box)
             raise
         return offsets
+
+    def _make_room(self) -> None:
+        gc.collect()  # a call that failed is in a cycle with its error, and its results with it
+        self._take_back()
+        self._empty_unused(time.monotonic())
 
     def give_back(self, box: Box) -> None:
         """Take a box back."""
@@ -247,16 +258,19 @@ class Arena(Boxes):
         return IDLE if self._seen or self._lent else None
 
     def _give_memory_back(self, before: float) -> None:
-        for shelf in self._shelves:
-            with suppress(IndexError):  # lent meanwhile
-                while shelf.full and shelf.full[0].freed_at <= before:
-                    self._retire(shelf.full.popleft(), before)
+        self._empty_unused(before)
         for _ in range(len(self._seen)):
             lent = self._seen.popleft()
             if lent.is_seen_by_children():
                 self._seen.append(lent)
             else:
                 self.give_back(self._boxes[lent.index])
+
+    def _empty_unused(self, before: float) -> None:
+        for shelf in self._shelves:
+            with suppress(IndexError):  # lent meanwhile
+                while shelf.full and shelf.full[0].freed_at <= before:
+                    self._retire(shelf.full.popleft(), before)
 
     def _retire(self, box: Box, before: float) -> None:
         shelf = self._shelves[box.use]

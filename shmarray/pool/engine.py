@@ -16,6 +16,7 @@ import os
 import selectors
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,12 +83,15 @@ class Engine:
         """Start the workers and the threads; whatever starting a process raises, with nothing left."""
         try:
             self._man()
-        except BaseException:
-            self.state = TERMINATE
-            self._end()
+            self._collector.start()
+            self._feeder.start()
+        except BaseException:  # Ctrl-C too: there is no pool yet that one could terminate
+            if self._collector.ident is not None:
+                self.terminate()
+            else:
+                self.state = TERMINATE
+                self._end()
             raise
-        self._collector.start()
-        self._feeder.start()
 
     def wake(self) -> None:
         self._waker.wake()
@@ -147,6 +151,7 @@ class Engine:
                     self._feed_task(task)
                 except _Terminated:
                     return False
+        sequence = task = None  # the traceback of an error knows this frame, too
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
@@ -159,7 +164,10 @@ class Engine:
         except _Terminated:
             raise
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
-            self._tell(task[0], task[1], (False, error))
+            job, index = task[:2]
+            task = None
+            traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
+            self._tell(job, index, (False, error))
         else:
             self._place(trip, data)
 

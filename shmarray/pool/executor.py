@@ -8,21 +8,19 @@ inert, because an error there breaks the executor.
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from contextlib import suppress
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import forks, link, parcel
 from shmarray.pool.arena import Arena
-from shmarray.pool.crew import how_it_ended
-from shmarray.pool.serve import Descriptor, Start, executor_worker, prepare
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, unwrapped
+from shmarray.pool.manager import Manager, watch_end
+from shmarray.pool.obituary import how_it_ended
+from shmarray.pool.serve import Descriptor, Start, executor_worker, interrupts_held, prepare
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, managers_at_exit, private_ends, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
-
-# Seconds between a process's end as its descriptors tell it, and its exit code, at most.
-_REAPING = 1.0
 
 
 class ProcessPoolExecutor(Executor):
@@ -104,16 +102,23 @@ class ProcessPoolExecutor(Executor):
 
     shutdown.__doc__ = Executor.shutdown.__doc__
 
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # Ctrl-C: as when the stdlib's idle workers die of it, the calls that wait are given up.
+        self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
+
     def _spawn_process(self) -> None:
         with forks.lock:
             self._forget_dead()
             before = set(self._processes.values())
             reader, writer = self._lives.pipe()
-            start = Start(Descriptor(reader), self._desk.traffic.arena)
+            start = Start(Descriptor(reader), self._desk.traffic.arena, private_ends(self))
             self._initargs = (start, ExecutorManners, *self._user_start)
             try:
-                super()._spawn_process()  # type: ignore[misc]
-                self._life_of.update(dict.fromkeys(set(self._processes.values()) - before, writer))
+                with interrupts_held(self._mp_context):
+                    super()._spawn_process()  # type: ignore[misc]
+                new = set(self._processes.values()) - before
+                self._life_of.update(dict.fromkeys(new, writer))
+                watch_end(new)
             finally:
                 self._initargs = ()
                 start.close()
@@ -132,15 +137,18 @@ class ProcessPoolExecutor(Executor):
             self._lives.close(self._life_of.pop(process))
 
     def _start_executor_manager_thread(self) -> None:
-        is_new = self._executor_manager_thread is None
-        super()._start_executor_manager_thread()
-        if is_new:
-            self._was_used = True
-            # When it ends, the workers are joined: nobody uses the boxes.  That may be long
-            # after shutdown(wait=False), or after the executor is garbage.
-            weakref.finalize(
-                self._executor_manager_thread, _close, self._desk, self._lives, self._life_of
-            ).atexit = False
+        if self._executor_manager_thread is not None:
+            return
+        # As the stdlib does it, with a thread of our own.
+        if not self._safe_to_dynamically_spawn_children:
+            self._launch_processes()
+        self._was_used = True
+        self._executor_manager_thread = manager = Manager(self, self._desk.broken)
+        manager.start()
+        managers_at_exit[manager] = self._executor_manager_thread_wakeup
+        # When it ends, the workers are joined: nobody uses the boxes.  That may be long
+        # after shutdown(wait=False), or after the executor is garbage.
+        weakref.finalize(manager, _close, self._desk, self._lives, self._life_of).atexit = False
 
 
 def _close(desk: "_Desk", lives: forks.Descriptors, life_of: dict[Any, int]) -> None:
@@ -176,7 +184,7 @@ class _Desk:
         self._keeper = Keeper()
         self._count = 0
         self._lock = threading.Lock()
-        self._last_death: WorkerDiedError | None = None
+        self._death: WorkerDiedError | None = None
 
     def pack(self, call: tuple[Callable[..., Any], Any, Any]) -> bytes:
         """Make the call ready to send; raises nothing.
@@ -204,38 +212,30 @@ class _Desk:
         failure = self._failures.pop(message.job, None)
         return outcome if failure is None else (False, failure)
 
-    def death(self, error: BaseException) -> BaseException:
-        """The error that says which worker died, and over what; asked before the others are ended."""
-        if self._last_death is None:
-            self._last_death = self._post_mortem(error)
-        return self._last_death
-
-    def _post_mortem(self, error: BaseException) -> WorkerDiedError:
-        pid, code = self._dead()
-        task = ", ".join(trip.function for trip in tuple(self._trips.values()) if pid and self._runner(trip) == pid)
+    def broken(self, pid: int | None, code: int | None) -> None:
+        """A worker has died, and so has the executor."""
+        task = ", ".join(
+            f"call {trip.job}, {trip.function}"
+            for trip in tuple(self._trips.values())
+            if pid and self._runner(trip) == pid
+        )
         message = f"worker {pid} {how_it_ended(code)} while it ran {task or 'no task'}; the executor is broken"
-        death = WorkerDiedError(message, pid, code, task)
+        self._death = WorkerDiedError(message, pid, code, task)
+
+    def death(self, error: BaseException) -> BaseException:
+        """The error that says which worker died, and over what, instead of the stdlib's."""
+        death = self._death
+        if death is None:
+            return error
         death.__cause__ = error
         return death
-
-    def _dead(self) -> tuple[int | None, int | None]:
-        """The worker that died, rather one that did not end of its own accord, and its exit code."""
-        by_sentinel = {process.sentinel: process for process in tuple(self._processes.values())}
-        found: tuple[int | None, int | None] = None, None
-        for sentinel in wait(by_sentinel, 0):
-            process = by_sentinel[sentinel]
-            process.join(_REAPING)  # its descriptors are closed a moment before it can be waited for
-            found = process.pid, process.exitcode
-            if process.exitcode:
-                break
-        return found
 
     def _runner(self, trip: Trip) -> int | None:
         arena = self.traffic.arena
         return None if arena is None or trip.result is None else abs(arena.word(trip.result.index))
 
     def broken_for_good(self) -> BaseException:
-        death = self._last_death
+        death = self._death
         if death is None:
             return WorkerDiedError("a worker died; the executor is broken")
         return WorkerDiedError(f"the executor is broken: {death}", death.pid, death.exitcode, death.task)
@@ -274,6 +274,9 @@ class _Future(Future[Any]):
             super().set_exception(value)
 
     def set_exception(self, exception: BaseException | None) -> None:
-        if type(exception) is BrokenProcessPool:
-            exception = self.desk.death(exception)
-        super().set_exception(exception)
+        if type(exception) is not BrokenProcessPool:
+            super().set_exception(exception)
+            return
+        # One that was cancelled meanwhile ends the stdlib's thread (before 3.12), and all others wait for ever.
+        with suppress(InvalidStateError):
+            super().set_exception(self.desk.death(exception))

@@ -19,6 +19,9 @@ _HEAD = struct.Struct("=QqQIqQ")
 # Well below the 208 kB that a socket holds by default.
 PACKET = 32 << 10
 
+# A dead reader is an error, also in a program that has set SIGPIPE to end it (BSD and macOS have it per socket).
+QUIETLY = getattr(socket, "MSG_NOSIGNAL", 0)
+
 # The job of what a worker says when it is ready for tasks (index 0), or why it never will
 # be (index 1): no call has this number.
 READY = (1 << 64) - 1
@@ -86,11 +89,11 @@ def is_long(data: bytes) -> bool:
 def send(sock: socket.socket, data: bytes) -> None:
     """Send a message, waiting for the reader where it must."""
     if len(data) <= PACKET:
-        sock.send(data)
+        sock.send(data, QUIETLY)
         return
     view = memoryview(data)
     for start in range(0, len(view), PACKET):
-        sock.send(view[start : start + PACKET])
+        sock.send(view[start : start + PACKET], QUIETLY)
 
 
 class Receiver:

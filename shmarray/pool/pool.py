@@ -92,7 +92,7 @@ class Pool(StockPool):
         self._owner = os.getpid()
         arena = Arena.create(processes)
         arguments = (initializer, tuple(initargs), maxtasksperchild)
-        crew = Crew(_Maker(self.Process, self._ctx), processes, self._pool, arguments, arena)
+        crew = Crew(_Maker(self.Process, self._ctx), self._ctx, processes, self._pool, arguments, arena)
         self._cache: dict[int, Any] = PoolCache()
         self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
         self._cache.notifier = engine

@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shmarray.core import SparseFile
@@ -18,6 +19,8 @@ from shmarray.pool.link import Message, Receiver
 from shmarray.pool.parcel import Contents
 from shmarray.pool.stdlib import DupFd, PoolManners
 from shmarray.pool.worker import Worker
+
+_INTERRUPT = {signal.SIGINT}
 
 
 class Descriptor:
@@ -31,6 +34,7 @@ class Descriptor:
 
 
 def _received(duplicate: Any) -> Descriptor:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)  # this is a worker that starts: see interrupts_held
     fd = duplicate.detach()
     os.set_inheritable(fd, False)
     return Descriptor(fd)
@@ -45,11 +49,17 @@ class Start:
         Reading end of a pipe that only the caller has the other end of.
     boxes : Boxes or None
         The caller's; the worker gets descriptors of its own for their files.
+    private : tuple
+        What a child that a task forks must close, so that it is not taken for the worker.
+    is_interruptible : bool
+        Whether Ctrl-C reaches the caller.
     """
 
-    def __init__(self, life: Descriptor, boxes: Boxes | None) -> None:
+    def __init__(self, life: Descriptor, boxes: Boxes | None, private: tuple[Any, ...] = ()) -> None:
         self._life = life
         self._files = [Descriptor(os.dup(file.fd)) for file in boxes.files] if boxes else []
+        self.private = private
+        self.is_interruptible = signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def begin(self) -> Boxes | None:
         """In the worker: what it has of the boxes from now on, until the caller ends."""
@@ -60,6 +70,31 @@ class Start:
         """In the caller, when the worker has its own."""
         for descriptor in (self._life, *self._files):
             os.close(descriptor.fd)
+
+
+@contextmanager
+def interrupts_held(context: Any) -> Iterator[None]:
+    """Start processes that Ctrl-C cannot interrupt before they are ready to be: they would print a traceback.
+
+    They inherit what this thread blocks.  The forkserver must not, it serves others too;
+    a KeyboardInterrupt ends its children without a word, until they have unpickled a `Descriptor`.
+    """
+    if context.get_start_method() == "forkserver":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(worker: Worker, start: Start, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    worker.install_interrupt()
+    if start.is_interruptible:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+    if initializer is not None:
+        worker.interruptible(initializer, initargs, {})
 
 
 def die_with_caller(fd: int) -> None:
@@ -94,16 +129,17 @@ def serve(
 
     Ends when the caller closes its end of the channel, or after `most` tasks.
     """
-    boxes = start.begin()
+    worker = Worker(start.begin(), PoolManners)
     with socket.socket(fileno=channel.fd) as sock:
         try:
-            if initializer is not None:
-                initializer(*initargs)
-        except BaseException:
+            _begin(worker, start, initializer, initargs)
+        except BaseException as error:
             _send(sock, _ready(1, traceback.format_exc()))
+            if isinstance(error, KeyboardInterrupt):
+                sys.exit(1)  # without a word: so does the caller, who says it
             raise
         _send(sock, _ready(0, ""))
-        _work(sock, Worker(boxes, PoolManners), most)
+        _work(sock, worker, most)
 
 
 def _ready(trouble: int, text: str) -> bytes:
@@ -111,7 +147,6 @@ def _ready(trouble: int, text: str) -> bytes:
 
 
 def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
-    worker.install_interrupt()
     receiver = Receiver(sock)
     owner = os.getpid()
     done = 0
@@ -146,14 +181,27 @@ def _send(sock: socket.socket, message: bytes) -> bool:
 # --- the stdlib's executor -----------------------------------------------------------
 
 _executor_worker: Worker | None = None
+_private: list[Any] = []
+
+
+def _close_private() -> None:
+    for connection in _private:
+        connection.close()
+    _private.clear()
+
+
+os.register_at_fork(after_in_child=_close_private)
 
 
 def prepare(start: Start, manners: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Make this process a worker of an executor: the initializer of its workers."""
     global _executor_worker  # noqa: PLW0603 - one worker in a process
     _executor_worker = Worker(start.begin(), manners)
-    if initializer is not None:
-        initializer(*initargs)
+    _private.extend(start.private)
+    try:
+        _begin(_executor_worker, start, initializer, initargs)
+    except KeyboardInterrupt:
+        os._exit(1)  # the stdlib would write a traceback
 
 
 def executor_worker() -> Worker:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import parcel
 from shmarray.pool.arena import Arena, Box, Use
 from shmarray.pool.link import Message
@@ -136,6 +137,8 @@ class Traffic:
             return parcel.loosely(bundle)
         try:
             spans = self._in_boxes(self.arena, pieces, trip)
+        except SharedMemoryFullError:
+            raise  # through the pipe it would take twice the memory, and the kernel kill a process for it
         except (OSError, MemoryError) as error:
             self._warn(str(error))
             self._give_up_boxes(trip)
@@ -212,6 +215,8 @@ class Traffic:
             self._light_results += 1
             return _put_together(contents, [])
         notes = Notes(*message.notes)
+        if notes.shortage and contents.spans:
+            self._warn(notes.shortage)
         try:
             buffers = self._buffers(trip, contents) if contents.spans else []
         except BaseException as error:  # noqa: BLE001 - MemoryError: this result's, not the pool's
@@ -253,7 +258,6 @@ class Traffic:
             return
         keeper.has_forked |= notes.has_forked
         if notes.shortage:
-            self._warn(notes.shortage)
             self._lose(trip)
         for index in notes.kept:
             box = arena.box(index)

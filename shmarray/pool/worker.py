@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core import Part
+from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import link, parcel
 from shmarray.pool.boxes import Boxes, Lent
 from shmarray.pool.link import Message
@@ -86,10 +88,16 @@ class Worker:
         func = None
         try:
             func, args, kwargs = self._open(contents, opened)
-            self._busy = True
-            return True, func(*args, **kwargs)
+            return True, self.interruptible(func, args, kwargs)
         except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
+            self._busy = False  # Ctrl-C may have come just when it was to be said
             return False, self._manners.failed(error, func)
+
+    def interruptible(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a function of the user's, during which Ctrl-C raises KeyboardInterrupt."""
+        self._busy = True
+        try:
+            return func(*args, **kwargs)
         finally:
             self._busy = False
 
@@ -147,6 +155,8 @@ class Worker:
             return parcel.loosely(bundle), ""
         try:
             return self._in_box(bundle, pieces, box, reserved), ""
+        except SharedMemoryFullError as error:  # through the pipe it would take twice the memory
+            return Contents(parcel.take_apart((False, self._manners.failed(error, None))).pickle), str(error)
         except (OSError, MemoryError) as error:
             return parcel.loosely(bundle), str(error)
 
@@ -184,7 +194,7 @@ class Worker:
         return tuple(released)
 
     def install_interrupt(self) -> None:
-        """Let Ctrl-C interrupt tasks only: between them the caller decides what becomes of this process."""
+        """Let Ctrl-C interrupt what is `interruptible` only; else the caller decides what becomes of this process."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             with suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGINT, self._interrupt)
