@@ -101,7 +101,7 @@ def _facts(header: Header, file: ArrayFile) -> Iterator[tuple[str, str]]:
     now = time.time()
     yield "dtype", wording.dtype(header.dtype)
     yield "shape", f"{header.shape}, {'row' if header.order == 'C' else 'column'}-major ({header.order})"
-    yield "size", f"{wording.size(header.nbytes)} ({header.nbytes:,} bytes)"
+    yield "size", wording.exact_size(header.nbytes)
     yield "file", wording.safe(file.path)
     yield "header", f".npy version {header.version[0]}.{header.version[1]}, data from byte {header.offset}"
     yield "owner", f"{wording.safe(file.owner)}, {stat.filemode(file.permissions)[1:]} ({file.permissions:04o})"
@@ -144,7 +144,7 @@ def _statistics(found: list[Summary]) -> tuple[tuple[Column, ...], list[list[str
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, (float, np.float64)):
+    if isinstance(value, (float, np.floating)):
         return f"{value:.6g}"
     return "-" if value is None else str(value)
 
@@ -158,7 +158,7 @@ def _processes(found: Inspected) -> Iterator[str]:
         columns = (Column("pid", ">"), Column("mode"), Column("command"))
         yield from (f"  {wording.shortened(line, width)}" for line in table.lines(columns, rows, width))
     if found.hidden and found.file.permissions & 0o077:
-        yield f"{wording.count(found.hidden, 'process')} of other users could not be looked at and are not counted"
+        yield wording.not_looked_at(found.hidden)
 
 
 # --- for programs --------------------------------------------------------------------

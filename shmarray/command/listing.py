@@ -84,9 +84,7 @@ def _report(found: list[Listed], hidden: int, patterns: list[str]) -> list[str]:
     if found:
         said = [*rows(found, table.terminal_width()), "", _sum(found)]
         if hidden and any(one.file.permissions & 0o077 for one in found):
-            said.append(
-                f"{wording.count(hidden, 'process')} of other users could not be looked at and are not counted."
-            )
+            said.append(wording.not_looked_at(hidden))
         return said
     which = " that matches" if patterns else " that you may read"
     return [f"There is no array{which} in {SHARED_MEMORY}. {_space(0)}"]

@@ -1,5 +1,6 @@
 """Arguments, help, and which command; errors in one line."""
 
+import errno
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -8,6 +9,10 @@ from typing import Any
 import shmarray
 from shmarray.command import deleting, demo, doctor, inspecting, listing, selecting, wording
 from shmarray.errors import ArrayNotFoundError, ShmArrayError
+
+# Of full memory and missing arrays the library tells by classes of its own, so these are
+# about what was printed.
+_OF_THE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 _DESCRIPTION = """\
 See, inspect and delete the numpy arrays that processes share on this machine, and
@@ -112,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ------
     SystemExit
         After --help and --version (0), and for arguments that make no sense (2).
-    BrokenPipeError
-        If nobody reads the output any more.
+    OSError
+        If the output cannot be written; BrokenPipeError if nobody reads it any more.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -122,11 +127,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(arguments.run(arguments))
-    except BrokenPipeError:
-        raise
     except ArrayNotFoundError as error:
         return _failed(wording.failure(error) + selecting.hint(error.name, selecting.names()))
-    except (ShmArrayError, OSError) as error:
+    except ShmArrayError as error:
+        return _failed(wording.failure(error))
+    except OSError as error:
+        if error.errno in _OF_THE_OUTPUT:
+            raise
         return _failed(wording.failure(error))
 
 

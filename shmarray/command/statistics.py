@@ -92,7 +92,8 @@ def summaries(array: NDArray[Any]) -> list[Summary]:
 def _numbers(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     for name in dtype.names or ():
         yield from _numbers(dtype[name].base, (*path, name))
-    if dtype.kind in "biufcmM":
+    generic = dtype.kind == "M" and np.datetime_data(dtype)[0] == "generic"  # days or seconds: nobody knows
+    if dtype.kind in "biufcmM" and not generic:
         yield path, dtype.kind
 
 

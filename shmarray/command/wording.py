@@ -21,6 +21,11 @@ def size(count: float) -> str:
     return f"{count:.1f} {unit}"
 
 
+def exact_size(count: int) -> str:
+    """Both in a unit and in bytes."""
+    return f"{count} B" if count < 1024 else f"{size(count)} ({count:,} bytes)"
+
+
 def duration(seconds: float) -> str:
     """In the largest unit of which there are two: 90 s, 59 min, 47 h, 12 d."""
     seconds = max(0.0, seconds)  # clocks are set back
@@ -36,6 +41,10 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing if number == 1 else plural}"
 
 
+def not_looked_at(processes: int) -> str:
+    return f"Not counted, because you may not look into them: {count(processes, 'process')}."
+
+
 def safe(text: str) -> str:
     """Text that others chose, without what a terminal would obey: escapes, newlines, overrides of direction."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -47,6 +56,8 @@ def shortened(text: str, width: int) -> str:
 
 def dtype(kind: np.dtype[Any]) -> str:
     """A dtype in one word, as numpy prints it; a structured one by its fields, shortened."""
+    if kind.subdtype is not None:
+        return f"{dtype(kind.base)} {kind.shape}"
     if kind.names is None:
         return str(kind)
     fields = ", ".join(f"{safe(name)}: {dtype(kind[name])}" for name in kind.names)
