@@ -34,7 +34,7 @@ class Space(NamedTuple):
 
 
 class Login(NamedTuple):
-    """What systemd-logind does to this user's arrays; `remove_ipc` is None where it does not run."""
+    """What systemd-logind does to this user's arrays; `remove_ipc` is None where systemd does not run."""
 
     remove_ipc: bool | None
     uid: int
@@ -96,7 +96,8 @@ def mappings() -> int | None:
 
 def login() -> Login:
     uid = os.geteuid()
-    if not os.path.isdir("/run/systemd/users"):
+    # As sd_booted(3) does: images have other directories of systemd's without running it.
+    if not os.path.isdir("/run/systemd/system"):
         return Login(None, uid, lingers=False)
     with suppress(KeyError):  # a user without a name cannot have logged in
         return Login(_remove_ipc(), uid, os.path.exists(f"/var/lib/systemd/linger/{pwd.getpwuid(uid).pw_name}"))

@@ -142,7 +142,7 @@ def mappings(most: int | None) -> Finding:
 
 def login(login: Login) -> Finding:
     if login.remove_ipc is None:
-        return Finding("ok", "systemd-logind does not run here")
+        return Finding("ok", "systemd does not run here")
     if not login.remove_ipc:
         return Finding("ok", "off")
     if login.uid < _FIRST_PERSON:
@@ -151,7 +151,7 @@ def login(login: Login) -> Finding:
         return Finding("ok", "on, but this user lingers")
     return Finding(
         "will bite",
-        "on: at your last logout systemd deletes all your arrays, also those that are in use",
+        "on: at your last logout systemd deletes the names of all your arrays, also of those in use",
         (
             "loginctl enable-linger         for you",
             "RemoveIPC=no in the section [Login] of /etc/systemd/logind.conf, then restart systemd-logind",

@@ -177,7 +177,7 @@ def test_complex_numbers_have_a_mean_and_no_order():
 @pytest.mark.parametrize("order", "<>")
 def test_times_are_exact_where_their_sum_overflows(order):
     day = np.datetime64("2200-01-01", "ns")
-    array = np.append(np.full(200_000, day), np.datetime64("NaT")).astype(f"{order}M8[ns]")
+    array = np.append(np.full(200_000, day), np.datetime64("NaT", "ns")).astype(f"{order}M8[ns]")
     found = one(array)
 
     assert (found.least, found.greatest, found.mean, found.missing) == (day, day, day, 1)
