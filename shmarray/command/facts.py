@@ -19,15 +19,20 @@ import shmarray
 from shmarray.command.files import SHARED_MEMORY
 from shmarray.core import memory_limits
 
+_MOUNTS = "/proc/self/mountinfo"
 _CAP_IPC_LOCK = 1 << 14
 # Of two files of one name the first counts; of two settings the one in the file sorted last.
 _SETTINGS = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd")
 
 
 class Space(NamedTuple):
-    """Of a file system; bytes, and files. `most` is None where files are not counted."""
+    """Of a file system; bytes, and files.
 
-    kind: str
+    `kind` is empty for a directory that is none of its own, None where that cannot be
+    known; `files_free` is None where files are not counted.
+    """
+
+    kind: str | None
     total: int
     free: int
     files_free: int | None
@@ -47,7 +52,7 @@ def shared_memory() -> Space | None:
         status = os.statvfs(SHARED_MEMORY)
     except FileNotFoundError:
         return None
-    kind, _ = mounted(SHARED_MEMORY)
+    kind = mounted(SHARED_MEMORY)[0] if os.path.exists(_MOUNTS) else None
     files = status.f_favail if status.f_files else None
     return Space(kind, status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, files)
 
@@ -55,7 +60,7 @@ def shared_memory() -> Space | None:
 def mounted(place: str) -> tuple[str, str]:
     """Type and options of the file system mounted at a place; two empty strings if none is."""
     found = "", ""
-    for line in (_read("/proc/self/mountinfo") or "").splitlines():
+    for line in (_read(_MOUNTS) or "").splitlines():
         before, _, after = line.partition(" - ")
         if before.split()[4] == place:  # the last one lies on top
             found = after.split()[0], after.split()[2]

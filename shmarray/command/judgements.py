@@ -58,7 +58,7 @@ def shared_memory(space: Space | None) -> Finding:
             ("sudo mkdir /dev/shm && sudo mount -t tmpfs -o size=8g,mode=1777 tmpfs /dev/shm",),
         )
     text = f"{wording.size(space.total)}, {wording.size(space.free)} free"
-    if space.kind != "tmpfs":
+    if space.kind not in ("tmpfs", None):
         return Finding("note", f"{text}, but it is no tmpfs: arrays there are written to a disk", _LARGER[-1:])
     if space.total < _SMALL:
         return Finding("will bite", f"only {text}: a few arrays fill it", _LARGER)

@@ -26,6 +26,8 @@ MIB, GIB = 1 << 20, 1 << 30
         ("shared_memory", [Space("tmpfs", 8 * GIB, 9 * MIB, None)], "will bite", "shmarray list"),
         ("shared_memory", [Space("tmpfs", 8 * GIB, 8 * GIB, 7)], "will bite", "nr_inodes"),
         ("shared_memory", [Space("tmpfs", 8 * GIB, 8 * GIB, None)], "ok", "8.0 GiB free"),
+        ("shared_memory", [Space(None, 8 * GIB, 8 * GIB, None)], "ok", "8.0 GiB free"),
+        ("shared_memory", [Space("", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
         ("shared_memory", [Space("ext4", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
         ("memory", [[("all", 8 * GIB), ("the group", 10 * MIB)]], "will bite", "the group"),
         ("memory", [[("all", 8 * GIB), ("the group", GIB)]], "ok", "1.0 GiB left for arrays: the group"),
