@@ -19,6 +19,7 @@ LAYERS = [
     "shmarray.command.demo",
     "shmarray.command.doctor",
     "shmarray.command.selftest",
+    "shmarray.command.interrupts",
     "shmarray.command.judgements",
     "shmarray.command.facts",
     "shmarray.command.deleting",

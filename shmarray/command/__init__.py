@@ -8,6 +8,7 @@ facades `shmarray` and `shmarray.core`::
     demo         an array between two processes, and two pools against each other
     doctor       the table of checks, and the report of what they found
     selftest     the library at work, for real and small
+    interrupts   Ctrl-C while there are children
     judgements   figures -> ok, note or will bite, and the remedy; pure
     facts        the figures of this system
     deleting     delete

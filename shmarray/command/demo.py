@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import time
 from argparse import Namespace
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 import shmarray
 from shmarray.command import wording
+from shmarray.command.interrupts import undisturbed
 
 _ARRAYS, _ITEMS = 12, 2_000_000  # of 16 MB each
 _WORKERS = 2
@@ -34,14 +34,14 @@ def _show_names() -> None:
         print(f"   process {os.getpid()}:  table = shmarray.create({name!r}, (3, 4))")
         # A fresh interpreter, which has inherited nothing: all that it gets is the name.
         child = multiprocessing.get_context("spawn").Process(target=_write, args=(name,))
-        child.start()
-        child.join()
+        with undisturbed():
+            child.start()
+            child.join()
         print(f"   process {os.getpid()}:  print(table)\n")
         print("\n".join(f"      {line}" for line in str(table).splitlines()))
 
 
 def _write(name: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: the parent says what there is to say
     table = shmarray.attach(name)
     table[:] = np.arange(12).reshape(3, 4)
     print(
@@ -70,8 +70,7 @@ def _show_pools() -> None:
 
 def _seconds(pool_of: Any, arrays: list[NDArray[Any]]) -> tuple[float, list[NDArray[Any]]]:
     """How long the second of two maps takes, and its results: in the first, memory is fetched from the system."""
-    # Ctrl-C: the parent says what there is to say.
-    with pool_of(_WORKERS, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with undisturbed(), pool_of(_WORKERS) as pool:
         pool.map(_double, arrays, chunksize=1)
         start = time.perf_counter()
         results = pool.map(_double, arrays, chunksize=1)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 import shmarray
 from shmarray.command import wording
+from shmarray.command.interrupts import undisturbed
 
 # A spawned interpreter that imports numpy from a slow disk takes seconds.
-_PATIENCE = 60  # seconds
+_PATIENCE = 30  # seconds
 _ITEMS = 100_000  # 800 kB: through the pool's shared memory, not its pipe
 
 
@@ -29,7 +30,7 @@ def pool() -> str | None:
 
 def _failure(test: Callable[[], None]) -> str | None:
     try:
-        with warnings.catch_warnings():
+        with undisturbed(), warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # how a pool says that it does without
             test()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what this is looking for
