@@ -56,7 +56,7 @@ def _write(name: str) -> None:
 def _show_pools() -> None:
     arrays = [np.full(_ITEMS, float(number)) for number in range(_ARRAYS)]
     each = wording.size(arrays[0].nbytes)
-    print(f"2. A pool: x * 2 for {_ARRAYS} arrays of {each} with {_WORKERS} workers, the second time.\n")
+    print(f"2. A pool: x * 2 for {_ARRAYS} arrays of {each} with {_WORKERS} workers, the second time.\n", flush=True)
     stock, expected = _seconds(multiprocessing.Pool, arrays)
     print(
         f"   multiprocessing.Pool  {1000 * stock:6.0f} ms   every array pickled into a pipe, there and back", flush=True

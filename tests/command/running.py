@@ -4,7 +4,7 @@ import os
 import pty
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import shmarray
 from tests.helpers.processes import ROOT, Child
@@ -64,6 +64,15 @@ def read_until(fd, text):
             break
         seen += more
     return seen.decode()
+
+
+def press(key, process, terminal):
+    """Press a key until the process ends; a Ctrl-C between Python's prompt and its read is seen with the next key."""
+    while process.poll() is None:
+        os.write(terminal, key)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+    return process.returncode
 
 
 @contextmanager

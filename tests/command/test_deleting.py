@@ -7,7 +7,7 @@ import pytest
 
 import shmarray
 from shmarray.command import main
-from tests.command.running import held, on_a_terminal, read_until, run
+from tests.command.running import held, on_a_terminal, press, read_until, run
 from tests.helpers import raw
 
 
@@ -174,9 +174,8 @@ def test_the_question(three, pattern, answer, gone):
 def test_no_answer_deletes_nothing(three, pattern, key, status):
     with on_a_terminal("delete", pattern) as (process, terminal):
         read_until(terminal, "[y/N] ")
-        os.write(terminal, key)
+        assert press(key, process, terminal) == status
         said = read_until(terminal, "no such text")
-        assert process.wait(30) == status
     assert "Traceback" not in said
     assert left(three) == three
 

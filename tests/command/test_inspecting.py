@@ -92,7 +92,10 @@ def test_a_file_that_numpy_saved(tmp_path, info, document):
     path = tmp_path / "big.npy"
     np.save(path, np.arange(5))
     assert f"file         {path}\n" in info(f"file://{path}")
-    assert document(f"file://{path}")["statistics"][0]["max"] == 4
+    with held(f"file://{path}", "r+") as child:
+        found = document(f"file://{path}")
+    assert found["statistics"][0]["max"] == 4
+    assert [user["pid"] for user in found["processes"]] == [child.pid]
 
 
 def test_read_only_is_enough(name, document):
