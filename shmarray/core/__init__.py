@@ -31,10 +31,12 @@ from shmarray.core.locks import lock
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
+from shmarray.core.names import parse as parse_name
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.posix.maps import inode_at
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
+from shmarray.core.space import limits as memory_limits
 from shmarray.core.sparse import Part, SparseFile
 from shmarray.core.temporary import Undo, create_temporary
 
@@ -61,10 +63,12 @@ __all__ = [
     "inode_at",
     "list",
     "lock",
+    "memory_limits",
     "mlock",
     "msync",
     "munlock",
     "owner",
+    "parse_name",
     "receive_packet",
     "refer",
     "require",

@@ -43,11 +43,10 @@ def check(name: Name, fd: int, size: int, spare: int = 0) -> None:
         return  # page cache: written back, never killed for
     _unlooked = 0
     least = size + _BETWEEN_LOOKS
-    for where, available in _limits():
+    for where, available in limits():
         if size + spare > available:
-            raise _error(
-                name, size, max(0, available - spare), f"{where}; use fewer or smaller arrays, or raise that limit"
-            )
+            why = f"that is {where}; use fewer or smaller arrays, or raise that limit"
+            raise _error(name, size, max(0, available - spare), why)
         least = min(least, available)
     _unlooked = least - size
 
@@ -83,16 +82,17 @@ def _human(size: float) -> str:
     return f"{size:.1f} {unit}"
 
 
-def _limits() -> Iterator[tuple[str, int]]:
+def limits() -> Iterator[tuple[str, int]]:
+    """What bounds the memory of this process besides file systems, and how many bytes more each would allow."""
     machine = _table("/proc/meminfo")
     swap = 1024 * machine.get("SwapFree", 0)
     if "MemAvailable" in machine:
-        yield "that is all the memory of the machine", 1024 * machine["MemAvailable"] + swap
+        yield "all the memory of the machine", 1024 * machine["MemAvailable"] + swap
     for directory, limit, usage in _own_cgroups(os.getpid()):
         most, used = _number(f"{directory}/{limit}"), _number(f"{directory}/{usage}")
         if most is not None and used is not None:
             available = most - used + _reclaimable(directory) + min(swap, _swap_headroom(directory))
-            yield f"that is what the memory limit of the control group {directory} leaves", max(0, available)
+            yield f"what the memory limit of the control group {directory} leaves", max(0, available)
 
 
 def _reclaimable(directory: str) -> int:
