@@ -189,8 +189,8 @@ def memory_without_name(error: OSError | None) -> Finding:
     if error is None:
         return Finding("ok", "works: pools take no space in /dev/shm, and nothing of theirs can be left behind")
     return Finding(
-        "will bite",
-        f"refused ({wording.failure(error)}): pools copy arrays through a pipe, and scoped() needs a name",
+        "note",
+        f"refused ({wording.failure(error)}): pools copy arrays through a pipe, and scoped() gives arrays names",
         ("allow memfd_create in the container's seccomp profile; set sysctl vm.memfd_noexec below 2",),
     )
 
