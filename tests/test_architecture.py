@@ -48,6 +48,8 @@ LAYERS = [
     "shmarray.pool.boxes",
     "shmarray.pool.parcel",
     "shmarray.pool.references",
+    "shmarray.pool.sharing",
+    "shmarray.pool.wakeup",
     "shmarray.pool.scope",
     "shmarray.pool.watcher",
     "shmarray.pool.handle",

@@ -7,7 +7,7 @@ inert, because an error there breaks the executor.
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -19,8 +19,10 @@ from shmarray.pool.arena import Arena
 from shmarray.pool.manager import Manager, watch_end
 from shmarray.pool.obituary import how_it_ended
 from shmarray.pool.serve import Descriptor, Start, executor_worker, interrupts_held, prepare
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, managers_at_exit, private_ends, unwrapped
+from shmarray.pool.sharing import Repeated, repeated
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, equip, managers_at_exit, private_ends, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
+from shmarray.pool.wakeup import Wakeup
 
 
 class ProcessPoolExecutor(Executor):
@@ -48,6 +50,10 @@ class ProcessPoolExecutor(Executor):
     arrays: a call has its own, writable copy, and so has who asks for the result.  Arrays
     that `create`, `attach` or `scoped` gave, and memory maps, are the same memory on both
     sides.
+
+    A large array that many calls of one `map` carry is copied once, with the first of them;
+    leave it alone until the results are there, as with the stdlib, whose calls would have
+    it as it was at one time or another.
 
     Memory in use, beyond what the caller holds: arguments and results of the calls that run
     and of as many more, plus one; results that wait to be taken; and what was in use in
@@ -82,18 +88,31 @@ class ProcessPoolExecutor(Executor):
         self._life_of: dict[Any, int] = {}
         self._was_used = False
         self._desk = _Desk(Arena.create(self._max_workers), self._processes)  # type: ignore[arg-type, attr-defined]
-        self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
-        # The queue that tells of calls that do not pickle has to look there too.
-        queue: Any = self._call_queue  # type: ignore[attr-defined]
-        queue.pending_work_items = self._pending_work_items
+        equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
+        # What the map that this thread is in has to say to its submits.
+        self._mapping = threading.local()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         try:
-            return super().submit(_perform, _Call(self._desk, (fn, args, kwargs)))  # type: ignore[arg-type]
+            call = _Call(self._desk, (fn, args, kwargs), getattr(self._mapping, "sharing", None))
+            return super().submit(_perform, call)  # type: ignore[arg-type]
         except BrokenProcessPool as error:
             raise self._desk.broken_for_good() from error
 
     submit.__doc__ = Executor.submit.__doc__
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Any, timeout: float | None = None, chunksize: int = 1, **options: Any
+    ) -> Iterator[Any]:
+        if chunksize >= 1:
+            arrays = {key: array for each in iterables for key, array in repeated(each, chunksize).items()}
+            self._mapping.sharing = _Sharing(self._desk, arrays) if arrays else None
+        try:
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **options)
+        finally:
+            self._mapping.sharing = None
+
+    map.__doc__ = Executor.map.__doc__  # noqa: A003 - the stdlib's name
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the stdlib's
         super().shutdown(wait, cancel_futures=cancel_futures)
@@ -162,15 +181,25 @@ def _perform(message: bytes) -> bytes:
     return executor_worker().perform(message)
 
 
+class _Sharing:
+    """The arrays that many calls of one map carry; they share them until the last of these is packed or dropped."""
+
+    def __init__(self, desk: "_Desk", arrays: Repeated) -> None:
+        self.arrays = arrays
+        self.group = -desk.next_number()  # calls by themselves have their own, positive numbers
+        weakref.finalize(self, desk.traffic.exhausted, self.group).atexit = False
+
+
 class _Call:
     """A call that is packed when the stdlib's queue pickles it."""
 
-    def __init__(self, desk: "_Desk", call: tuple[Callable[..., Any], Any, Any]) -> None:
+    def __init__(self, desk: "_Desk", call: tuple[Callable[..., Any], Any, Any], sharing: _Sharing | None) -> None:
         self._desk = desk
+        self._sharing = sharing
         self.call = call
 
     def __reduce__(self) -> Any:
-        return bytes, (self._desk.pack(self.call),)
+        return bytes, (self._desk.pack(self.call, self._sharing),)
 
 
 class _Desk:
@@ -186,20 +215,24 @@ class _Desk:
         self._lock = threading.Lock()
         self._death: WorkerDiedError | None = None
 
-    def pack(self, call: tuple[Callable[..., Any], Any, Any]) -> bytes:
+    def next_number(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def pack(self, call: tuple[Callable[..., Any], Any, Any], sharing: _Sharing | None) -> bytes:
         """Make the call ready to send; raises nothing.
 
         An error in the stdlib's queue would take the queue's thread along if it is no
         Exception or has EPIPE, and can deadlock a shutdown.  So a call that does not pickle
         is sent as one that does nothing, and fails when that is answered.
         """
-        with self._lock:
-            self._count += 1
-            number = self._count
+        number = self.next_number()
         func, args, _ = call = unwrapped(*call)
-        trip = self._trips[number] = Trip(number, 0, asked_for(func, args))
+        group, arrays = (sharing.group, sharing.arrays) if sharing else (None, None)
+        trip = self._trips[number] = Trip(number, 0, asked_for(func, args), group)
         try:
-            message = self.traffic.pack(parcel.take_apart(call), trip)
+            message = self.traffic.pack(parcel.take_apart(call, arrays), trip)
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             self._failures[number] = ExecutorManners.unpicklable(error)
             message = self.traffic.pack(parcel.take_apart((bool, (), {})), trip)

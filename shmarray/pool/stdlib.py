@@ -13,8 +13,9 @@ From ``multiprocessing.reduction``: what was registered with ForkingPickler.
 From ``concurrent.futures.process``: how errors travel.  The seam is
 ``ProcessPoolExecutor._pending_work_items``, ``_spawn_process``, ``_initializer``,
 ``_initargs``, ``_max_workers``, ``_processes``, ``_adjust_process_count`` and
-``_start_executor_manager_thread``, and of the managing thread ``processes``,
-``result_queue._reader``, ``shutdown_workers``, ``terminate_broken`` and ``join_executor_internals``.
+``_start_executor_manager_thread``, ``_executor_manager_thread_wakeup`` (also in ``_call_queue``),
+and of the managing thread ``processes``, ``result_queue._reader``, ``shutdown_workers``,
+``terminate_broken`` and ``join_executor_internals``.
 
 From ``multiprocessing.connection`` and ``multiprocessing.process``: ``Connection._recv``,
 and where a process keeps the descriptor that tells of its end.
@@ -155,6 +156,13 @@ def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]
     return SimpleNamespace(_reader=GuardedReader(executor._result_queue._reader, wait_for_more))
 
 
+def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
+    """Give a new executor our dictionary of calls that are not done, and our way to wake its managing thread."""
+    executor._pending_work_items = executor._call_queue.pending_work_items = work_items
+    executor._executor_manager_thread_wakeup.close()
+    executor._executor_manager_thread_wakeup = executor._call_queue.thread_wakeup = wakeup
+
+
 def private_ends(executor: Any) -> tuple[Any, ...]:
     """The connections of an executor's queues: who holds them is taken for a worker."""
     calls, results = executor._call_queue, executor._result_queue
@@ -177,6 +185,7 @@ __all__ = [
     "StockPool",
     "Task",
     "asked_for",
+    "equip",
     "guarded_results",
     "is_told_of_by",
     "managers_at_exit",

@@ -47,6 +47,8 @@ class Trip:
 
     Attributes
     ----------
+    group : int
+        The tasks that share the arrays which all of them carry.
     data : bytes
         The message, if it is short: to send it again.
     is_long : bool
@@ -55,12 +57,13 @@ class Trip:
         Whether it is not all sent, so that nobody has run it.
     """
 
-    __slots__ = ("argument", "data", "func", "index", "is_being_sent", "is_long", "job", "result", "shares")
+    __slots__ = ("argument", "data", "func", "group", "index", "is_being_sent", "is_long", "job", "result", "shares")
 
-    def __init__(self, job: int, index: int, func: Any) -> None:
+    def __init__(self, job: int, index: int, func: Any, group: int | None = None) -> None:
         self.job = job
         self.index = index
         self.func = func
+        self.group = job if group is None else group
         self.argument: Box | None = None
         self.result: Box | None = None
         self.shares: list[Shared] = []
@@ -102,7 +105,7 @@ class Traffic:
     def __init__(self, arena: Arena | None, ahead: int) -> None:
         self.arena = arena
         self.ahead = ahead
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._shared: dict[tuple[int, int], Shared] = {}
         self._light_results = DEEP
         self._has_warned = False
@@ -160,7 +163,7 @@ class Traffic:
 
     def _shared_span(self, arena: Arena, piece: Repeated, trip: Trip) -> Span:
         array = piece.array
-        key = trip.job, id(array)  # the call holds the array, so no other gets its id
+        key = trip.group, id(array)  # the call holds the array, so no other gets its id
         shared = self._shared.get(key)
         if shared is None:
             box = arena.lend(Use.ARGUMENT)
@@ -175,12 +178,12 @@ class Traffic:
         trip.shares.append(shared)
         return shared.box.index, 0, array.nbytes, True
 
-    def exhausted(self, job: int) -> None:
-        """No more tasks of this call come."""
+    def exhausted(self, group: int) -> None:
+        """No more tasks of this group come; may be called by a finalizer."""
         if not self._shared:
             return
         with self._lock:
-            for key in [key for key in self._shared if key[0] == job]:
+            for key in [key for key in self._shared if key[0] == group]:
                 shared = self._shared.pop(key)
                 shared.open = False
                 if not shared.in_use:

@@ -187,6 +187,36 @@ def test_one_array_in_many_tasks_is_copied_once_and_private_to_each_chunk(method
         assert big[0] == 0
 
 
+def test_the_executors_map_copies_one_array_for_many_calls_once(method):
+    big = np.zeros(1_000_000)
+    big[-1] = 3
+    with make("Executor", method) as pool:
+        items = [(big, i + 1) for i in range(20)]
+        for _ in range(2):
+            assert list(pool.map(tasks.total_item, items)) == [((0.0, 3.0), i + 1) for i in range(20)]
+            assert shared_memory_of(pool) < 3 * big.nbytes
+        big[5] = 9
+        assert list(pool.map(tasks.read_item, [(big, 5)] * 6)) == [9.0] * 6
+        assert list(pool.map(tasks.total, [big] * 6, chunksize=2)) == [12.0] * 6
+        assert list(pool.map(tasks.total, (big, big, big), [np.ones(10)] * 3)) == [22.0] * 3
+        assert big[0] == 0
+
+
+def test_an_array_that_many_calls_share_is_let_go_when_they_are_cancelled():
+    with make("Executor", "fork", 1) as pool:
+        big = np.zeros(1_000_000)
+        reader, writer = os.pipe()
+        blocked = pool.submit(os.read, reader, 1)
+        results = pool.map(tasks.total, [big] * 20)
+        os.write(writer, b"x")
+        assert blocked.result(60) == b"x"
+        assert next(results) == 0
+        results.close()
+        wait_until(lambda: shared_memory_of(pool) < 1 << 20, 5)
+        os.close(reader)
+        os.close(writer)
+
+
 def test_an_array_in_many_tasks_that_tasks_keep_stays_as_it_was():
     with make("Pool", "fork", 1) as pool:
         for i in range(5):
