@@ -14,6 +14,24 @@ PACKAGE = Path(shmarray.__file__).parent
 # From top to bottom: a module imports only from rows below its own.
 LAYERS = [
     "shmarray.__main__",
+    "shmarray.command",
+    "shmarray.command.program",
+    "shmarray.command.parser",
+    "shmarray.command.demo",
+    "shmarray.command.doctor",
+    "shmarray.command.selftest",
+    "shmarray.command.interrupts",
+    "shmarray.command.judgements",
+    "shmarray.command.facts",
+    "shmarray.command.deleting",
+    "shmarray.command.inspecting",
+    "shmarray.command.listing",
+    "shmarray.command.statistics",
+    "shmarray.command.selecting",
+    "shmarray.command.processes",
+    "shmarray.command.files",
+    "shmarray.command.table",
+    "shmarray.command.wording",
     "shmarray",
     "shmarray.pool",
     "shmarray.pool.executor",
@@ -30,12 +48,15 @@ LAYERS = [
     "shmarray.pool.boxes",
     "shmarray.pool.parcel",
     "shmarray.pool.references",
+    "shmarray.pool.sharing",
+    "shmarray.pool.wakeup",
     "shmarray.pool.scope",
     "shmarray.pool.watcher",
     "shmarray.pool.handle",
     "shmarray.pool.forks",
     "shmarray.pool.stdlib",
     "shmarray.core",
+    "shmarray.core.instant",
     "shmarray.core.sparse",
     "shmarray.core.temporary",
     "shmarray.core.references",
@@ -97,6 +118,12 @@ def test_imports_run_downwards_only(module):
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.pool")])
 def test_the_pool_layer_knows_the_core_through_its_facade_only(module):
     assert not {name for name in own_imports(module) if name.startswith("shmarray.core.")}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.command")])
+def test_the_command_line_knows_the_library_through_its_facades_only(module):
+    library = {name for name in own_imports(module) if not name.startswith("shmarray.command")}
+    assert library <= {"shmarray", "shmarray.core", "shmarray.errors"}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.core")])

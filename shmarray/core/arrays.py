@@ -288,9 +288,16 @@ def require(
 
     Parameters
     ----------
-    name, shape, dtype, order, permissions
-        As for `create`; `dtype` is ``float64`` by default.  `permissions` matter only if
-        it is created.
+    name : str
+        As for `create`.
+    shape : int or sequence of int
+        Items along each axis.
+    dtype : dtype, optional
+        ``float64`` by default.
+    order : {'C', 'F'}, optional
+        Row-major or column-major.
+    permissions : int, optional
+        As for `create`; they matter only if this call creates it.
 
     Returns
     -------

@@ -33,6 +33,11 @@ def msync(array: NDArray[Any], flags: int = libc.MS_SYNC) -> None:
 def mlock(array: NDArray[Any]) -> None:
     """Keep the array that `array` is a view of in physical memory.
 
+    Parameters
+    ----------
+    array : ndarray
+        Any view of an array that `create`, `attach` or `scoped` gave.
+
     Raises
     ------
     TypeError
@@ -50,6 +55,17 @@ def mlock(array: NDArray[Any]) -> None:
 
 
 def munlock(array: NDArray[Any]) -> None:
-    """Take back `mlock`; TypeError if `array` is not in shared memory."""
+    """Take back `mlock`.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any view of an array that `create`, `attach` or `scoped` gave.
+
+    Raises
+    ------
+    TypeError
+        If `array` is not in shared memory.
+    """
     mapping = require_owner(array)
     maps.munlock(mapping.address, mapping.size)

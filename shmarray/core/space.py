@@ -46,10 +46,11 @@ def check(name: Name, fd: int, size: int, spare: int = 0) -> None:
         return  # page cache: written back, never killed for
     _unlooked = 0
     left = _PROCESSES * _BETWEEN_LOOKS
-    for where, there in _limits():
+    for where, there in limits():
         available = max(0, there - spare)
         if size > available:
-            raise _error(name, size, available, f"{where}; use fewer or smaller arrays, or raise that limit")
+            why = f"that is {where}; use fewer or smaller arrays, or raise that limit"
+            raise _error(name, size, available, why)
         left = min(left, available - size)
     _unlooked = left // _PROCESSES
 
@@ -88,16 +89,17 @@ def _human(size: float) -> str:
     return f"{size:.1f} {unit}"
 
 
-def _limits() -> Iterator[tuple[str, int]]:
+def limits() -> Iterator[tuple[str, int]]:
+    """What bounds the memory of this process besides file systems, and how many bytes more each would allow."""
     machine = _table("/proc/meminfo")
     swap = 1024 * machine.get("SwapFree", 0)
     if "MemAvailable" in machine:
-        yield "that is all the memory of the machine", 1024 * machine["MemAvailable"] + swap
+        yield "all the memory of the machine", 1024 * machine["MemAvailable"] + swap
     for directory, limit, usage in _own_cgroups(os.getpid()):
         most, used = _number(f"{directory}/{limit}"), _number(f"{directory}/{usage}")
         if most is not None and used is not None:
             available = most - used + _reclaimable(directory) + min(swap, _swap_headroom(directory))
-            yield f"that is what the memory limit of the control group {directory} leaves", max(0, available)
+            yield f"what the memory limit of the control group {directory} leaves", max(0, available)
 
 
 def _reclaimable(directory: str) -> int:

@@ -2,8 +2,9 @@
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -56,15 +57,29 @@ class SparseFile:
         OSError
             EFBIG beyond ``ulimit -f``, among others: there may be memory elsewhere.
         """
+        with self._new_memory(offset, size):
+            pages.reserve(self.fd, size, offset)
+
+    def write(self, offset: int, octets: NDArray[np.uint8]) -> None:
+        """Write there, with new memory where there is none; raises as `reserve` does."""
+        with self._new_memory(offset, octets.nbytes):
+            pages.write(self.fd, octets.data, offset)
+
+    @contextmanager
+    def _new_memory(self, offset: int, size: int) -> Iterator[None]:
         space.check(_NAME, self.fd, size, _SPARE)
         try:
-            pages.reserve(self.fd, size, offset)
+            yield
         except OSError as error:
             with suppress(OSError):
                 self.free(offset, size)
             if error.errno == errno.EFBIG:
                 raise
             raise space.explained(error, _NAME, self.fd, size) from error
+
+    def allocated(self) -> int:
+        """Bytes of memory that the whole file has."""
+        return 512 * os.fstat(self.fd).st_blocks if self.fd >= 0 else 0
 
     def free(self, offset: int, size: int) -> None:
         """Give the memory back to the system; who maps it sees zeros."""
@@ -95,7 +110,7 @@ class Part:
         Whether writes stay in this process (copy-on-write).
     """
 
-    __slots__ = ("__weakref__", "_offset", "address", "private", "size")
+    __slots__ = ("__weakref__", "_entered", "_entered_at", "_offset", "address", "private", "size")
 
     def __init__(self, fd: int, offset: int, size: int, private: bool) -> None:
         self.size = 0
@@ -103,10 +118,26 @@ class Part:
         self.size = size
         self.private = private
         self._offset = offset
+        self._entered = 0
+        self._entered_at = 0.0
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         return {"version": 3, "typestr": "|u1", "shape": (self.size,), "data": (self.address, False)}
+
+    def fault_in(self, size: int, lifetime: float) -> None:
+        """Have the first `size` bytes in the page table; they must exist, or they would from now on.
+
+        What was used less than `lifetime` seconds ago is taken to be there still: to ask
+        the kernel costs half as much as entering it.
+        """
+        now = time.monotonic()
+        entered = self._entered if now - self._entered_at < lifetime else 0
+        if size > entered:
+            pages.fault_in(self.address + entered, size - entered)
+            entered = -(-size // pages.PAGE) * pages.PAGE
+        self._entered = entered
+        self._entered_at = now
 
     def octets(self) -> NDArray[np.uint8]:
         """All of it; the array keeps the part mapped, not the other way round."""
@@ -122,9 +153,9 @@ class Part:
         """Make a private part show the file again; OSError if the kernel will not (under mlockall)."""
         maps.discard_writes(self.address, self.size)
 
-    def free(self) -> None:
-        """Give a shared part's memory back to the system; who maps it sees zeros."""
-        maps.remove(self.address, self.size)
+    def free_with(self, owner: object) -> object:
+        """Give a shared part's memory back to the system when its owner, who keeps what this returns, is garbage."""
+        return maps.Unmapping.removing(owner, self.address, self.size)
 
     # Not maps.Unmapping: parts are held by objects that can be in a cycle, and the garbage
     # collector calls no weak reference's callback that is garbage itself.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from shmarray.core import send_packet
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import forks, link
 from shmarray.pool.arena import Arena
@@ -122,9 +123,8 @@ class Crew:
             lent.callback(os.close, reader)
             kept.callback(self._lives.close, writer)
             channel = Descriptor.copy_of(far.fileno(), lent)
-            file = None if self._arena is None else Descriptor.copy_of(self._arena.file.fd, lent)
-            arguments = (channel, Start(Descriptor(reader), file), *self._arguments)
-            hand = Hand(self._make(target=serve, args=arguments), sock, far, writer)
+            start = Start(Descriptor(reader), self._arena, lent)
+            hand = Hand(self._make(target=serve, args=(channel, start, *self._arguments)), sock, far, writer)
             try:
                 with self.lock:
                     self.hands.append(hand)
@@ -172,9 +172,12 @@ class Crew:
         best = None
         least = sys.maxsize if depth is None else depth
         for hand in self.hands:
-            if len(hand.flight) < least and self.may_have_more(hand):
+            load = len(hand.flight)
+            if load < least and self.may_have_more(hand):
                 best = hand
-                least = len(hand.flight)
+                least = load
+                if not load:
+                    break
         return best
 
     def may_have_more(self, hand: Hand) -> bool:
@@ -189,14 +192,12 @@ class Crew:
         """Send a short task, if there is room for it now."""
         trip.data = data
         hand.take(trip)  # first: the answer may be there before send returns
-        try:
-            hand.sock.send(data, socket.MSG_DONTWAIT | link.QUIETLY)
-        except OSError:
-            hand.flight.pop()
-            hand.sent -= 1
-            hand.is_full = bool(hand.flight)
-            return False
-        return True
+        if send_packet(hand.sock.fileno(), data):
+            return True
+        hand.flight.pop()
+        hand.sent -= 1
+        hand.is_full = bool(hand.flight)
+        return False
 
     def take_back_from_busiest(self, idle: Hand) -> list[tuple[Trip, bytes]]:
         """Half of what the worker with most to do has not read yet."""

@@ -26,12 +26,20 @@ def scoped(
 
     Parameters
     ----------
-    shape, dtype, data, order, permissions
-        As for `create`.
+    shape : int or sequence of int, optional
+        Items along each axis; may be left out with `data`.
+    dtype : dtype, optional
+        ``float64``, or that of `data`, by default.
+    data : array_like, optional
+        What to copy in, as for `create`.
     name : str, optional
         Under which other programs can `attach` it.  Without a name the memory is
         anonymous: reached by `SharedHandle` only, not bounded by the size of ``/dev/shm``,
         and freed by the kernel however the process ends.
+    order : {'K', 'C', 'F'}, optional
+        As for `create`.
+    permissions : int, optional
+        As for `create`.
 
     Yields
     ------
@@ -40,8 +48,8 @@ def scoped(
 
     Raises
     ------
-    Exception
-        As `create` raises, on entering; nothing is left then.
+    ArrayExistsError, InvalidNameError, SharedMemoryFullError, PermissionError, TypeError, ValueError
+        As `create` does, on entering the block; nothing is left then.
 
     Notes
     -----

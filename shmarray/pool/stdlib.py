@@ -12,7 +12,8 @@ From ``multiprocessing.reduction``: what was registered with ForkingPickler.
 
 From ``concurrent.futures.process``: how errors travel.  The seam is
 ``ProcessPoolExecutor._pending_work_items``, ``_spawn_process``, ``_initializer``,
-``_initargs``, ``_processes``, ``_adjust_process_count`` and ``_start_executor_manager_thread``,
+``_initargs``, ``_max_workers``, ``_processes``, ``_adjust_process_count`` and
+``_start_executor_manager_thread``, ``_executor_manager_thread_wakeup`` (also in ``_call_queue``),
 and of the managing thread ``processes``, ``result_queue._reader``, ``shutdown_workers``,
 ``terminate_broken`` and ``join_executor_internals``.
 
@@ -27,6 +28,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
+from functools import partial
 from multiprocessing import pool, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool as StockPool
@@ -105,10 +107,16 @@ def asked_for(func: Any, args: tuple[Any, ...]) -> Any:
     """The user's function in a task: chunks of map, starmap and Executor.map have it inside."""
     if func in (_pool.mapstar, _pool.starmapstar) and args and isinstance(args[0], tuple):
         return args[0][0]
-    inner = getattr(func, "func", None)
-    if inner is _process._process_chunk:
-        return func.args[0]
-    return func
+    return args[0] if func is _process._process_chunk else func
+
+
+def unwrapped(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The same call without the partial object that Executor.map wraps its chunks in: that takes long to pickle."""
+    if type(func) is partial and func.func is _process._process_chunk:
+        return func.func, (*func.args, *args), kwargs
+    return func, args, kwargs
 
 
 def is_told_of_by(process: Any, fd: int) -> None:
@@ -152,6 +160,13 @@ def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]
     return SimpleNamespace(queue=queue, _reader=GuardedReader(queue._reader, wait_for_more))
 
 
+def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
+    """Give a new executor our dictionary of calls that are not done, and our way to wake its managing thread."""
+    executor._pending_work_items = executor._call_queue.pending_work_items = work_items
+    executor._executor_manager_thread_wakeup.close()
+    executor._executor_manager_thread_wakeup = executor._call_queue.thread_wakeup = wakeup
+
+
 def private_ends(executor: Any) -> tuple[Any, ...]:
     """The connections of an executor's queues: who holds them is taken for a worker."""
     calls, results = executor._call_queue, executor._result_queue
@@ -174,9 +189,11 @@ __all__ = [
     "StockPool",
     "Task",
     "asked_for",
+    "equip",
     "guarded_results",
     "is_told_of_by",
     "managers_at_exit",
     "private_ends",
     "registered",
+    "unwrapped",
 ]

@@ -1,5 +1,6 @@
 """scoped: a shared array for the length of a with-block, deleted however the block is left."""
 
+import errno
 import os
 import signal
 import socket
@@ -200,6 +201,19 @@ with shmarray.scoped(1000) as array:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     run_script(code, status=-signal.SIGKILL)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.ENOSYS])
+def test_where_memory_without_a_name_is_forbidden_it_has_a_random_one(monkeypatch, code):
+    def memfd_create(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "memfd_create", memfd_create)
+    with shmarray.scoped(3) as array:
+        array[:] = 1
+        assert in_child(shmarray.SharedHandle(array).array.sum) == 3
+        assert raw.names(f"shmarray-{os.getpid()}-")
+    assert not raw.names(f"shmarray-{os.getpid()}-")
 
 
 def test_the_name_given_as_the_shape_is_explained(name):

@@ -74,7 +74,14 @@ def open_unnamed(name: Name, permissions: int) -> int | None:
 
 def open_anonymous() -> int | None:
     """Make memory that has no name anywhere, neither bound by the size of /dev/shm; None if the system cannot."""
-    return libc.at_once(os.memfd_create, "shmarray", os.MFD_CLOEXEC) if MEMFD else None
+    if not MEMFD:
+        return None
+    try:
+        return libc.at_once(os.memfd_create, "shmarray", os.MFD_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):  # seccomp, vm.memfd_noexec
+            return None
+        raise
 
 
 def link(fd: int, name: Name) -> None:

@@ -63,11 +63,6 @@ def discard_writes(address: int, size: int) -> None:
     libc.succeeded(libc.madvise(address, size, libc.MADV_DONTNEED))
 
 
-def remove(address: int, size: int) -> None:
-    """As `punch`, through a shared mapping, when there is no descriptor any more."""
-    libc.succeeded(libc.madvise(address, size, libc.MADV_REMOVE))
-
-
 class Unmapping(weakref.ref[Any]):
     """Calls munmap when the owner of a range, which holds this, is gone.
 
@@ -86,6 +81,11 @@ class Unmapping(weakref.ref[Any]):
     @classmethod
     def of(cls, owner: object, address: int, size: int) -> "Unmapping":
         return cls(owner, partial(munmap, address, size))
+
+    @classmethod
+    def removing(cls, owner: object, address: int, size: int) -> "Unmapping":
+        """Not unmap, but give the memory back to the system: who else maps it sees zeros."""
+        return cls(owner, partial(libc.madvise, address, size, libc.MADV_REMOVE))
 
 
 def msync(address: int, size: int, flags: int) -> None:
