@@ -28,7 +28,7 @@ no /proc                       ok      ok            ok        ok            ok 
 /proc of others hidden         ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
 no memfd                       ok      ok            ok        ok            ok      ok      ok           pipe         ok            ok             pipe
 no memfd, no O_TMPFILE         ok      ok            ok        ok            ok      ok      ok           pipe         ok            ok             pipe
-address space here             ENOMEM  ENOMEM        ENOMEM    ENOMEM        ok      ok      MemoryError  MemoryError  ok            MemoryError    MemoryError
+address space here             ENOMEM  ENOMEM        ENOMEM    ENOMEM        ok      ok      MemoryError  ok           ok            MemoryError    ok
 address space in workers       ok      ok            ok        ok            ok      ok      MemoryError  MemoryError  ok            MemoryError    MemoryError
 descriptors here               EMFILE  EMFILE        EMFILE    EMFILE        EMFILE  EMFILE  ok           ok           EMFILE        ok             ok
 descriptors in workers         ok      ok            ok        ok            ok      ok      ok           ok           EMFILE        ok             ok
@@ -111,7 +111,7 @@ import gc, shmarray
 from tests.pool import tasks
 with tasks.make({kind!r}, "fork") as pool:
     try:
-        tasks.call_each(pool, tasks.ones, [1 << 17] * 150)  # 2 MB of memory each, which their holder keeps
+        tasks.call_each(pool, tasks.ones, [1 << 17] * 250)  # 1 MB of memory each, which their holder keeps
     except shmarray.SharedMemoryFullError as error:
         assert "control group" in str(error), error
     else:
