@@ -132,6 +132,7 @@ class Crew:
                 hand.process.daemon = True
                 with interrupts_held(self._context):
                     hand.process.start()
+                forks.own([hand.process])
                 hand.watch = watch(hand.process)
             except BaseException:
                 self._close(hand)

@@ -164,6 +164,8 @@ class Engine:
         except _Terminated:
             raise
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
+            if self.state == TERMINATE:  # so the boxes may be closed already: that is nobody's error
+                raise _Terminated from None
             job, index = task[:2]
             task = None
             traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error

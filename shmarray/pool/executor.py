@@ -140,6 +140,7 @@ class ProcessPoolExecutor(Executor):
                 new = set(self._processes.values()) - before
                 self._life_of.update(dict.fromkeys(new, writer))
                 watch_end(new)
+                forks.own(new)
             finally:
                 self._initargs = ()
 

@@ -3,9 +3,12 @@
 import os
 import select
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
+
+from shmarray.pool.stdlib import disown
 
 # Held from before a fork until after it, so that nothing is lent to the user, and no
 # descriptor made, that the preparations do not know of.  Finalizers take no lock.
@@ -75,12 +78,18 @@ class Descriptors:
 
 
 _registered: WeakSet[Forkable] = WeakSet()
+_workers: WeakSet[Any] = WeakSet()
 _witness: Witness | None = None
 
 
 def register(forkable: Forkable) -> None:
     with lock:
         _registered.add(forkable)
+
+
+def own(processes: Iterable[Any]) -> None:
+    """These workers are this process's: a forked child that ends does not end them, nor wait for them."""
+    _workers.update(processes)
 
 
 def witness() -> Witness | None:
@@ -109,6 +118,7 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _witness  # noqa: PLW0603
     _witness = None  # the writing end stays open: that is what the parent looks at
+    disown(_workers)
     for forkable in tuple(_registered):
         forkable.after_fork_in_child()
     lock.release()

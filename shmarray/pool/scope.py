@@ -3,8 +3,8 @@
 import atexit
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, SupportsIndex
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -78,9 +78,12 @@ def scoped(
     undo = _Undo()
 
     def end() -> None:
-        while undo and os.getpid() == owner:
-            undo[-1]()
-            undo.pop()  # afterwards: interrupted before, it is done again at exit
+        # At exit another thread, a daemon, may be here too: a step that is done twice does no harm.
+        with suppress(IndexError, ValueError):
+            while os.getpid() == owner:
+                step = undo[-1]
+                step()
+                undo.remove(step)  # afterwards: interrupted before, it is done again at exit
 
     # For a block that is still open when the interpreter ends: one in a daemon thread, in a
     # generator that somebody keeps, or entered by hand.
@@ -100,8 +103,7 @@ class _Undo(list[Callable[[], object]]):
         if isinstance(step, Removal):
             watch(step)
 
-    def pop(self, index: SupportsIndex = -1) -> Callable[[], object]:
-        step = self[index]
+    def remove(self, step: Callable[[], object]) -> None:
         if isinstance(step, Removal):
             forget(step)
-        return super().pop(index)
+        super().remove(step)

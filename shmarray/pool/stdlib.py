@@ -18,18 +18,19 @@ and of the managing thread ``processes``, ``result_queue._reader``, ``shutdown_w
 ``terminate_broken`` and ``join_executor_internals``.
 
 From ``multiprocessing.connection`` and ``multiprocessing.process``: ``Connection._recv``,
-and where a process keeps the descriptor that tells of its end.
+where a process keeps the descriptor that tells of its end, and the set of all children.
 """
 
 # ruff: noqa: SLF001
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
 from functools import partial
 from multiprocessing import pool, reduction
+from multiprocessing import process as processes
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool as StockPool
 from multiprocessing.reduction import DupFd
@@ -42,6 +43,7 @@ _PIPE = 64 << 10
 # Private names are in nobody's stubs.
 _pool: Any = pool
 _process: Any = process
+_processes: Any = processes
 _ForkingPickler: Any = reduction.ForkingPickler
 
 INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
@@ -119,6 +121,11 @@ def unwrapped(
     return func, args, kwargs
 
 
+def disown(siblings: Iterable[Any]) -> None:
+    """In a child of os.fork: these are not its children, which it would end at its exit."""
+    _processes._children.difference_update(siblings)
+
+
 def is_told_of_by(process: Any, fd: int) -> None:
     """From now on this descriptor is the sentinel of a process."""
     process._sentinel = fd
@@ -189,6 +196,7 @@ __all__ = [
     "StockPool",
     "Task",
     "asked_for",
+    "disown",
     "equip",
     "guarded_results",
     "is_told_of_by",

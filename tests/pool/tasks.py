@@ -283,3 +283,9 @@ def collect():
 
 def command(code):
     return [sys.executable, "-c", code]
+
+
+def slow_double(x):
+    """Long enough for others to end meanwhile."""
+    time.sleep(0.5)
+    return x * 2
