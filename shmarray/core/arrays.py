@@ -245,8 +245,9 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
     Notes
     -----
     Safe from many threads and processes.  A forked child has its parent's arrays.  Should
-    another program truncate the file, touching what was cut off is a bus error: nothing
-    can prevent that.
+    another program truncate the file, touching what was cut off is a bus error, which no
+    ``except`` sees: the process ends by SIGBUS, and ``python -X faulthandler`` says where.
+    A pool says so of its worker.  Attaching such a file is an ArrayFormatError.
     """
     if mode not in _FLAGS:
         raise ValueError(f"mode is 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")

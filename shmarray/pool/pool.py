@@ -47,8 +47,9 @@ class Pool(StockPool):
 
     Memory in use, beyond what the caller holds: for each worker `tasks_ahead` tasks'
     arguments and results; results that wait to be taken; and what was in use in the last
-    second.  An idle pool gives all of it back after a second, a closed one at once.  Where
-    shared memory cannot be had, arrays go through a pipe, with one RuntimeWarning.
+    second.  An idle pool gives all of it back after a second, a closed one at once.  Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
+    through a pipe, with one RuntimeWarning; where memory itself does not suffice, the call
+    raises `SharedMemoryFullError`, a MemoryError.
 
     A worker that dies is replaced; the call whose task it ran raises `WorkerDiedError`, the
     others do not notice.

@@ -1,0 +1,374 @@
+"""What others put into shared memory, and do to it: an error that says so or nothing at all, never other memory."""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+import shmarray
+from shmarray.core import mapping, temporary
+from tests.helpers import raw
+from tests.helpers.processes import FORK_WARNING, ROOT, Child, in_child, run_script
+from tests.helpers.scarcity import UNSHARE, needs_mount
+from tests.pool import tasks
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+# --- things under a name of ours ------------------------------------------------------
+
+
+def directory(path):
+    os.mkdir(path)
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def a_socket(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+
+
+def dangling_link(path):
+    os.symlink("/nowhere", path)
+
+
+def looping_link(path):
+    os.symlink(path, path)
+
+
+def link_to_an_array(path):
+    os.symlink(f"{path}-target", path)
+
+
+def link_to_a_device(path):
+    os.symlink("/dev/zero", path)
+
+
+def empty(path):
+    raw.put(os.path.basename(path), b"")
+
+
+def text(path):
+    raw.put(os.path.basename(path), b"not an array at all" * 100)
+
+
+def huge_and_sparse(path):
+    empty(path)
+    os.truncate(path, 1 << 60)
+
+
+def array_cut_off(path):
+    raw.put(os.path.basename(path), raw.saved(np.zeros(1000))[:4000])
+
+
+def header_of_objects(path):
+    raw.put(os.path.basename(path), raw.header("'|O'", shape="(1,)") + b"cos\nsystem\n(S'true'\ntR." + bytes(100))
+
+
+def header_of_terabytes(path):
+    raw.put(os.path.basename(path), raw.header(shape=f"({1 << 50},)"))
+
+
+def header_that_overflows(path):
+    raw.put(os.path.basename(path), raw.header(shape=f"({1 << 40}, {1 << 40})"))
+
+
+# What list does with it is always nothing.  taken: ArrayExistsError; format: ArrayFormatError; denied: PermissionError.
+TABLE = """
+                       attach  require  lock    create  scoped  delete
+directory              format  format   ok      taken   taken   format
+fifo                   format  format   ok      taken   taken   format
+a_socket               format  format   format  taken   taken   format
+dangling_link          format  format   format  taken   taken   format
+looping_link           format  format   format  taken   taken   format
+link_to_an_array       format  format   format  taken   taken   format
+link_to_a_device       format  format   format  taken   taken   format
+empty                  format  format   ok      taken   taken   ok
+text                   format  format   ok      taken   taken   format
+huge_and_sparse        format  format   ok      taken   taken   format
+array_cut_off          format  format   ok      taken   taken   ok
+header_of_objects      format  format   ok      taken   taken   ok
+header_of_terabytes    format  format   ok      taken   taken   ok
+header_that_overflows  format  format   ok      taken   taken   ok
+"""
+
+
+def _lock(name):
+    with shmarray.lock(name, timeout=0):
+        pass
+
+
+def _scope(name):
+    with shmarray.scoped(3, name=name):
+        pass
+
+
+DOORS = {
+    "attach": shmarray.attach,
+    "require": lambda name: shmarray.require(name, 3),
+    "lock": _lock,
+    "create": lambda name: shmarray.create(name, 3),
+    "scoped": _scope,
+    "delete": shmarray.delete,
+}
+
+
+def outcome(door, name):
+    try:
+        DOORS[door](name)
+    except shmarray.ArrayExistsError:
+        return "taken"
+    except shmarray.ArrayFormatError:
+        return "format"
+    except PermissionError:
+        return "denied"
+    return "ok"
+
+
+def rows(table):
+    head, *lines = table.strip("\n").splitlines()
+    return [pytest.param(line.split()[0], dict(zip(head.split(), line.split()[1:], strict=True))) for line in lines]
+
+
+@pytest.mark.parametrize(("thing", "expected"), rows(TABLE))
+def test_what_is_no_array(thing, expected, shm_name):
+    name = shm_name()
+    shmarray.create(f"{name}-target", 3)
+    globals()[thing](raw.path(name))
+    try:
+        before = os.lstat(raw.path(name))
+        assert not [info for info in shmarray.list() if info.name == name]
+        for door in ("attach", "require", "lock", "create", "scoped"):
+            assert (door, outcome(door, name)) == (door, expected[door])
+            assert os.lstat(raw.path(name)) == before  # not touched, not even read
+        assert outcome("delete", name) == expected["delete"]
+        assert os.path.lexists(raw.path(name)) == (expected["delete"] != "ok")
+        assert shmarray.attach(f"{name}-target").shape == (3,)
+    finally:
+        shmarray.delete(f"{name}-target")
+
+
+# Of root's array, that nobody else may open, and of one that all may read.
+OTHERS = """
+                   attach  require  lock    create  scoped  delete
+0o600              denied  denied   denied  taken   taken   denied
+0o644              denied  denied   ok      taken   taken   denied
+"""
+
+
+@needs_root
+@pytest.mark.parametrize(("permissions", "expected"), rows(OTHERS))
+def test_another_users_array(permissions, expected, name):
+    shmarray.create(name, 3, permissions=int(permissions, 8))
+    handle = pickle.dumps(shmarray.SharedHandle(shmarray.attach(name)))
+
+    def as_nobody():
+        # Not inherited: another program.
+        os.setuid(NOBODY)
+        with pytest.raises(PermissionError):
+            mapping_gone(handle).array  # noqa: B018 - the property raises
+        return {door: outcome(door, name) for door in DOORS}
+
+    assert in_child(as_nobody) == expected
+    assert raw.names(name) == [name]
+
+
+def mapping_gone(handle):
+    """What the handle is in a process that has not the array."""
+    mapping._live.clear()
+    return pickle.loads(handle)
+
+
+# --- names that change hands ------------------------------------------------------------
+
+
+def test_a_hard_link_is_another_name_of_the_same_memory(shm_name):
+    name, other = shm_name(), shm_name()
+    array = shmarray.create(name, data=[1, 2])
+    os.link(raw.path(name), raw.path(other))
+    shmarray.attach(other)[0] = 5
+    assert array.tolist() == [5, 2]
+    assert {name, other} <= {info.name for info in shmarray.list()}
+    shmarray.delete(name)
+    with pytest.raises(shmarray.ArrayNotFoundError):
+        mapping_gone(pickle.dumps(shmarray.SharedHandle(array))).array  # noqa: B018 - by its own name only
+    assert shmarray.attach(other).tolist() == [5, 2]
+    shmarray.delete(other)
+
+
+def test_a_hard_link_put_in_the_place_of_a_scopes_array_stays(shm_name):
+    name, other = shm_name(), shm_name()
+    shmarray.create(other, data=[1, 2])
+    with shmarray.scoped(3, name=name):
+        os.unlink(raw.path(name))
+        os.link(raw.path(other), raw.path(name))
+    assert shmarray.attach(name).tolist() == [1, 2]
+    shmarray.delete(name)
+    shmarray.delete(other)
+
+
+def test_a_name_that_is_swapped_all_the_time_gives_one_array_or_the_other(shm_name):
+    """Between list and attach, between stat and open: never half of each, and a handle never the wrong one."""
+    name, spare = shm_name(), shm_name()
+    contents = {1000: 1, 3000: 2}
+    ends = []
+    for number, (size, value) in enumerate(contents.items()):
+        shmarray.create(f"{name}-{number}", data=np.full(size, value))
+        ends.append(f"{raw.path(name)}-{number}")
+    os.link(ends[1], raw.path(name))
+    handle = pickle.dumps(shmarray.SharedHandle(shmarray.attach(name)))
+
+    def swap(channel):
+        while not channel.poll():
+            for end in ends:
+                os.link(end, raw.path(spare))
+                os.rename(raw.path(spare), raw.path(name))
+
+    seen = set()
+    with Child(swap) as child:
+        for _ in range(300):
+            (found,) = [info for info in shmarray.list() if info.name == name] or [None]
+            array = shmarray.attach(name)
+            assert set(array) == {contents[len(array)]}
+            assert found is None or found.shape[0] in contents
+            seen.add(len(array))
+            del array
+            with suppress(shmarray.ArrayNotFoundError):
+                assert set(mapping_gone(handle).array) == {2}
+        child.tell()
+        child.result()
+    assert seen == set(contents)
+    for left in raw.names(name):
+        shmarray.delete(left)
+
+
+def test_a_deleted_and_remade_array_on_its_way_to_a_worker_is_that_calls_error(name):
+    with tasks.make("Pool", "fork") as pool:
+        array = shmarray.create(name, data=[1, 2])
+
+        def remade():
+            yield array
+            shmarray.delete(name)
+            shmarray.create(name, data=[7, 7])
+            yield array
+
+        with pytest.raises(shmarray.ArrayNotFoundError, match="another is in its place"):
+            list(pool.imap(tasks.total, remade()))
+        assert pool.apply(tasks.total, (np.ones(100_000),)) == 100_000
+    shmarray.delete(name)
+
+
+PID_REUSED = """
+import os, pickle, shmarray
+
+def owner(content, last):
+    # The next process gets the number after this one.
+    reader, writer = os.pipe()
+    answer, done = os.pipe()
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(str(last))
+    pid = os.fork()
+    if not pid:
+        with shmarray.scoped(data=content) as array:
+            os.write(writer, pickle.dumps(shmarray.SharedHandle(array)))
+            os.read(answer, 1)
+        os._exit(0)
+    os.close(answer)
+    handle = os.read(reader, 65536)
+    return pid, handle, done, (reader, writer)
+
+first, old, done, pipes = owner([1, 1], 100)
+assert pickle.loads(old).array.tolist() == [1, 1]
+os.write(done, b"x")
+os.waitpid(first, 0)
+for fd in (done, *pipes):
+    os.close(fd)
+second, new, done, _ = owner([2, 2], 100)
+assert second == first, (second, first)
+assert pickle.loads(new)._reference.name.path == pickle.loads(old)._reference.name.path
+try:
+    pickle.loads(old).array
+except shmarray.ArrayNotFoundError as error:
+    assert "another is in its place" in str(error), error
+else:
+    raise SystemExit("it gave another's memory")
+assert pickle.loads(new).array.tolist() == [2, 2]
+os.write(done, b"x")
+os.waitpid(second, 0)
+"""
+
+
+@needs_mount
+def test_a_reused_pid_behind_an_anonymous_handle_is_an_error():
+    run_script(PID_REUSED, prefix=(UNSHARE, "-p", "-f", "--mount-proc", "--kill-child"))
+
+
+def test_names_that_others_took_first_are_passed_by(portable, shm_name, monkeypatch):
+    """Where anonymous arrays need names, these are random; one that is taken is not used."""
+    given = iter(["taken", "taken", "free"])
+    monkeypatch.setattr(temporary.secrets, "token_hex", lambda _: next(given))
+    raw.put(f"shmarray-{os.getpid()}-taken", b"another's")
+    try:
+        with shmarray.scoped(3):
+            assert raw.names(f"shmarray-{os.getpid()}-") == [
+                f"shmarray-{os.getpid()}-{end}" for end in ("free", "taken")
+            ]
+        assert raw.get(f"shmarray-{os.getpid()}-taken") == b"another's"
+    finally:
+        os.unlink(raw.path(f"shmarray-{os.getpid()}-taken"))
+
+
+# --- memory that is taken away ------------------------------------------------------------
+
+
+def test_a_file_that_is_cut_off_is_refused_and_touching_what_is_gone_is_a_bus_error(name):
+    """No library can catch that; faulthandler, or python -X faulthandler, tells where it was."""
+    shmarray.create(name, 100_000)
+    code = """
+import os, sys, shmarray
+name = sys.argv[1]
+array = shmarray.attach(name)
+os.truncate(f"/dev/shm/{name}", 4096)
+assert array[0] == 0  # what is left can be used
+try:
+    shmarray.attach(name)
+except shmarray.ArrayFormatError as error:
+    print("refused", flush=True)
+array[-1]
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, name],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        check=False,
+    )
+    assert done.stdout == "refused\n"
+    assert done.returncode == -signal.SIGBUS
+    assert "Bus error" in done.stderr
+    assert "line 11 in <module>" in done.stderr
+    shmarray.delete(name)
+
+
+@pytest.mark.filterwarnings(FORK_WARNING)
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_worker_that_touches_what_was_cut_off_is_said_to_have_died_of_it(kind, name):
+    array = shmarray.create(name, 100_000)
+    with tasks.make(kind, "fork") as pool:
+        tasks.call(pool, abs, -1)
+        os.truncate(raw.path(name), 4096)
+        with pytest.raises(shmarray.WorkerDiedError, match="SIGBUS"):
+            tasks.call(pool, tasks.total, array)
+    del array
+    shmarray.delete(name)
