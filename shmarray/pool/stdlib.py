@@ -153,7 +153,9 @@ class GuardedReader(Connection):
 
 def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]) -> Any:
     """All that the managing thread uses of the queue of results."""
-    return SimpleNamespace(_reader=GuardedReader(executor._result_queue._reader, wait_for_more))
+    queue = executor._result_queue
+    # The queue itself is kept, too: with it its locks would go, which workers that start now still look for.
+    return SimpleNamespace(_reader=GuardedReader(queue._reader, wait_for_more), queue=queue)
 
 
 def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
