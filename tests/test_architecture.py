@@ -17,6 +17,7 @@ LAYERS = [
     "shmarray.pool",
     "shmarray.pool.executor",
     "shmarray.pool.pool",
+    "shmarray.pool.progress",
     "shmarray.pool.engine",
     "shmarray.pool.crew",
     "shmarray.pool.traffic",

@@ -4,9 +4,10 @@ Checked on 3.11.7, 3.12.1 and 3.13.0, by running CPython's own tests against wha
 built on them.
 
 From ``multiprocessing.pool``: the states of a pool, the dictionary of calls that are not
-done yet, what the calls themselves are made of, and how errors travel.  The seam is
-``Pool._taskqueue`` (what puts tasks there), ``Pool._cache`` (where results are told, by
-``_set``) and ``Pool._pool`` (the processes, counted for the size of chunks).
+done yet, what the calls themselves are made of, how much of a map is done, and how errors
+travel.  The seam is ``Pool._taskqueue`` (what puts tasks there), ``Pool._cache`` (where
+results are told, by ``_set``) and ``Pool._pool`` (the processes, counted for the size of
+chunks).
 
 From ``multiprocessing.reduction``: what was registered with ForkingPickler.
 
@@ -97,6 +98,12 @@ def asked_for(func: Any, args: tuple[Any, ...]) -> Any:
     return func
 
 
+def items_done(result: Any, length: int) -> int:
+    """How many items of a map are answered: of its last chunk, which may be short, none before all are."""
+    unanswered: int = result._number_left * result._chunksize
+    return max(0, length - unanswered)
+
+
 __all__ = [
     "CLOSE",
     "INIT",
@@ -112,5 +119,6 @@ __all__ = [
     "StockPool",
     "Task",
     "asked_for",
+    "items_done",
     "registered",
 ]
