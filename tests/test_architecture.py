@@ -14,6 +14,10 @@ PACKAGE = Path(shmarray.__file__).parent
 LAYERS = [
     "shmarray.__main__",
     "shmarray",
+    "shmarray.joblib",
+    "shmarray.joblib.backend",
+    "shmarray.joblib.workers",
+    "shmarray.joblib.by_value",
     "shmarray.pool",
     "shmarray.pool.executor",
     "shmarray.pool.pool",
