@@ -1,6 +1,7 @@
 """What joblib asks of a backend, answered with a Pool."""
 
 import multiprocessing
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,7 @@ import joblib.parallel
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from shmarray.joblib.by_value import ByValue
-from shmarray.joblib.workers import SHELF, Wish
-from shmarray.pool import Pool
+from shmarray.joblib.workers import SHELF, Wish, Workers
 from shmarray.pool.stdlib import PoolManners
 
 
@@ -54,11 +54,15 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         initargs: tuple[Any, ...] = (),
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self._options: dict[str, Any] = {
+            "idle_worker_timeout": idle_worker_timeout,
+            "initializer": initializer,
+            "initargs": initargs,
+        }
         self._patience = idle_worker_timeout
-        self._start = initializer, initargs
         self._wish: Wish | None = None
-        self._key = b""
-        self._pool: Pool | None = None
+        self._workers: Workers | None = None
+        self._call = threading.Lock()  # held from configure to terminate
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many workers a call with this `n_jobs` would have."""
@@ -82,36 +86,39 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             return "below threads"
         return ""
 
-    def configure(
-        self,
-        n_jobs: int = 1,
-        parallel: Any = None,
-        *,
-        idle_worker_timeout: float | None = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        **_: Any,
-    ) -> int:
-        """Get the workers for a call of Parallel; their number.  What else joblib tells is about its memory-mapping."""
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
+        """Get the workers for a call of Parallel; their number.
+
+        `options` may have what the constructor takes; what else is there is about joblib's memory-mapping.
+        """
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        if idle_worker_timeout is not None:
-            self._patience = idle_worker_timeout
-        start = (initializer, initargs) if initializer is not None else self._start
-        self._wish = Wish(n_jobs, self._prepare_worker_env(n_jobs=n_jobs), *start)
-        self._key, self._pool = SHELF.take(self._wish)
+        if not self._call.acquire(blocking=False):
+            # One backend serves all calls inside a parallel_config, and cannot tell whose end it is told of.
+            raise FallbackToBackend(self._another())
+        chosen = self._options | {name: value for name, value in options.items() if name in self._options}
         self.parallel = parallel
+        self._patience = chosen.pop("idle_worker_timeout")
+        self._wish = Wish(n_jobs, self._prepare_worker_env(n_jobs=n_jobs), **chosen)
+        try:
+            self._workers = SHELF.take(self._wish)
+        except BaseException:
+            self._call.release()
+            raise
         return n_jobs
+
+    def _another(self) -> "ShmarrayBackend":
+        return type(self)(self.nesting_level, self.inner_max_num_threads, **self._options)
 
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> Any:
         """Send a batch of calls; what `callback` is given goes through `retrieve_result_callback`."""
-        pool = self._pool
+        workers = self._workers
         try:
-            if pool is not None:
-                return pool.apply_async(_Batch(func), callback=callback, error_callback=callback)
+            if workers is not None:
+                return workers.pool.apply_async(_Batch(func), callback=callback, error_callback=callback)
         except ValueError:
-            if self._pool is pool:
+            if self._workers is workers:
                 raise
         return None  # aborted by another thread: nobody waits for this batch
 
@@ -124,18 +131,20 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT002 - joblib's
         """End the workers, whatever they do."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.terminate()
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.pool.terminate()
         if ensure_ready and self._wish is not None:
-            self._key, self._pool = SHELF.take(self._wish)
+            self._workers = SHELF.take(self._wish)
 
     def terminate(self) -> None:
         """The call is over; its workers wait for the next."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            SHELF.put(self._key, pool, self._patience)
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            SHELF.put(workers, self._patience)
         self.reset_batch_stats()
+        if self._call.locked():
+            self._call.release()
 
 
 class _Batch:

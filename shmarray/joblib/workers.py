@@ -29,12 +29,12 @@ class Wish(NamedTuple):
     initializer: Any = None
     initargs: tuple[Any, ...] = ()
 
-    def key(self) -> bytes:
-        """Equal where workers can be used again; the arguments by content, which may have changed."""
-        return dumps(tuple(self))
 
-    def new_pool(self) -> Pool:
-        return Pool(self.n_jobs, self.initializer, self.initargs, context=_Context(self.environment))
+class Workers(NamedTuple):
+    """The workers that a call has, and how to tell whether they will do for another."""
+
+    pool: Pool
+    key: bytes
 
 
 class _Process(LokyProcess):  # type: ignore[misc]
@@ -62,26 +62,28 @@ class Shelf:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: tuple[bytes, Pool, threading.Timer] | None = None
+        self._kept: tuple[Workers, threading.Timer] | None = None
         self._foreign: Any = None
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
-    def take(self, wish: Wish) -> tuple[bytes, Pool]:
+    def take(self, wish: Wish) -> Workers:
         """Workers for a call: those that are kept, if they will do, or new ones."""
-        key = wish.key()
+        # The arguments by content: the same object may have changed since workers began with it.
+        key = dumps(tuple(wish))
         kept = self._replace(None)
-        if kept is not None and kept[0] == key:
-            kept[2].cancel()
-            return key, kept[1]
+        if kept is not None and kept[0].key == key:
+            kept[1].cancel()
+            return Workers(kept[0].pool, key)
         self._end(kept)
-        return key, wish.new_pool()
+        context = _Context(wish.environment)
+        return Workers(Pool(wish.n_jobs, wish.initializer, wish.initargs, context=context), key)
 
-    def put(self, key: bytes, pool: Pool, patience: float) -> None:
+    def put(self, workers: Workers, patience: float) -> None:
         """Keep workers that have nothing to do, for so many seconds."""
-        timer = threading.Timer(patience, self._expire, [pool])
+        timer = threading.Timer(patience, self._expire, [workers])
         timer.name = "shmarray-idle-workers"
         timer.daemon = True
-        self._end(self._replace((key, pool, timer)))
+        self._end(self._replace((workers, timer)))
         try:
             timer.start()
         except RuntimeError:  # no more threads, as at the end of the interpreter
@@ -95,18 +97,18 @@ class Shelf:
             kept, self._kept = self._kept, new
         return kept
 
-    def _expire(self, pool: Pool) -> None:
+    def _expire(self, workers: Workers) -> None:
         with self._lock:
-            if self._kept is None or self._kept[1] is not pool:
+            if self._kept is None or self._kept[0] is not workers:
                 return
             self._kept = None
-        pool.terminate()
+        workers.pool.terminate()
 
     @staticmethod
     def _end(kept: Any) -> None:
         if kept is not None:
-            kept[2].cancel()
-            kept[1].terminate()
+            kept[1].cancel()
+            kept[0].pool.terminate()
 
     def _after_fork_in_child(self) -> None:
         self._lock = threading.Lock()
