@@ -3,7 +3,6 @@
 import os
 import time
 
-import joblib
 import numpy as np
 
 
@@ -32,12 +31,16 @@ def variable(name):
 
 def nested(_):
     """What calls inside a task are, level by level."""
+    import joblib
+
     backend, _ = joblib.parallel.get_active_backend()
     inner = joblib.Parallel(n_jobs=2)(joblib.delayed(pid)() for _ in range(4))
     return type(backend).__name__, os.getpid(), set(inner)
 
 
 def nested_processes(_):
+    import joblib
+
     with joblib.parallel_config(backend="shmarray"):
         return set(joblib.Parallel(n_jobs=2)(joblib.delayed(pid)() for _ in range(4))), os.getpid()
 
