@@ -4,12 +4,14 @@ import multiprocessing
 import threading
 import warnings
 from collections.abc import Callable
+from copy import copy
+from functools import partial
 from typing import Any
 
 import joblib.parallel
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from shmarray.joblib.by_value import ByValue
+from shmarray.joblib.by_value import ByValue, Calls
 from shmarray.joblib.workers import SHELF, Wish, Workers
 from shmarray.pool.stdlib import PoolManners
 
@@ -31,8 +33,9 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     -----
     Named "shmarray" in `joblib.parallel_config`, which takes these parameters too.
 
-    A task has writable copies of the arrays in its arguments as they are when it is sent, and
-    results come back without a pickle of their arrays.  Arrays that `create`, `attach` or
+    A call has writable copies of the arrays in its arguments as they are when it is sent, of
+    its own also where joblib sends several calls together, and results come back without a
+    pickle of their arrays.  Arrays that `create`, `attach` or
     `scoped` gave, and memory maps, are the same memory.  joblib's own memory-mapping is out of
     play: `max_nbytes`, `mmap_mode` and `temp_folder` have no effect.
 
@@ -114,9 +117,10 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> Any:
         """Send a batch of calls; what `callback` is given goes through `retrieve_result_callback`."""
         workers = self._workers
+        batch: Any = _Batch(func)
         try:
             if workers is not None:
-                return workers.pool.apply_async(_Batch(func), callback=callback, error_callback=callback)
+                return workers.pool.apply_async(batch, callback=callback, error_callback=callback)
         except ValueError:
             if self._workers is workers:
                 raise
@@ -148,19 +152,23 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
 
 class _Batch:
-    """A batch of calls on its way to a worker; errors about it name the first of its functions."""
+    """A batch of joblib's on its way to a worker; errors about it name the first of its functions."""
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
-        function = batch.items[0][0] if getattr(batch, "items", None) else batch
+        function = batch.items[0][0]
         named = function if hasattr(function, "__qualname__") else type(function)
         self.__module__, self.__qualname__ = named.__module__, named.__qualname__
 
-    def __call__(self) -> ByValue:
-        try:
-            return ByValue(self._batch())
-        except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
-            return ByValue(PoolManners.failed(error, None))
-
     def __reduce__(self) -> Any:
-        return _Batch, (ByValue(self._batch),)
+        empty = copy(self._batch)
+        empty.items = []
+        return partial, (_perform, ByValue(empty), Calls(self._batch.items))
+
+
+def _perform(batch: Any, calls: Any) -> ByValue:
+    batch.items = calls
+    try:
+        return ByValue(batch())
+    except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
+        return ByValue(PoolManners.failed(error, None))

@@ -6,10 +6,21 @@ import time
 import numpy as np
 
 
-def overwrite(array):
+def overwrite(array, *more):
+    """What was there before, and of further arguments a part; writes to all of them."""
     seen = array.copy()
     array[...] = -1
-    return seen, array.flags.writeable
+    parts = [_overwrite_part(other) for other in more]
+    return seen, array.flags.writeable, *parts
+
+
+def _overwrite_part(thing):
+    if isinstance(thing, list):
+        thing.append(1)
+        return len(thing) - 1
+    seen = int(thing[3])
+    thing[...] = -1
+    return seen
 
 
 def pid(_=None):

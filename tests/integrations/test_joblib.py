@@ -62,6 +62,20 @@ def test_tasks_have_writable_arrays_of_their_own_and_never_old_ones():
         del again
 
 
+def test_calls_that_travel_together_do_not_see_each_others_writes():
+    array, numbers = np.asfortranarray(np.zeros((BIG, 2))), []
+    mask = np.ma.array(np.arange(BIG), mask=False)
+    calls = [delayed(tasks.overwrite)(array, numbers, mask) for _ in range(6)]
+    results = Parallel(batch_size=6)(calls)
+    assert [(seen.any(), *others) for seen, *others in results] == [(False, True, 0, 3)] * 6
+    array = np.zeros(BIG)
+    with shmarray.scoped(data=array) as shared:  # but here they do
+        results = Parallel(batch_size=6)(delayed(tasks.put)(shared, index) for index in range(6))
+        assert shared[:7].tolist() == [0, 1, 2, 3, 4, 5, 0]
+        assert all(result[5] == 5 for result in results)
+    del results, shared
+
+
 def test_a_view_of_a_file_or_of_a_shared_array_stays_one(tmp_path):
     mapped = np.memmap(tmp_path / "numbers", float, "w+", shape=BIG)
     with shmarray.scoped(BIG) as shared:
