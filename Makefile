@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format docs bench clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
@@ -19,6 +19,11 @@ check: $(VENV)/check.stamp
 format: $(VENV)/check.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Everything is read and written anew: what is kept from the last time keeps its warnings from being seen.
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "open build/docs/index.html"
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/core.py
@@ -41,6 +46,10 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 # Not pip's --group: pip has it since 25.1 only, and Python 3.11 brings an older one.
 $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	@touch $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 # One by one, so that one that cannot be had does not keep out the others: SharedArray has no

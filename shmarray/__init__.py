@@ -2,9 +2,10 @@
 
 From top to bottom; each layer imports only those below it::
 
-    shmarray.pool    arrays between processes: Pool, ProcessPoolExecutor, SharedHandle, scoped
-    shmarray.core    named arrays: create, attach, require, delete, list, lock
-    shmarray.errors  what can go wrong
+    shmarray.command  the command line: list, info, delete, doctor, demo; above this module
+    shmarray.pool     arrays between processes: Pool, ProcessPoolExecutor, SharedHandle, scoped
+    shmarray.core     named arrays: create, attach, require, delete, list, lock
+    shmarray.errors   what can go wrong
 
 All public names are here.
 """

@@ -12,7 +12,8 @@ from multiprocessing import forkserver, resource_tracker
 import pytest
 from hypothesis import HealthCheck, settings
 
-from shmarray.core import posix
+import shmarray
+from shmarray.core.posix import files, libc
 from tests.helpers import processes, raw
 
 # The times of a shared machine say nothing, and every example makes names of its own.
@@ -27,10 +28,12 @@ settings.load_profile("default")
 
 @pytest.fixture(scope="session", autouse=True)
 def _lasting_helpers():
-    """Start what multiprocessing keeps until the end, so that it is no leak of one test."""
+    """Start what multiprocessing and scopes keep until the end, so that it is no leak of one test."""
     resource_tracker.ensure_running()
     multiprocessing.set_forkserver_preload(["tests.helpers.workers"])
     forkserver.ensure_running()
+    with shmarray.scoped(1, name=f"t{os.getpid()}-watched"):  # starts the watcher of names
+        pass
     gc.freeze()  # what pytest and numpy are made of need not be looked through again and again
 
 
@@ -123,19 +126,19 @@ def _link_through_proc(monkeypatch):
         ctypes.set_errno(errno.ENOENT)
         return -1
 
-    monkeypatch.setattr(posix._libc, "linkat", linkat)
+    monkeypatch.setattr(libc, "linkat", linkat)
 
 
 def _no_unnamed_files(monkeypatch):
     """/dev/shm is there, O_TMPFILE and memfd_create are not."""
-    monkeypatch.setattr(posix, "UNNAMED_FILES", False)
-    monkeypatch.setattr(posix, "MEMFD", False)
+    monkeypatch.setattr(files, "UNNAMED_FILES", False)
+    monkeypatch.setattr(files, "MEMFD", False)
 
 
 def _posix_alone(monkeypatch):
     """Nothing but shm_open, ftruncate and mmap, as on macOS and the BSDs."""
     _no_unnamed_files(monkeypatch)
-    monkeypatch.setattr(posix, "SHM_DIRECTORY", None)
+    monkeypatch.setattr(files, "SHM_DIRECTORY", None)
 
 
 SYSTEMS = [_native, _link_through_proc, _no_unnamed_files, _posix_alone]

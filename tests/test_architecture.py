@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,24 @@ PACKAGE = Path(shmarray.__file__).parent
 # From top to bottom: a module imports only from rows below its own.
 LAYERS = [
     "shmarray.__main__",
+    "shmarray.command",
+    "shmarray.command.program",
+    "shmarray.command.parser",
+    "shmarray.command.demo",
+    "shmarray.command.doctor",
+    "shmarray.command.selftest",
+    "shmarray.command.interrupts",
+    "shmarray.command.judgements",
+    "shmarray.command.facts",
+    "shmarray.command.deleting",
+    "shmarray.command.inspecting",
+    "shmarray.command.listing",
+    "shmarray.command.statistics",
+    "shmarray.command.selecting",
+    "shmarray.command.processes",
+    "shmarray.command.files",
+    "shmarray.command.table",
+    "shmarray.command.wording",
     "shmarray",
     "shmarray.joblib",
     "shmarray.joblib.backend",
@@ -20,6 +39,7 @@ LAYERS = [
     "shmarray.joblib.by_value",
     "shmarray.pool",
     "shmarray.pool.executor",
+    "shmarray.pool.manager",
     "shmarray.pool.pool",
     "shmarray.pool.progress",
     "shmarray.pool.engine",
@@ -28,15 +48,20 @@ LAYERS = [
     "shmarray.pool.serve",
     "shmarray.pool.worker",
     "shmarray.pool.link",
+    "shmarray.pool.obituary",
     "shmarray.pool.arena",
     "shmarray.pool.boxes",
     "shmarray.pool.parcel",
     "shmarray.pool.references",
+    "shmarray.pool.sharing",
+    "shmarray.pool.wakeup",
     "shmarray.pool.scope",
+    "shmarray.pool.watcher",
     "shmarray.pool.handle",
     "shmarray.pool.forks",
     "shmarray.pool.stdlib",
     "shmarray.core",
+    "shmarray.core.instant",
     "shmarray.core.sparse",
     "shmarray.core.temporary",
     "shmarray.core.references",
@@ -48,6 +73,11 @@ LAYERS = [
     "shmarray.core.mapping",
     "shmarray.core.space",
     "shmarray.core.posix",
+    "shmarray.core.posix.errors",
+    "shmarray.core.posix.maps",
+    "shmarray.core.posix.pages",
+    "shmarray.core.posix.files",
+    "shmarray.core.posix.libc",
     "shmarray.core.layout",
     "shmarray.core.names",
     "shmarray.errors",
@@ -69,7 +99,7 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
-            # "from shmarray.core import posix" imports a module, if there is one of that name.
+            # "from shmarray.core import names" imports a module, if there is one of that name.
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole in MODULES else node.module
@@ -95,6 +125,12 @@ def test_the_pool_layer_knows_the_core_through_its_facade_only(module):
     assert not {name for name in own_imports(module) if name.startswith("shmarray.core.")}
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.command")])
+def test_the_command_line_knows_the_library_through_its_facades_only(module):
+    library = {name for name in own_imports(module) if not name.startswith("shmarray.command")}
+    assert library <= {"shmarray", "shmarray.core", "shmarray.errors"}
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.core")])
 def test_the_core_layer_knows_nothing_of_multiprocessing(module):
     foreign = {name.split(".")[0] for name in imported(MODULES[module])}
@@ -103,15 +139,16 @@ def test_the_core_layer_knows_nothing_of_multiprocessing(module):
 
 @pytest.mark.parametrize("module", ["shmarray.core.layout", "shmarray.core.names"])
 def test_pure_modules_do_not_talk_to_the_system(module):
-    assert not set(imported(MODULES[module])) & {"ctypes", "fcntl", "mmap", "socket", "shmarray.core.posix"}
+    assert not set(imported(MODULES[module])) & {"ctypes", "fcntl", "mmap", "socket"}
+    assert not {name for name in own_imports(module) if name.startswith("shmarray.core.posix")}
 
 
 def test_errors_import_nothing_local():
     assert not own_imports("shmarray.errors")
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "shmarray.core.posix"])
-def test_only_one_module_asks_for_the_platform(module):
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("shmarray.core.posix.")])
+def test_only_one_package_asks_for_the_platform(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert "platform" not in asked
@@ -141,6 +178,12 @@ def test_every_public_name_has_a_docstring():
         if not name.startswith(("MS_", "__")) and not (getattr(shmarray, name).__doc__ or "").strip()
     ]
     assert not undocumented
+
+
+def test_public_functions_and_classes_have_the_name_that_users_know():
+    callables = [name for name in shmarray.__all__ if callable(getattr(shmarray, name))]
+    assert {name: getattr(shmarray, name).__qualname__ for name in callables} == {name: name for name in callables}
+    assert all(pickle.loads(pickle.dumps(getattr(shmarray, name))) is getattr(shmarray, name) for name in callables)
 
 
 def test_types_are_declared():

@@ -12,26 +12,31 @@ From top to bottom; each module imports only those below it::
     copying      bringing the bytes in
     mapping      Mapping: the one owner of an address range
     space        how much memory can still be had
-    posix        the only module that talks to the kernel about segments
+    posix        the only package that talks to the kernel about segments
     layout       header bytes <-> dtype, shape, order, offset; pure
     names        what a name may be; pure
 """
 
 from shmarray.core.arrays import (
     ArrayInfo,
+    Removal,
     attach,
     create,
     delete,
     require,
 )
 from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
+from shmarray.core.instant import PacketSpace, receive_packet, send_packet
 from shmarray.core.locks import lock
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
-from shmarray.core.posix import MS_ASYNC, MS_INVALIDATE, MS_SYNC, inode_at
+from shmarray.core.names import parse as parse_name
+from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
+from shmarray.core.posix.maps import inode_at
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
+from shmarray.core.space import limits as memory_limits
 from shmarray.core.sparse import Part, SparseFile
 from shmarray.core.temporary import Undo, create_temporary
 
@@ -44,8 +49,10 @@ __all__ = [
     "Mode",
     "Name",
     "Order",
+    "PacketSpace",
     "Part",
     "Reference",
+    "Removal",
     "Shape",
     "SparseFile",
     "Undo",
@@ -56,11 +63,15 @@ __all__ = [
     "inode_at",
     "list",
     "lock",
+    "memory_limits",
     "mlock",
     "msync",
     "munlock",
     "owner",
+    "parse_name",
+    "receive_packet",
     "refer",
     "require",
     "resolve",
+    "send_packet",
 ]

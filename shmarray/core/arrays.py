@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import layout, names, posix, segment
+from shmarray.core import layout, names, segment
 from shmarray.core.layout import Layout
 from shmarray.core.mapping import Mode, is_live, mapped
 from shmarray.core.names import Name
+from shmarray.core.posix import files
+from shmarray.core.posix.errors import explained
 from shmarray.core.segment import Blueprint, Order, Shape, UnfinishedError, may_be_array, read_layout
 from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
 
@@ -134,17 +136,17 @@ def create(
 def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None = None) -> NDArray[Any]:
     """Make an array and give it its name; `undo` gets, before that, what takes the name away again."""
     # A hint that saves the copy; the link decides.
-    if plan.layout.size > _WORTH_A_LOOK and posix.taken(name):
-        raise posix.explained(FileExistsError(errno.EEXIST, ""), name)
+    if plan.layout.size > _WORTH_A_LOOK and files.taken(name):
+        raise explained(FileExistsError(errno.EEXIST, ""), name)
     try:
-        fd = posix.open_unnamed(name, plan.permissions)
+        fd = files.open_unnamed(name, plan.permissions)
         if fd is None:
             return _publish_in_place(name, plan, undo)
         try:
             if undo is not None:
-                undo.append(_remover(fd, name))
+                undo.append(Removal.of(fd, name))
             array = segment.filled(fd, name, plan)
-            posix.link(fd, name)
+            files.link(fd, name)
         finally:
             os.close(fd)
     except ShmArrayError:
@@ -156,9 +158,9 @@ def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None
 
 def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
     """The portable way: the name first, then what it names."""
-    fd = posix.open_exclusive(name, plan.permissions)
+    fd = files.open_exclusive(name, plan.permissions)
     try:
-        remove = _remover(fd, name)
+        remove = Removal.of(fd, name)
         try:
             if undo is not None:
                 undo.append(remove)
@@ -170,23 +172,40 @@ def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], objec
         os.close(fd)
 
 
-def _remover(fd: int, name: Name) -> Callable[[], None]:
-    """What removes the name of an open file, unless it is gone or another's."""
-    identity = posix.identity(os.fstat(fd))
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What removes the name of a file, unless it is gone or another's.
 
-    def remove() -> None:
-        if posix.is_name_of(name, identity):
+    Attributes
+    ----------
+    name : Name
+    identity : Identity
+        By which the file is known.
+    """
+
+    name: Name
+    identity: files.Identity
+
+    @classmethod
+    def of(cls, fd: int, name: Name) -> "Removal":
+        return cls(name, files.identity(os.fstat(fd)))
+
+    @property
+    def path(self) -> str | None:
+        """Where any program finds the file; None where shared memory is in no directory."""
+        return files.path_of(self.name)
+
+    def __call__(self) -> None:
+        if files.is_name_of(self.name, self.identity):
             with suppress(FileNotFoundError):
-                posix.unlink(name)
-
-    return remove
+                files.unlink(self.name)
 
 
 def _not_created(error: OSError, name: Name) -> OSError:
     if error.errno == errno.ENOENT:
         where = os.path.dirname(name.path) if name.kind == "file" else "/dev/shm"
         return FileNotFoundError(errno.ENOENT, "no array can be made in that directory", where)
-    return posix.explained(error, name)
+    return explained(error, name)
 
 
 # --- attach --------------------------------------------------------------------------
@@ -245,17 +264,17 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
 
 def _attached(name: Name, mode: Mode) -> NDArray[Any]:
     try:
-        fd = posix.open_existing(name, _FLAGS[mode])
+        fd = files.open_existing(name, _FLAGS[mode])
         try:
             status = os.fstat(fd)
             found = read_layout(fd, status.st_size, name)
-            mapping = mapped(fd, found.size, mode, name, posix.identity(status))
+            mapping = mapped(fd, found.size, mode, name, files.identity(status))
         finally:
             os.close(fd)
     except ShmArrayError:
         raise
     except OSError as error:
-        raise posix.explained(error, name) from error
+        raise explained(error, name) from error
     return mapping.array(found.shape, found.dtype, found.offset, None, found.order)
 
 
@@ -269,9 +288,16 @@ def require(
 
     Parameters
     ----------
-    name, shape, dtype, order, permissions
-        As for `create`; `dtype` is ``float64`` by default.  `permissions` matter only if
-        it is created.
+    name : str
+        As for `create`.
+    shape : int or sequence of int
+        Items along each axis.
+    dtype : dtype, optional
+        ``float64`` by default.
+    order : {'C', 'F'}, optional
+        Row-major or column-major.
+    permissions : int, optional
+        As for `create`; they matter only if this call creates it.
 
     Returns
     -------
@@ -335,19 +361,19 @@ def delete(name: str) -> None:
     try:
         if not _deletable(target):
             raise ArrayFormatError(f"{name!r} is not an array, so it is not deleted here: remove the file itself", name)
-        posix.unlink(target)
+        files.unlink(target)
     except ShmArrayError:
         raise
     except OSError as error:
-        raise posix.explained(error, target) from error
+        raise explained(error, target) from error
 
 
 def _deletable(name: Name) -> bool:
-    found = posix.identity_of(name)
+    found = files.identity_of(name)
     if found is not None and is_live(found):
         return True  # saves opening it: mostly it is the creator who deletes
     try:
-        fd = posix.open_existing(name, os.O_RDONLY)
+        fd = files.open_existing(name, os.O_RDONLY)
     except PermissionError:
         return True  # an array of permissions 0o000, say: whether it may go is the directory's to decide
     try:
@@ -370,14 +396,18 @@ def list_arrays() -> list[ArrayInfo]:
     OSError
         With ENOTSUP, on a system that has no list of its shared memory objects.
     """
-    found = (_info(name) for name in sorted(posix.file_names()))
+    found = (_info(name) for name in sorted(files.file_names()))
     return [info for info in found if info is not None]
+
+
+# In help, and where pickle looks for it: the name that it has for its users.
+list_arrays.__module__, list_arrays.__name__, list_arrays.__qualname__ = "shmarray.core", "list", "list"
 
 
 def _info(text: str) -> ArrayInfo | None:
     name = Name(text, "shm", text)
     try:
-        fd = posix.open_existing(name, os.O_RDONLY)
+        fd = files.open_existing(name, os.O_RDONLY)
         try:
             status = os.fstat(fd)
             plan = read_layout(fd, status.st_size, name)

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import posix
 from shmarray.core.mapping import Mapping
+from shmarray.core.posix import pages
 
 # Two threads gain nothing below some 4 MB.
 _TWO_THREADS = 8 << 20
@@ -56,9 +56,9 @@ def pour(source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> No
         With ENOSPC if the space ran out; some of it is filled then.
     """
     if target.size < _TWO_THREADS:
-        posix.write(fd, source.data, offset)
+        pages.write(fd, source.data, offset)
         return
-    posix.truncate(fd, target.size)
+    pages.truncate(fd, target.size)
     _Pouring(source, fd, target, offset).run()
 
 
@@ -109,7 +109,7 @@ class _Pouring:
                 return
             begin, end = self._range(start)
             address = self.target.address + start
-            if posix.populate(address, end - start):
+            if pages.populate(address, end - start):
                 np.copyto(self.octets[begin:end], self.source[begin - self.offset : end - self.offset])
             else:
                 self._write_range(begin, end)
@@ -118,4 +118,4 @@ class _Pouring:
         return max(start, self.offset), min(start + _CHUNK, self.target.size)
 
     def _write_range(self, begin: int, end: int) -> None:
-        posix.write(self.fd, self.source[begin - self.offset : end - self.offset].data, begin)
+        pages.write(self.fd, self.source[begin - self.offset : end - self.offset].data, begin)

@@ -9,9 +9,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shmarray.core import names, posix
+from shmarray.core import names
 from shmarray.core.mapping import require_owner
 from shmarray.core.names import Name
+from shmarray.core.posix import files
+from shmarray.core.posix.errors import explained, unreachable
 
 # flock has no timeout of its own, and a signal to end it would hit the whole program.
 # The waits between two tries double from 0.5 to 20 ms.
@@ -80,54 +82,49 @@ def lock(
 
 
 @contextmanager
-def _held(name: Name, wanted: posix.Identity | None, shared: bool, timeout: float | None) -> Iterator[None]:
-    fd = _locked(name, wanted, shared, None if timeout is None else time.monotonic() + timeout)
-    try:
-        yield
-    finally:
-        _close(fd)
-
-
-def _locked(name: Name, wanted: posix.Identity | None, shared: bool, deadline: float | None) -> int:
-    """A descriptor that holds the lock."""
+def _held(name: Name, wanted: files.Identity | None, shared: bool, timeout: float | None) -> Iterator[None]:
+    deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        fd = _open(name)
+        fd = -1
+        # All in one function: a Ctrl-C between this and another one would leave it locked.
         try:
-            found = posix.identity(os.fstat(fd))
-            if wanted is not None and found != wanted:
-                raise posix.unreachable(name, "it was deleted, and another has its name now")
-            _wait(fd, name, shared, deadline)
-            if posix.is_name_of(name, found):
-                return fd
-        except BaseException:
-            _close(fd)
-            raise
-        _close(fd)  # deleted while we waited: lock what has the name now
+            with _opening:
+                fd = _opened(name)
+                _open_fds.add(fd)
+            if _is_locked(fd, name, wanted, shared, deadline):
+                yield
+                return
+        finally:
+            with _opening:  # nor a fork between the entry's end and the close
+                if fd in _open_fds:  # not in a child forked meanwhile
+                    try:
+                        _open_fds.remove(fd)
+                    finally:
+                        os.close(fd)
 
 
-def _open(name: Name) -> int:
-    with _opening:
-        try:
-            fd = posix.open_existing(name, os.O_RDONLY)
-        except OSError as error:
-            raise posix.explained(error, name) from error
-        _open_fds.add(fd)
-        return fd
+def _opened(name: Name) -> int:
+    try:
+        return files.open_existing(name, os.O_RDONLY)
+    except OSError as error:
+        raise explained(error, name) from error
 
 
-def _close(fd: int) -> None:
-    with _opening:  # nor between the entry's end and the close
-        if fd in _open_fds:  # not in a child forked meanwhile
-            _open_fds.remove(fd)
-            os.close(fd)
+def _is_locked(fd: int, name: Name, wanted: files.Identity | None, shared: bool, deadline: float | None) -> bool:
+    """Lock the file; False if it was deleted while we waited: then what has the name now is to be locked."""
+    found = files.identity(os.fstat(fd))
+    if wanted is not None and found != wanted:
+        raise unreachable(name, "it was deleted, and another has its name now")
+    _wait(fd, name, shared, deadline)
+    return files.is_name_of(name, found)
 
 
 def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
     if deadline is None:
-        posix.flock(fd, shared=shared, wait=True)
+        files.flock(fd, shared=shared, wait=True)
         return
     wait = _FIRST_WAIT
-    while not posix.flock(fd, shared=shared, wait=False):
+    while not files.flock(fd, shared=shared, wait=False):
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"the lock of {name.text!r} is held by another, or by this very thread")

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import posix
 from shmarray.core.names import Name
+from shmarray.core.posix import files, libc, maps
 
 Mode = Literal["r+", "r", "c"]
 
@@ -42,9 +42,13 @@ class Mapping:
 
     __slots__ = ("__weakref__", "_unmapping", "address", "identity", "mode", "name", "size")
 
-    def __init__(self, fd: int, size: int, mode: Mode, name: Name, identity: posix.Identity) -> None:
-        self.address = address = posix.map_file(fd, size, mode != "r", mode == "c")
-        self._unmapping = posix.Unmapping.of(self, address, size)
+    def __init__(self, fd: int, size: int, mode: Mode, name: Name, identity: files.Identity) -> None:
+        self.address = address = maps.map_file(fd, size, mode != "r", mode == "c")
+        try:
+            self._unmapping = maps.Unmapping.of(self, address, size)
+        except BaseException:  # a Ctrl-C
+            libc.munmap(address, size)
+            raise
         self.size = size
         self.mode = mode
         self.name = name
@@ -78,10 +82,10 @@ class Mapping:
         return np.ndarray(shape, dtype, self.octets(), offset, strides, order)
 
 
-_Key = tuple[posix.Identity, Mode]
+_Key = tuple[files.Identity, Mode]
 _live: dict[_Key, weakref.ref[Mapping]] = {}
 # Entries of mappings that are gone stay until there are as many again: to take each out
-# when it ends would need Python code there (see posix.Unmapping).
+# when it ends would need Python code there (see maps.Unmapping).
 _FEW = 256
 _limit = _FEW
 
@@ -98,7 +102,7 @@ def _remember(reference: weakref.ref[Mapping], key: _Key) -> None:
         _live[key] = reference
 
 
-def live(identity: posix.Identity, mode: Mode) -> Mapping | None:
+def live(identity: files.Identity, mode: Mode) -> Mapping | None:
     """A mapping of that file that this process has already, if any.
 
     An inode is not used again while it is mapped, so this is the same file for certain.
@@ -107,12 +111,12 @@ def live(identity: posix.Identity, mode: Mode) -> Mapping | None:
     return None if found is None else found()
 
 
-def is_live(identity: posix.Identity) -> bool:
+def is_live(identity: files.Identity) -> bool:
     """Whether this process has that file mapped, to be seen by others: then it is an array for certain."""
     return live(identity, "r+") is not None or live(identity, "r") is not None
 
 
-def mapped(fd: int, size: int, mode: Mode, name: Name, identity: posix.Identity) -> Mapping:
+def mapped(fd: int, size: int, mode: Mode, name: Name, identity: files.Identity) -> Mapping:
     """The mapping that this process has of the open file, or else a new one."""
     found = live(identity, mode)
     if found is None or found.size < size or found.name != name:

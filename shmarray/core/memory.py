@@ -4,11 +4,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shmarray.core import posix
 from shmarray.core.mapping import require_owner
+from shmarray.core.posix import libc, maps
 
 
-def msync(array: NDArray[Any], flags: int = posix.MS_SYNC) -> None:
+def msync(array: NDArray[Any], flags: int = libc.MS_SYNC) -> None:
     """Write a ``file://`` array, or the array that `array` is a view of, to its file.
 
     Parameters
@@ -27,11 +27,16 @@ def msync(array: NDArray[Any], flags: int = posix.MS_SYNC) -> None:
         As msync(2): EINVAL for other flags, EIO for a disk that fails.
     """
     mapping = require_owner(array)
-    posix.msync(mapping.address, mapping.size, flags)
+    maps.msync(mapping.address, mapping.size, flags)
 
 
 def mlock(array: NDArray[Any]) -> None:
     """Keep the array that `array` is a view of in physical memory.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any view of an array that `create`, `attach` or `scoped` gave.
 
     Raises
     ------
@@ -46,10 +51,21 @@ def mlock(array: NDArray[Any]) -> None:
     attachment.  A forked child does not inherit it.
     """
     mapping = require_owner(array)
-    posix.mlock(mapping.address, mapping.size)
+    maps.mlock(mapping.address, mapping.size)
 
 
 def munlock(array: NDArray[Any]) -> None:
-    """Take back `mlock`; TypeError if `array` is not in shared memory."""
+    """Take back `mlock`.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any view of an array that `create`, `attach` or `scoped` gave.
+
+    Raises
+    ------
+    TypeError
+        If `array` is not in shared memory.
+    """
     mapping = require_owner(array)
-    posix.munlock(mapping.address, mapping.size)
+    maps.munlock(mapping.address, mapping.size)

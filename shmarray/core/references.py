@@ -9,9 +9,10 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from shmarray.core import mapping as mappings
-from shmarray.core import posix
 from shmarray.core.mapping import Mapping, Mode
 from shmarray.core.names import Name
+from shmarray.core.posix import files
+from shmarray.core.posix.errors import explained, unreachable
 from shmarray.errors import ArrayFormatError
 
 
@@ -42,7 +43,7 @@ class Reference(NamedTuple):
 
     host: str
     name: Name
-    identity: posix.Identity
+    identity: files.Identity
     mode: Mode
     size: int
     offset: int
@@ -112,15 +113,15 @@ def resolve(reference: Reference) -> NDArray[Any]:
 def _opened(reference: Reference) -> Mapping:
     name, wanted, mode = reference.name, reference.identity, reference.mode
     if reference.host != _host(name.kind == "anonymous"):
-        raise posix.unreachable(name, _elsewhere(reference.host))
+        raise unreachable(name, _elsewhere(reference.host))
     try:
-        fd = posix.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
+        fd = files.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
     except OSError as error:
-        raise posix.explained(error, name) from error
+        raise explained(error, name) from error
     try:
         status = os.fstat(fd)
-        if posix.identity(status) != wanted:
-            raise posix.unreachable(name, "it was deleted, or its scope left, and another is in its place")
+        if files.identity(status) != wanted:
+            raise unreachable(name, "it was deleted, or its scope left, and another is in its place")
         if status.st_size < reference.size:
             raise ArrayFormatError(
                 f"{name.text!r} was cut off: it has {status.st_size} bytes of {reference.size}", name.text

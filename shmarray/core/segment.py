@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import copying, layout, posix, space
+from shmarray.core import copying, layout, space
 from shmarray.core.layout import BadHeaderError, Layout
 from shmarray.core.mapping import Mapping
 from shmarray.core.names import Name
+from shmarray.core.posix import files, pages
 from shmarray.errors import ArrayFormatError
 
 Shape = SupportsIndex | Sequence[SupportsIndex]
@@ -104,7 +105,7 @@ def filled(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
                 np.copyto(array, source, casting="unsafe")
     except OSError as error:
         raise space.explained(error, name, fd, size) from error
-    posix.write(fd, plan.header, 0)
+    pages.write(fd, plan.header, 0)
     return array
 
 
@@ -113,12 +114,12 @@ def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
 
     POSIX promises neither read nor write on a shared memory object, and macOS has neither.
     """
-    posix.truncate(fd, plan.layout.size)
+    pages.truncate(fd, plan.layout.size)
     mapping, array = _mapped(fd, name, plan)
     try:
-        posix.reserve(fd, min(plan.layout.size, posix.PAGE))
+        pages.reserve(fd, min(plan.layout.size, pages.PAGE))
         mapping.store(_UNFINISHED)
-        posix.reserve(fd, plan.layout.size)
+        pages.reserve(fd, plan.layout.size)
     except OSError as error:
         raise space.explained(error, name, fd, plan.layout.size) from error
     if plan.source is not None:
@@ -133,21 +134,21 @@ def _mapped(fd: int, name: Name, plan: Blueprint) -> tuple[Mapping, NDArray[Any]
         os.fchmod(fd, plan.permissions)
     _, shape, order, offset, _, size = plan.layout
     space.check(name, fd, size)
-    mapping = Mapping(fd, size, "r+", name, posix.identity(status))
+    mapping = Mapping(fd, size, "r+", name, files.identity(status))
     return mapping, mapping.array(shape, plan.layout.dtype, offset, None, order)
 
 
 def _advised(name: Name, size: int) -> bool:
     """Whether to go through the mapping because the array then gets huge pages."""
-    return size >= posix.HUGE_PAGE and posix.huge_pages_on_advice(anonymous=name.kind == "anonymous")
+    return size >= pages.HUGE_PAGE and pages.huge_pages_on_advice(anonymous=name.kind == "anonymous")
 
 
 def _reserve(fd: int, name: Name, mapping: Mapping) -> None:
     if _advised(name, mapping.size):
-        posix.truncate(fd, mapping.size)
-        if posix.populate(mapping.address, mapping.size):
+        pages.truncate(fd, mapping.size)
+        if pages.populate(mapping.address, mapping.size):
             return
-    posix.reserve(fd, mapping.size)
+    pages.reserve(fd, mapping.size)
 
 
 def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
@@ -175,7 +176,7 @@ def read_layout(fd: int, size: int, name: Name) -> Layout:
     UnfinishedError
         If it is not complete yet.
     """
-    start = posix.read_start(fd, layout.USUAL_SIZE)
+    start = files.read_start(fd, layout.USUAL_SIZE)
     try:
         found = layout.parse(start)
     except BadHeaderError as error:
@@ -190,7 +191,7 @@ def read_layout(fd: int, size: int, name: Name) -> Layout:
 
 def may_be_array(fd: int) -> bool:
     """Whether an open file begins as an array, complete or not, or is empty, as one is at first."""
-    start = posix.read_start(fd, len(_UNFINISHED))
+    start = files.read_start(fd, len(_UNFINISHED))
     return not start or start.startswith(layout.MAGIC) or _is_unfinished(start)
 
 
@@ -201,7 +202,7 @@ def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) 
         length = layout.header_size(start)
         if length == len(start):
             raise error
-        return layout.parse(posix.read_start(fd, length)[:length])
+        return layout.parse(files.read_start(fd, length)[:length])
     except BadHeaderError as reason:
         raise ArrayFormatError(f"{name.text!r} is not an array: {reason}", name.text) from reason
 
@@ -209,4 +210,4 @@ def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) 
 def _is_unfinished(start: bytes) -> bool:
     # Without unnamed files there is a moment when the file is empty, and one when it is
     # all zeros; with them, such a file is somebody else's.
-    return start.startswith(_UNFINISHED) or (not posix.UNNAMED_FILES and not start.strip(b"\0"))
+    return start.startswith(_UNFINISHED) or (not files.UNNAMED_FILES and not start.strip(b"\0"))

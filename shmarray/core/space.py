@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 
-from shmarray.core import posix
 from shmarray.core.names import Name
+from shmarray.core.posix import pages
 from shmarray.errors import SharedMemoryFullError
 
-# Looking costs 0.1 ms, as much as reserving 256 kB.  Processes so near to their limit that
-# less than this kills them will be killed by something else first.
-_WORTH_A_LOOK = 8 << 20
+# Looking costs 0.1 ms, as much as reserving 256 kB: so much may be reserved between two looks.
+_BETWEEN_LOOKS = 8 << 20
+# How much of that is left; no more than there was at the last look.
+_unlooked = 0
 
 _REMEDY = (
     "raise the size of shared memory (docker run --shm-size=..., mount -o remount,size=... /dev/shm), delete arrays "
@@ -25,22 +26,29 @@ _REMEDY = (
 )
 
 
-def check(name: Name, fd: int, size: int) -> None:
-    """Raise SharedMemoryFullError if `size` bytes more cannot be had.
+def check(name: Name, fd: int, size: int, spare: int = 0) -> None:
+    """Raise SharedMemoryFullError if `size` bytes more cannot be had, and `spare` be left.
 
     A look, not a reservation: what another process takes in between is met by the
     reservation itself.
     """
-    if size < _WORTH_A_LOOK:
+    global _unlooked  # noqa: PLW0603 - two threads that count wrong look once too often, or once too late
+    if size <= _unlooked:
+        _unlooked -= size
         return
-    free = posix.free_bytes(fd)
+    free = pages.free_bytes(fd)
     if free is not None and size > free:
         raise _full(name, fd, size)
     if name.kind == "file":
         return  # page cache: written back, never killed for
-    for where, available in _limits():
-        if size > available:
-            raise _error(name, size, available, f"{where}; use fewer or smaller arrays, or raise that limit")
+    _unlooked = 0
+    least = size + _BETWEEN_LOOKS
+    for where, available in limits():
+        if size + spare > available:
+            why = f"that is {where}; use fewer or smaller arrays, or raise that limit"
+            raise _error(name, size, max(0, available - spare), why)
+        least = min(least, available)
+    _unlooked = least - size
 
 
 def explained(error: OSError, name: Name, fd: int, size: int) -> OSError:
@@ -49,7 +57,7 @@ def explained(error: OSError, name: Name, fd: int, size: int) -> OSError:
 
 
 def _full(name: Name, fd: int, size: int) -> SharedMemoryFullError:
-    free = posix.free_bytes(fd) or 0
+    free = pages.free_bytes(fd) or 0
     if name.kind == "file":
         return _error(name, size, free, "the file system is full, or a quota or ulimit -f is reached")
     return _error(name, size, free, _REMEDY)
@@ -74,23 +82,27 @@ def _human(size: float) -> str:
     return f"{size:.1f} {unit}"
 
 
-def _limits() -> Iterator[tuple[str, int]]:
+def limits() -> Iterator[tuple[str, int]]:
+    """What bounds the memory of this process besides file systems, and how many bytes more each would allow."""
     machine = _table("/proc/meminfo")
     swap = 1024 * machine.get("SwapFree", 0)
     if "MemAvailable" in machine:
-        yield "that is all the memory of the machine", 1024 * machine["MemAvailable"] + swap
+        yield "all the memory of the machine", 1024 * machine["MemAvailable"] + swap
     for directory, limit, usage in _own_cgroups(os.getpid()):
         most, used = _number(f"{directory}/{limit}"), _number(f"{directory}/{usage}")
         if most is not None and used is not None:
             available = most - used + _reclaimable(directory) + min(swap, _swap_headroom(directory))
-            yield f"that is what the memory limit of the control group {directory} leaves", max(0, available)
+            yield f"what the memory limit of the control group {directory} leaves", max(0, available)
 
 
 def _reclaimable(directory: str) -> int:
     # Page cache counts as used and is given back under pressure.  Shared memory counts as
     # cache too, but lies on the anonymous lists.  Version 1 has "total_" for the subtree.
     counters = _table(f"{directory}/memory.stat")
-    return sum(counters.get(f"total_{key}", counters.get(key, 0)) for key in ("inactive_file", "active_file"))
+    return sum(
+        counters.get(f"total_{key}", counters.get(key, 0))
+        for key in ("inactive_file", "active_file", "slab_reclaimable")
+    )
 
 
 def _swap_headroom(directory: str) -> int:

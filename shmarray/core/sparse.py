@@ -1,15 +1,22 @@
 """A file in memory without a name, of any size, of which only those parts exist that were asked for."""
 
+import errno
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import posix, space
+from shmarray.core import space
 from shmarray.core.names import Name
+from shmarray.core.posix import files, libc, maps, pages
 
+# Several processes reserve at once, and need some for themselves: were they let come to the
+# very limit of a control group, the kernel would end one of them.
+_SPARE = 16 << 20
 _NAME = Name("shared memory of a pool", "anonymous", "")
 
 
@@ -34,13 +41,13 @@ class SparseFile:
     def create(cls) -> "SparseFile | None":
         """Make an empty one; None if the system cannot."""
         try:
-            fd = posix.open_anonymous()
+            fd = files.open_anonymous()
         except OSError:
             return None
         return None if fd is None else cls(fd)
 
     def reserve(self, offset: int, size: int) -> None:
-        """Make `size` bytes from `offset` exist.
+        """Make `size` bytes from `offset` exist, all of them or none.
 
         Raises
         ------
@@ -48,17 +55,35 @@ class SparseFile:
             If memory does not suffice.  A write to a part that was not reserved would be
             a bus error, or past a control group's limit the end of the process.
         OSError
-            EFBIG beyond ``ulimit -f``, among others.
+            EFBIG beyond ``ulimit -f``, among others: there may be memory elsewhere.
         """
-        space.check(_NAME, self.fd, size)
+        with self._new_memory(offset, size):
+            pages.reserve(self.fd, size, offset)
+
+    def write(self, offset: int, octets: NDArray[np.uint8]) -> None:
+        """Write there, with new memory where there is none; raises as `reserve` does."""
+        with self._new_memory(offset, octets.nbytes):
+            pages.write(self.fd, octets.data, offset)
+
+    @contextmanager
+    def _new_memory(self, offset: int, size: int) -> Iterator[None]:
+        space.check(_NAME, self.fd, size, _SPARE)
         try:
-            posix.reserve(self.fd, size, offset)
+            yield
         except OSError as error:
+            with suppress(OSError):
+                self.free(offset, size)
+            if error.errno == errno.EFBIG:
+                raise
             raise space.explained(error, _NAME, self.fd, size) from error
+
+    def allocated(self) -> int:
+        """Bytes of memory that the whole file has."""
+        return 512 * os.fstat(self.fd).st_blocks if self.fd >= 0 else 0
 
     def free(self, offset: int, size: int) -> None:
         """Give the memory back to the system; who maps it sees zeros."""
-        posix.punch(self.fd, size, offset)
+        pages.punch(self.fd, size, offset)
 
     def map(self, offset: int, size: int, *, private: bool = False) -> "Part":
         """Map a part; OSError with ENOMEM if there is no address space for it."""
@@ -85,18 +110,34 @@ class Part:
         Whether writes stay in this process (copy-on-write).
     """
 
-    __slots__ = ("__weakref__", "_offset", "address", "private", "size")
+    __slots__ = ("__weakref__", "_entered", "_entered_at", "_offset", "address", "private", "size")
 
     def __init__(self, fd: int, offset: int, size: int, private: bool) -> None:
         self.size = 0
-        self.address = posix.map_file(fd, size, writable=True, private=private, offset=offset)
+        self.address = maps.map_file(fd, size, writable=True, private=private, offset=offset)
         self.size = size
         self.private = private
         self._offset = offset
+        self._entered = 0
+        self._entered_at = 0.0
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         return {"version": 3, "typestr": "|u1", "shape": (self.size,), "data": (self.address, False)}
+
+    def fault_in(self, size: int, lifetime: float) -> None:
+        """Have the first `size` bytes in the page table; they must exist, or they would from now on.
+
+        What was used less than `lifetime` seconds ago is taken to be there still: to ask
+        the kernel costs half as much as entering it.
+        """
+        now = time.monotonic()
+        entered = self._entered if now - self._entered_at < lifetime else 0
+        if size > entered:
+            pages.fault_in(self.address + entered, size - entered)
+            entered = -(-size // pages.PAGE) * pages.PAGE
+        self._entered = entered
+        self._entered_at = now
 
     def octets(self) -> NDArray[np.uint8]:
         """All of it; the array keeps the part mapped, not the other way round."""
@@ -105,19 +146,19 @@ class Part:
     def make_private(self, fd: int) -> None:
         """From now on writes of this process are not seen by others, nor those of forked children by it."""
         if not self.private:
-            posix.make_private(self.address, self.size, fd, self._offset)
+            maps.make_private(self.address, self.size, fd, self._offset)
             self.private = True
 
     def discard_writes(self) -> None:
         """Make a private part show the file again; OSError if the kernel will not (under mlockall)."""
-        posix.discard_writes(self.address, self.size)
+        maps.discard_writes(self.address, self.size)
 
-    def free(self) -> None:
-        """Give a shared part's memory back to the system; who maps it sees zeros."""
-        posix.remove(self.address, self.size)
+    def free_with(self, owner: object) -> object:
+        """Give a shared part's memory back to the system when its owner, who keeps what this returns, is garbage."""
+        return maps.Unmapping.removing(owner, self.address, self.size)
 
-    # Not posix.Unmapping: parts are held by objects that can be in a cycle, and the garbage
+    # Not maps.Unmapping: parts are held by objects that can be in a cycle, and the garbage
     # collector calls no weak reference's callback that is garbage itself.
-    def __del__(self, munmap: Callable[[int, int], int] = posix.munmap) -> None:
+    def __del__(self, munmap: Callable[[int, int], int] = libc.munmap) -> None:
         if self.size:
             munmap(self.address, self.size)

@@ -9,9 +9,10 @@ from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import names, posix
+from shmarray.core import names
 from shmarray.core.arrays import publish
 from shmarray.core.names import Name
+from shmarray.core.posix import files
 from shmarray.core.segment import Blueprint, Order, Shape, filled, planned
 from shmarray.errors import ArrayExistsError
 
@@ -49,7 +50,7 @@ def create_temporary(
     plan = planned(shape, dtype, data, order, permissions)
     if name is not None:
         return publish(names.parse(name).absolute(), plan, undo)
-    fd = posix.open_anonymous()
+    fd = files.open_anonymous()
     if fd is None:
         return _randomly_named(undo, plan)
     undo.append(io.FileIO(fd).close)

@@ -3,12 +3,14 @@
 From top to bottom; each module imports only those below it::
 
     executor    ProcessPoolExecutor: the stdlib's engine, our parcels
+    manager     the managing thread of an executor, and deaths there
     pool        Pool: the stdlib's face on our engine
     progress    bars over some of Pool's methods
     engine      the feeding and the collecting thread, deaths
     crew        the workers: started, given tasks, buried
     traffic     the caller's side of parcels: boxes lent, and taken back
     serve       how a worker process starts, gets its tasks, ends
+    obituary    how a process ended, and what tells of it
     link        messages over a pair of sockets
     worker      what runs in a worker: open the parcel, call, pack the result
     arena       boxes: lent, taken back, given back to the system
@@ -16,6 +18,7 @@ From top to bottom; each module imports only those below it::
     parcel      objects -> (pickle, buffers) -> objects; no processes
     references  arrays that go by reference; the registration with ForkingPickler
     scope       scoped: a shared array for the length of a with-block
+    watcher     deletes the names of a process that is killed
     handle      SharedHandle: a view of shared memory, as something small to send
     forks       who is told of forks
     stdlib      the private names of the stdlib that are used

@@ -5,22 +5,39 @@ where the speed comes from.  Memory that nobody has used for a second goes back 
 system, so an idle pool holds only what its caller still has.
 """
 
+import gc
 import os
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
+from enum import IntEnum
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import Part, SparseFile
-from shmarray.pool.boxes import BOX_SIZE, Boxes, Lent, offset_of, rounded
+from shmarray.core import SparseFile
+from shmarray.errors import SharedMemoryFullError
+from shmarray.pool.boxes import BOX_SIZE, IDLE, Boxes, Lent, offset_of, whole_pages
 
-# Seconds after which unused memory goes back.
-IDLE = 1.0
 _WORDS_PER_PAGE = 512
+# Files for results.  A write that takes new memory holds its file's lock: two workers on one
+# file take 13.2 ms for 16 MB each, on two files 7.0.
+_FILES_FOR_RESULTS = 8
+
+
+class Use(IntEnum):
+    """What a box is for, for good.
+
+    Mixed, results would take the memory that the next arguments need, which is mapped in
+    the caller; and the caller, alone, would have to ask for new.
+    """
+
+    ARGUMENT = 0
+    RESULT = 1
 
 
 class Box:
@@ -29,6 +46,7 @@ class Box:
     Attributes
     ----------
     index : int
+    use : Use
     reserved : int
         Bytes of memory that it has.
     freed_at : float
@@ -39,14 +57,36 @@ class Box:
         Whether it is to be given back when they no longer do.
     """
 
-    __slots__ = ("freed_at", "holders", "index", "is_due", "reserved")
+    __slots__ = ("freed_at", "holders", "index", "is_due", "reserved", "use")
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, use: Use) -> None:
         self.index = index
+        self.use = use
         self.reserved = 0
         self.freed_at = 0.0
         self.holders = 0
         self.is_due = False
+
+
+class _Shelf:
+    """The boxes of one use that are free, with memory and without, and how many there are in all.
+
+    Of those with memory the newest is used first: its pages are warm.
+    """
+
+    def __init__(self, first: int, stride: int, wide: int) -> None:
+        self.full: deque[Box] = deque()
+        self.empty: deque[Box] = deque()
+        self._made = 0
+        self._first = first
+        self._stride = stride
+        self._wide = wide
+
+    def next_index(self) -> int:
+        """The number of a new box; they go through the files of their use in turn."""
+        row, column = divmod(self._made, self._wide)
+        self._made += 1
+        return row * self._stride + self._first + column
 
 
 class Arena(Boxes):
@@ -56,17 +96,17 @@ class Arena(Boxes):
     of the pool still holds, and that when it is dropped.
     """
 
-    def __init__(self, file: SparseFile) -> None:
-        super().__init__(file)
+    def __init__(self, files: Sequence[SparseFile]) -> None:
+        super().__init__(files)
         self._closed = True  # for __del__, if the next line fails
         self._control()
-        self._made = 1  # box 0 holds the words
+        count = len(self.files)
+        # Box 0 holds the words, so arguments begin in the second row of file 0.
+        self._shelves = _Shelf(count, count, 1), _Shelf(1, count, count - 1)
+        self._words_made = 0
         self._making = threading.Lock()
-        # With memory and without: the newest of the first is used first, its pages are warm.
-        self._free: deque[Box] = deque()
-        self._empty: deque[Box] = deque()
         # Nobody here looks at these any more, but a forked child may.
-        self._seen: deque[tuple[Box, Lent]] = deque()
+        self._seen: deque[Lent] = deque()
         self._boxes: dict[int, Box] = {}
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._asleep = False
@@ -74,61 +114,86 @@ class Arena(Boxes):
         self._closed = False
 
     @classmethod
-    def create(cls) -> "Arena | None":
+    def create(cls, workers: int) -> "Arena | None":
         """Make one; None if the system cannot."""
-        file = SparseFile.create()
-        if file is None:
-            return None
+        files = [SparseFile.create() for _ in range(1 + min(workers, _FILES_FOR_RESULTS))]
         try:
-            return cls(file)
+            return cls([file for file in files if file is not None]) if all(files) else None
         except OSError:  # no address space
             return None
 
-    def lend(self) -> Box:
+    # --- lending ---
+
+    def lend(self, use: Use) -> Box:
         """A box that nobody uses, with or without memory."""
-        for source in (self._free, self._empty):
+        if self._over:
+            self._take_back()
+        shelf = self._shelves[use]
+        for source in (shelf.full, shelf.empty):
             if source:
                 with suppress(IndexError):  # another thread was quicker
                     return source.pop()
+        return self._new(shelf, use)
+
+    def _new(self, shelf: _Shelf, use: Use) -> Box:
         with self._making:
-            index = self._made
-            if (index - 1) % _WORDS_PER_PAGE == 0:
-                self.file.reserve(8 * index, 8 * _WORDS_PER_PAGE)
-            self._made += 1
-        box = self._boxes[index] = Box(index)
+            index = shelf.next_index()
+            while self._words_made <= index:
+                self.files[0].reserve(8 * self._words_made, 8 * _WORDS_PER_PAGE)
+                self._words_made += _WORDS_PER_PAGE
+        box = self._boxes[index] = Box(index, use)
         return box
 
     def box(self, index: int) -> Box:
         return self._boxes[index]
 
-    def room(self, box: Box, size: int) -> Part:
-        """Give a lent box so much memory; OSError if it cannot be had."""
-        if box.reserved < size:
-            self.file.reserve(offset_of(box.index) + box.reserved, rounded(size) - box.reserved)
-            box.reserved = rounded(size)
-        part = self.shared(box.index, box.reserved)
+    def load(self, box: Box, pieces: Sequence[NDArray[Any]]) -> list[int]:
+        """Copy arrays into a lent box; returns their offsets.
+
+        Raises
+        ------
+        OSError, MemoryError
+            If memory cannot be had; the box has none then.
+        """
         self._start_janitor()
-        return part
+        try:
+            try:
+                offsets, box.reserved = self.fill(box.index, box.reserved, pieces)
+            except SharedMemoryFullError:
+                self._make_room()
+                offsets, box.reserved = self.fill(box.index, 0, pieces)
+        except BaseException:
+            self._empty_out(box)
+            raise
+        return offsets
+
+    def _make_room(self) -> None:
+        gc.collect()  # a call that failed is in a cycle with its error, and its results with it
+        self._take_back()
+        self._empty_unused(time.monotonic())
 
     def give_back(self, box: Box) -> None:
-        """Take a box back; called in any thread, also by finalizers."""
+        """Take a box back."""
         if self._closed:
             return
+        shelf = self._shelves[box.use]
         if not box.reserved:
-            self._empty.append(box)
+            shelf.empty.append(box)
             return
         box.freed_at = time.monotonic()
-        self._free.append(box)
-        if self._asleep:
-            self._asleep = False
-            self._wake.put(True)  # made for finalizers: it takes no lock that one could hold
+        shelf.full.append(box)
+        self._wake_janitor()
 
     def lose(self, box: Box) -> None:
         """Take back a box in which a worker was writing when it died: how much memory it has is unknown."""
-        with suppress(OSError):
-            self.file.free(offset_of(box.index), BOX_SIZE)
-        box.reserved = 0
+        self._empty_out(box)
         self.give_back(box)
+
+    # --- results ---
+
+    def holds(self, box: Box, size: int) -> None:
+        """A worker has written so many bytes there."""
+        box.reserved = max(box.reserved, whole_pages(size))
 
     def copy_out(self, box: Box, offset: int, target: NDArray[np.uint8]) -> None:
         """Copy part of a box, through its mapping if there is one."""
@@ -142,25 +207,16 @@ class Arena(Boxes):
     def deliver(self, box: Box) -> NDArray[np.uint8]:
         """The whole box for the user of the pool; taken back when all arrays over it are garbage."""
         self._start_janitor()
-        lease, _ = self.lease(box.index, self.shared(box.index, box.reserved), self._returned)
+        lease, _ = self.lease(box.index, self.shared(box.index, box.reserved))
+        self._wake_janitor()
         return lease.octets()
 
-    def _returned(self, lent: Lent) -> None:
-        if self._closed:
-            self._drop(lent)
-            return
-        box = self._boxes[lent.index]
-        if lent.witnesses:
-            self._seen.append((box, lent))
-        else:
-            self.give_back(box)
-
-    def _drop(self, lent: Lent) -> None:
-        if not lent.part.private:
-            with suppress(OSError):
-                lent.part.free()
-        if not self.is_lending():
-            self.file.close()
+    def _take_back(self) -> None:
+        for lent in self.returned():
+            if lent.witnesses:
+                self._seen.append(lent)
+            else:
+                self.give_back(self._boxes[lent.index])
 
     # --- memory back to the system ---
 
@@ -172,47 +228,73 @@ class Arena(Boxes):
             except RuntimeError:
                 self._janitor = None  # no threads any more: the interpreter ends, and the memory with it
 
+    def _wake_janitor(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self._wake.put(True)
+
     def _look_after(self) -> None:
         while not self._closed:
             try:
                 self._wake.get(timeout=self._patience())
             except Empty:
+                self._take_back()
                 self._give_memory_back(time.monotonic() - IDLE)
 
     def _patience(self) -> float | None:
         """Seconds until there may be something to give back; None for until somebody wakes us."""
-        self._asleep = True
-        try:
-            oldest = self._free[0]
-        except IndexError:
-            return IDLE if self._seen else None
-        self._asleep = False
-        return max(0.01, oldest.freed_at + IDLE - time.monotonic())
+        self._asleep = True  # before looking, or who gives a box back meanwhile would not wake us
+        patience = self._until_due()
+        self._asleep = patience is None
+        return patience
+
+    def _until_due(self) -> float | None:
+        oldest = []
+        for shelf in self._shelves:
+            with suppress(IndexError):
+                oldest.append(shelf.full[0].freed_at)
+        if oldest:
+            return max(0.01, min(oldest) + IDLE - time.monotonic())
+        return IDLE if self._seen or self._lent else None
 
     def _give_memory_back(self, before: float) -> None:
-        while self._free and self._free[0].freed_at <= before:
-            with suppress(IndexError):  # lent meanwhile
-                self._empty_out(self._free.popleft(), before)
+        self._empty_unused(before)
         for _ in range(len(self._seen)):
-            box, lent = self._seen.popleft()
+            lent = self._seen.popleft()
             if lent.is_seen_by_children():
-                self._seen.append((box, lent))
+                self._seen.append(lent)
             else:
-                self.give_back(box)
+                self.give_back(self._boxes[lent.index])
 
-    def _empty_out(self, box: Box, before: float) -> None:
+    def _empty_unused(self, before: float) -> None:
+        for shelf in self._shelves:
+            with suppress(IndexError):  # lent meanwhile
+                while shelf.full and shelf.full[0].freed_at <= before:
+                    self._retire(shelf.full.popleft(), before)
+
+    def _retire(self, box: Box, before: float) -> None:
+        shelf = self._shelves[box.use]
         if box.freed_at > before:
-            self._free.append(box)  # another thread was quicker, and this is a newer one
-            return
-        try:
-            self.file.free(offset_of(box.index), box.reserved)
-        except OSError:
+            shelf.full.append(box)  # another thread was quicker, and this is a newer one
+        elif self._empty_out(box):
+            shelf.empty.append(box)
+        else:
             box.freed_at = time.monotonic()
-            self._free.append(box)
-            return
+            shelf.full.append(box)
+
+    def _empty_out(self, box: Box) -> bool:
+        """Free a box's memory, however much it is."""
+        try:
+            self.file(box.index).free(offset_of(box.index), BOX_SIZE)
+        except OSError:
+            return False
         box.reserved = 0
         self.forget(box.index)
-        self._empty.append(box)
+        return True
+
+    def memory(self) -> int:
+        """Bytes of memory in use, by all boxes."""
+        return sum(file.allocated() for file in self.files)
 
     def close(self) -> None:
         """Give all memory back except what the user of the pool holds; no worker may be using any by now."""
@@ -220,22 +302,19 @@ class Arena(Boxes):
             return
         self._closed = True
         self._wake.put(True)
-        held = {lent.index for lent in tuple(self._lent.values())}
-        held.update(box.index for box, lent in self._seen if lent.is_seen_by_children())
         if self._pid == os.getpid():
-            self._free_all_except(held)
+            held = [*self._lent.values(), *self._seen]
+            self._free_all_except({lent.index for lent in held if lent.free_at_end() or lent.is_seen_by_children()})
         self._shared.clear()
         self._words = None
-        if not self.is_lending():
-            self.file.close()
+        self.files = tuple(SparseFile(-1) for _ in self.files)  # each lease holds its own
         if self._janitor is not None and self._janitor is not threading.current_thread():
             self._janitor.join()
 
     def _free_all_except(self, held: set[int]) -> None:
         with suppress(OSError):
-            for index in range(self._made):
-                if index not in held:
-                    self.file.free(offset_of(index), BOX_SIZE)
+            for index in {0, *self._boxes} - held:
+                self.file(index).free(offset_of(index), BOX_SIZE)
 
     def __del__(self) -> None:
         with suppress(AttributeError):

@@ -1,7 +1,6 @@
 """The workers of a Pool: started, given tasks, taken tasks back from, buried."""
 
 import os
-import signal
 import socket
 import sys
 import threading
@@ -11,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from shmarray.core import send_packet
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import forks, link
 from shmarray.pool.arena import Arena
 from shmarray.pool.link import Receiver
-from shmarray.pool.serve import Descriptor, Start, serve
+from shmarray.pool.obituary import exit_code, how_it_ended, watch
+from shmarray.pool.serve import Descriptor, Start, interrupts_held, serve
 from shmarray.pool.traffic import Keeper, Trip
 
 # So many more than there are workers may die before they are ready, one after the other.
@@ -58,35 +59,13 @@ class Hand:
 
     def obituary(self, task: str, *, at_start: bool = False) -> WorkerDiedError:
         """The error for the call whose task it was running, or for all if workers cannot start."""
-        code = _exit_code(self.process)
+        code = exit_code(self.process)
         message = f"worker {self.process.pid} {how_it_ended(code)} while it ran {task}"
         if at_start:
             message = f"workers die as soon as they start; the last, {self.process.pid}, {how_it_ended(code)}"
         if self.complaint:
             message += f'\n"""\n{self.complaint}"""'
         return WorkerDiedError(message, self.process.pid, code, task)
-
-
-def _exit_code(process: Any) -> int | None:
-    # Whoever calls waitpid first (multiprocessing.active_children does, in any thread) gets
-    # the status, and stores it a moment later; the others get ECHILD.
-    for _ in range(50):
-        code: int | None = process.exitcode
-        if code is not None:
-            return code
-        time.sleep(0.001)
-    return None
-
-
-def how_it_ended(code: int | None) -> str:
-    if code is None:
-        return "ended, with a status that somebody else has taken,"
-    if code >= 0:
-        return f"exited with status {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
 
 
 class Crew:
@@ -107,6 +86,7 @@ class Crew:
     def __init__(
         self,
         make: Callable[..., Any],
+        context: Any,
         size: int,
         processes: list[Any],
         arguments: tuple[Any, ...],
@@ -117,6 +97,7 @@ class Crew:
         # Whether dead workers are replaced.
         self.is_willing = True
         self._make = make
+        self._context = context
         self._size = size
         self._processes = processes
         self._arguments = arguments
@@ -140,15 +121,16 @@ class Crew:
             sock, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             reader, writer = self._lives.pipe()
             channel = Descriptor(os.dup(far.fileno()))
-            start = Start(Descriptor(reader), self._file())
+            start = Start(Descriptor(reader), self._arena)
             hand = Hand(self._make(target=serve, args=(channel, start, *self._arguments)), sock, far, writer)
             try:
                 with self.lock:
                     self.hands.append(hand)
                 hand.process.name = hand.process.name.replace("Process", "PoolWorker")
                 hand.process.daemon = True
-                hand.process.start()
-                hand.watch = _watch(hand.process)
+                with interrupts_held(self._context):
+                    hand.process.start()
+                hand.watch = watch(hand.process)
             except BaseException:
                 self._close(hand)
                 raise
@@ -157,9 +139,6 @@ class Crew:
                 start.close()
         self._show(hand)
         return hand
-
-    def _file(self) -> Descriptor | None:
-        return None if self._arena is None else Descriptor(os.dup(self._arena.file.fd))
 
     def _show(self, hand: Hand) -> None:
         # In the place of a dead one: who divides by the length of the list must not see it empty.
@@ -193,9 +172,12 @@ class Crew:
         best = None
         least = sys.maxsize if depth is None else depth
         for hand in self.hands:
-            if len(hand.flight) < least and self.may_have_more(hand):
+            load = len(hand.flight)
+            if load < least and self.may_have_more(hand):
                 best = hand
-                least = len(hand.flight)
+                least = load
+                if not load:
+                    break
         return best
 
     def may_have_more(self, hand: Hand) -> bool:
@@ -210,14 +192,12 @@ class Crew:
         """Send a short task, if there is room for it now."""
         trip.data = data
         hand.take(trip)  # first: the answer may be there before send returns
-        try:
-            hand.sock.send(data, socket.MSG_DONTWAIT)
-        except OSError:
-            hand.flight.pop()
-            hand.sent -= 1
-            hand.is_full = bool(hand.flight)
-            return False
-        return True
+        if send_packet(hand.sock.fileno(), data):
+            return True
+        hand.flight.pop()
+        hand.sent -= 1
+        hand.is_full = bool(hand.flight)
+        return False
 
     def take_back_from_busiest(self, idle: Hand) -> list[tuple[Trip, bytes]]:
         """Half of what the worker with most to do has not read yet."""
@@ -296,15 +276,3 @@ class Crew:
         for hand in self.hands:
             hand.sock.close()
             hand.far.close()
-
-
-def _watch(process: Any) -> int:
-    """A descriptor that becomes readable when the process dies.
-
-    Not its sentinel, if it can be had: children that a task forked hold the other end of
-    that, and hide the death of their parent.
-    """
-    try:
-        return os.pidfd_open(process.pid)
-    except (AttributeError, OSError):
-        return int(process.sentinel)

@@ -14,15 +14,17 @@ sent to it, not answered and not taken back: one task at most.
 
 import os
 import selectors
-import socket
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
+from shmarray.core import PacketSpace
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import link, parcel
 from shmarray.pool.arena import Arena
@@ -71,6 +73,7 @@ class Engine:
         # When to look whether tasks should go from a busy worker to an idle one; 0: no need.
         self._share_at = 0.0
         self._selector = selectors.DefaultSelector()
+        self._space = PacketSpace(link.PACKET)
         self._waker = _Waker()
         self._selector.register(self._waker, selectors.EVENT_READ)
         self._feeder = threading.Thread(target=self._feed, name="shmarray-feeder", daemon=True)
@@ -80,12 +83,15 @@ class Engine:
         """Start the workers and the threads; whatever starting a process raises, with nothing left."""
         try:
             self._man()
-        except BaseException:
-            self.state = TERMINATE
-            self._end()
+            self._collector.start()
+            self._feeder.start()
+        except BaseException:  # Ctrl-C too: there is no pool yet that one could terminate
+            if self._collector.ident is not None:
+                self.terminate()
+            else:
+                self.state = TERMINATE
+                self._end()
             raise
-        self._collector.start()
-        self._feeder.start()
 
     def wake(self) -> None:
         self._waker.wake()
@@ -145,6 +151,7 @@ class Engine:
                     self._feed_task(task)
                 except _Terminated:
                     return False
+        sequence = task = None  # the traceback of an error knows this frame, too
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
@@ -157,13 +164,16 @@ class Engine:
         except _Terminated:
             raise
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
-            self._tell(task[0], task[1], (False, error))
+            job, index = task[:2]
+            task = None
+            traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
+            self._tell(job, index, (False, error))
         else:
             self._place(trip, data)
 
     def _pack(self, task: Any) -> tuple[Trip, bytes]:
-        job, index, func, args, kwargs, *more = task
-        bundle = parcel.take_apart((func, args, kwargs), more[0] if more else None)
+        job, index, func, args, kwargs = task[:5]
+        bundle = parcel.take_apart((func, args, kwargs), *task[5:])
         if bundle.pieces:
             ahead = self._traffic.ahead
             self._wait(lambda: self._crew.idlest(ahead), ahead)
@@ -254,18 +264,9 @@ class Engine:
         return not self._crew.hands
 
     def _drain(self, hand: Hand, most: int = 64) -> None:
-        for _ in range(most):
-            try:
-                data = hand.receiver.receive(socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError:
-                return
-            if data is None:
-                continue
-            if not data:
-                return
-            self._answered(hand, link.decode(data))
+        with suppress(OSError):  # it is dead, which its watch tells
+            for data in islice(hand.receiver.arrived(self._space), most):
+                self._answered(hand, link.decode(data))
         if not hand.flight and not self._share_at and self._is_rich():
             self._share_at = time.monotonic() + _SHARING
 

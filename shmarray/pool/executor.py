@@ -5,28 +5,24 @@ unpacked when it is set on the future.  What the stdlib itself pickles and unpic
 inert, because an error there breaks the executor.
 """
 
-import os
 import threading
 import weakref
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from contextlib import suppress
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import forks, parcel
+from shmarray.pool import forks, link, parcel
 from shmarray.pool.arena import Arena
-from shmarray.pool.crew import how_it_ended
-from shmarray.pool.link import Message
-from shmarray.pool.parcel import Contents
-from shmarray.pool.serve import Descriptor, Start, executor_worker, prepare
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for
+from shmarray.pool.manager import Manager, watch_end
+from shmarray.pool.obituary import how_it_ended
+from shmarray.pool.serve import Descriptor, Start, executor_worker, interrupts_held, prepare
+from shmarray.pool.sharing import Repeated, repeated
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, equip, managers_at_exit, private_ends, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
-from shmarray.pool.worker import Errand
-
-# Seconds between a process's end as its descriptors tell it, and its exit code, at most.
-_REAPING = 1.0
+from shmarray.pool.wakeup import Wakeup
 
 
 class ProcessPoolExecutor(Executor):
@@ -34,8 +30,14 @@ class ProcessPoolExecutor(Executor):
 
     Parameters
     ----------
-    max_workers, mp_context, initializer, initargs, **options
-        As the running Python's `concurrent.futures.ProcessPoolExecutor` takes them.
+    max_workers : int, optional
+        Number of workers; as many as this process may use processors by default.
+    mp_context : multiprocessing context, optional
+    initializer : callable, optional
+        Called in each worker when it starts, with `initargs`.
+    initargs : tuple, optional
+    **options
+        What else the running Python's `concurrent.futures.ProcessPoolExecutor` takes.
 
     Raises
     ------
@@ -48,6 +50,10 @@ class ProcessPoolExecutor(Executor):
     arrays: a call has its own, writable copy, and so has who asks for the result.  Arrays
     that `create`, `attach` or `scoped` gave, and memory maps, are the same memory on both
     sides.
+
+    A large array that many calls of one `map` carry is copied once, with the first of them;
+    leave it alone until the results are there, as with the stdlib, whose calls would have
+    it as it was at one time or another.
 
     Memory in use, beyond what the caller holds: arguments and results of the calls that run
     and of as many more, plus one; results that wait to be taken; and what was in use in
@@ -81,19 +87,32 @@ class ProcessPoolExecutor(Executor):
         self._lives = forks.Descriptors()
         self._life_of: dict[Any, int] = {}
         self._was_used = False
-        self._desk = _Desk(Arena.create(), self._processes)  # type: ignore[arg-type]
-        self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
-        # The queue that tells of calls that do not pickle has to look there too.
-        queue: Any = self._call_queue  # type: ignore[attr-defined]
-        queue.pending_work_items = self._pending_work_items
+        self._desk = _Desk(Arena.create(self._max_workers), self._processes)  # type: ignore[arg-type, attr-defined]
+        equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
+        # What the map that this thread is in has to say to its submits.
+        self._mapping = threading.local()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         try:
-            return super().submit(_perform, _Call(self._desk, (fn, args, kwargs)))
+            call = _Call(self._desk, (fn, args, kwargs), getattr(self._mapping, "sharing", None))
+            return super().submit(_perform, call)  # type: ignore[arg-type]
         except BrokenProcessPool as error:
             raise self._desk.broken_for_good() from error
 
     submit.__doc__ = Executor.submit.__doc__
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Any, timeout: float | None = None, chunksize: int = 1, **options: Any
+    ) -> Iterator[Any]:
+        if chunksize >= 1:
+            arrays = {key: array for each in iterables for key, array in repeated(each, chunksize).items()}
+            self._mapping.sharing = _Sharing(self._desk, arrays) if arrays else None
+        try:
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **options)
+        finally:
+            self._mapping.sharing = None
+
+    map.__doc__ = Executor.map.__doc__  # noqa: A003 - the stdlib's name
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the stdlib's
         super().shutdown(wait, cancel_futures=cancel_futures)
@@ -102,17 +121,23 @@ class ProcessPoolExecutor(Executor):
 
     shutdown.__doc__ = Executor.shutdown.__doc__
 
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # Ctrl-C: as when the stdlib's idle workers die of it, the calls that wait are given up.
+        self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
+
     def _spawn_process(self) -> None:
         with forks.lock:
             self._forget_dead()
             before = set(self._processes.values())
             reader, writer = self._lives.pipe()
-            arena = self._desk.traffic.arena
-            start = Start(Descriptor(reader), None if arena is None else Descriptor(os.dup(arena.file.fd)))
+            start = Start(Descriptor(reader), self._desk.traffic.arena, private_ends(self))
             self._initargs = (start, ExecutorManners, *self._user_start)
             try:
-                super()._spawn_process()  # type: ignore[misc]
-                self._life_of.update(dict.fromkeys(set(self._processes.values()) - before, writer))
+                with interrupts_held(self._mp_context):
+                    super()._spawn_process()  # type: ignore[misc]
+                new = set(self._processes.values()) - before
+                self._life_of.update(dict.fromkeys(new, writer))
+                watch_end(new)
             finally:
                 self._initargs = ()
                 start.close()
@@ -131,15 +156,18 @@ class ProcessPoolExecutor(Executor):
             self._lives.close(self._life_of.pop(process))
 
     def _start_executor_manager_thread(self) -> None:
-        is_new = self._executor_manager_thread is None
-        super()._start_executor_manager_thread()
-        if is_new:
-            self._was_used = True
-            # When it ends, the workers are joined: nobody uses the boxes.  That may be long
-            # after shutdown(wait=False), or after the executor is garbage.
-            weakref.finalize(
-                self._executor_manager_thread, _close, self._desk, self._lives, self._life_of
-            ).atexit = False
+        if self._executor_manager_thread is not None:
+            return
+        # As the stdlib does it, with a thread of our own.
+        if not self._safe_to_dynamically_spawn_children:
+            self._launch_processes()
+        self._was_used = True
+        self._executor_manager_thread = manager = Manager(self, self._desk.broken)
+        manager.start()
+        managers_at_exit[manager] = self._executor_manager_thread_wakeup
+        # When it ends, the workers are joined: nobody uses the boxes.  That may be long
+        # after shutdown(wait=False), or after the executor is garbage.
+        weakref.finalize(manager, _close, self._desk, self._lives, self._life_of).atexit = False
 
 
 def _close(desk: "_Desk", lives: forks.Descriptors, life_of: dict[Any, int]) -> None:
@@ -148,45 +176,30 @@ def _close(desk: "_Desk", lives: forks.Descriptors, life_of: dict[Any, int]) -> 
     life_of.clear()
 
 
-def _perform(call: Any) -> "_Sent":
+def _perform(message: bytes) -> bytes:
     """Carry out a call, in a worker; raises nothing."""
-    number, box, reserved, contents = call
-    answer = executor_worker().perform(Errand(Contents(*contents), box, reserved))
-    return _Sent((number, *_plain(answer.contents)), answer[1:])
+    return executor_worker().perform(message)
 
 
-def _plain(contents: Contents) -> tuple[bytes, Any, bytes]:
-    return bytes(contents.pickled), contents.spans, bytes(contents.loose)
+class _Sharing:
+    """The arrays that many calls of one map carry; they share them until the last of these is packed or dropped."""
 
-
-class _Sent:
-    """A result on its way through the stdlib's queue."""
-
-    def __init__(self, contents: tuple[Any, ...], notes: tuple[Any, ...]) -> None:
-        self._state = contents, notes
-
-    def __reduce__(self) -> Any:
-        return _Result, self._state
-
-
-class _Result:
-    """A result as the caller's side of the queue gets it: not opened yet."""
-
-    def __init__(self, contents: tuple[Any, ...], notes: tuple[Any, ...]) -> None:
-        self.number, *rest = contents
-        self.contents = Contents(*rest)
-        self.notes = notes
+    def __init__(self, desk: "_Desk", arrays: Repeated) -> None:
+        self.arrays = arrays
+        self.group = -desk.next_number()  # calls by themselves have their own, positive numbers
+        weakref.finalize(self, desk.traffic.exhausted, self.group).atexit = False
 
 
 class _Call:
     """A call that is packed when the stdlib's queue pickles it."""
 
-    def __init__(self, desk: "_Desk", call: tuple[Callable[..., Any], Any, Any]) -> None:
+    def __init__(self, desk: "_Desk", call: tuple[Callable[..., Any], Any, Any], sharing: _Sharing | None) -> None:
         self._desk = desk
+        self._sharing = sharing
         self.call = call
 
     def __reduce__(self) -> Any:
-        return tuple, (self._desk.pack(self.call),)
+        return bytes, (self._desk.pack(self.call, self._sharing),)
 
 
 class _Desk:
@@ -200,66 +213,62 @@ class _Desk:
         self._keeper = Keeper()
         self._count = 0
         self._lock = threading.Lock()
-        self._last_death: WorkerDiedError | None = None
+        self._death: WorkerDiedError | None = None
 
-    def pack(self, call: tuple[Callable[..., Any], Any, Any]) -> tuple[Any, ...]:
+    def next_number(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def pack(self, call: tuple[Callable[..., Any], Any, Any], sharing: _Sharing | None) -> bytes:
         """Make the call ready to send; raises nothing.
 
         An error in the stdlib's queue would take the queue's thread along if it is no
         Exception or has EPIPE, and can deadlock a shutdown.  So a call that does not pickle
         is sent as one that does nothing, and fails when that is answered.
         """
-        with self._lock:
-            self._count += 1
-            number = self._count
-        func, args, _ = call
-        trip = self._trips[number] = Trip(number, 0, asked_for(func, args))
+        number = self.next_number()
+        func, args, _ = call = unwrapped(*call)
+        group, arrays = (sharing.group, sharing.arrays) if sharing else (None, None)
+        trip = self._trips[number] = Trip(number, 0, asked_for(func, args), group)
         try:
-            message = self.traffic.pack(parcel.take_apart(call), trip)
+            message = self.traffic.pack(parcel.take_apart(call, arrays), trip)
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             self._failures[number] = ExecutorManners.unpicklable(error)
             message = self.traffic.pack(parcel.take_apart((bool, (), {})), trip)
-        return number, message.box, message.reserved, _plain(message.contents)
+        return link.encode(message)
 
-    def unpack(self, result: _Result) -> tuple[bool, Any]:
-        trip = self._trips.pop(result.number)
-        message = Message(trip.job, 0, 0, 0, result.contents, result.notes)
+    def unpack(self, result: bytes) -> tuple[bool, Any]:
+        message = link.decode(result)
+        trip = self._trips.pop(message.job)
         outcome = self.traffic.unpack(trip, message, self._keeper)
-        failure = self._failures.pop(result.number, None)
+        failure = self._failures.pop(message.job, None)
         return outcome if failure is None else (False, failure)
 
-    def death(self, error: BaseException) -> BaseException:
-        """The error that says which worker died, and over what; asked before the others are ended."""
-        if self._last_death is None:
-            self._last_death = self._post_mortem(error)
-        return self._last_death
-
-    def _post_mortem(self, error: BaseException) -> WorkerDiedError:
-        pid, code = self._dead()
-        task = ", ".join(trip.function for trip in tuple(self._trips.values()) if pid and self._runner(trip) == pid)
+    def broken(self, pid: int | None, code: int | None) -> None:
+        """A worker has died, and so has the executor."""
+        task = ", ".join(
+            f"call {trip.job}, {trip.function}"
+            for trip in tuple(self._trips.values())
+            if pid and self._runner(trip) == pid
+        )
         message = f"worker {pid} {how_it_ended(code)} while it ran {task or 'no task'}; the executor is broken"
-        death = WorkerDiedError(message, pid, code, task)
+        self._death = WorkerDiedError(message, pid, code, task)
+
+    def death(self, error: BaseException) -> BaseException:
+        """The error that says which worker died, and over what, instead of the stdlib's."""
+        death = self._death
+        if death is None:
+            return error
         death.__cause__ = error
         return death
-
-    def _dead(self) -> tuple[int | None, int | None]:
-        """The worker that died, rather one that did not end of its own accord, and its exit code."""
-        by_sentinel = {process.sentinel: process for process in tuple(self._processes.values())}
-        found: tuple[int | None, int | None] = None, None
-        for sentinel in wait(by_sentinel, 0):
-            process = by_sentinel[sentinel]
-            process.join(_REAPING)  # its descriptors are closed a moment before it can be waited for
-            found = process.pid, process.exitcode
-            if process.exitcode:
-                break
-        return found
 
     def _runner(self, trip: Trip) -> int | None:
         arena = self.traffic.arena
         return None if arena is None or trip.result is None else abs(arena.word(trip.result.index))
 
     def broken_for_good(self) -> BaseException:
-        death = self._last_death
+        death = self._death
         if death is None:
             return WorkerDiedError("a worker died; the executor is broken")
         return WorkerDiedError(f"the executor is broken: {death}", death.pid, death.exitcode, death.task)
@@ -290,9 +299,6 @@ class _Future(Future[Any]):
     desk: _Desk
 
     def set_result(self, result: Any) -> None:
-        if not isinstance(result, _Result):
-            super().set_result(result)
-            return
         is_value, value = self.desk.unpack(result)
         del result
         if is_value:
@@ -301,6 +307,9 @@ class _Future(Future[Any]):
             super().set_exception(value)
 
     def set_exception(self, exception: BaseException | None) -> None:
-        if type(exception) is BrokenProcessPool:
-            exception = self.desk.death(exception)
-        super().set_exception(exception)
+        if type(exception) is not BrokenProcessPool:
+            super().set_exception(exception)
+            return
+        # One that was cancelled meanwhile ends the stdlib's thread (before 3.12), and all others wait for ever.
+        with suppress(InvalidStateError):
+            super().set_exception(self.desk.death(exception))

@@ -8,14 +8,19 @@ for a packet is several, and goes to a worker that is waiting for it.
 import pickle
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from shmarray.core import PacketSpace, receive_packet
 from shmarray.pool.parcel import Contents
 
 # call, index in the call, bytes that follow, bytes of those that are the header, box for the result, its memory
 _HEAD = struct.Struct("=QqQIqQ")
 # Well below the 208 kB that a socket holds by default.
 PACKET = 32 << 10
+
+# A dead reader is an error, also in a program that has set SIGPIPE to end it (BSD and macOS have it per socket).
+QUIETLY = getattr(socket, "MSG_NOSIGNAL", 0)
 
 # The job of what a worker says when it is ready for tasks (index 0), or why it never will
 # be (index 1): no call has this number.
@@ -45,17 +50,18 @@ class Message(NamedTuple):
 
 
 def encode(message: Message) -> bytes:
-    pickled, spans, loose = message.contents
-    header = b""
-    if spans or message.notes:
-        header = pickle.dumps((spans, len(pickled), message.notes))
+    job, task, box, reserved, (pickled, spans, loose), notes = message
+    if not spans and not notes:
+        return _HEAD.pack(job, task, len(pickled), 0, box, reserved) + pickled
+    header = pickle.dumps((spans, len(pickled), notes))
     size = len(header) + len(pickled) + len(loose)
-    head = _HEAD.pack(message.job, message.task, size, len(header), message.box, message.reserved)
-    return b"".join((head, header, pickled, loose))
+    return b"".join((_HEAD.pack(job, task, size, len(header), box, reserved), header, pickled, loose))
 
 
 def decode(data: bytes) -> Message:
     job, index, size, header_size, box, reserved = _HEAD.unpack_from(data)
+    if not header_size and size <= PACKET:
+        return Message(job, index, box, reserved, Contents(data[_HEAD.size :]))
     view = memoryview(data)[_HEAD.size : _HEAD.size + size]
     if not header_size:
         return Message(job, index, box, reserved, Contents(view))
@@ -83,11 +89,11 @@ def is_long(data: bytes) -> bool:
 def send(sock: socket.socket, data: bytes) -> None:
     """Send a message, waiting for the reader where it must."""
     if len(data) <= PACKET:
-        sock.send(data)
+        sock.send(data, QUIETLY)
         return
     view = memoryview(data)
     for start in range(0, len(view), PACKET):
-        sock.send(view[start : start + PACKET])
+        sock.send(view[start : start + PACKET], QUIETLY)
 
 
 class Receiver:
@@ -98,17 +104,25 @@ class Receiver:
         self._parts: list[bytes] = []
         self._missing = 0
 
-    def receive(self, flags: int = 0) -> bytes | None:
-        """The next message; b"" at the end, None if it is not whole yet.
+    def wait(self) -> bytes:
+        """The next message; b"" at the end."""
+        while True:
+            packet = self._sock.recv(PACKET)
+            if not packet:
+                return b""
+            message = self._completed(packet)
+            if message is not None:
+                return message
 
-        Raises
-        ------
-        BlockingIOError
-            If there is nothing now, and `flags` say not to wait.
-        """
-        packet = self._sock.recv(PACKET, flags)
-        if not packet:
-            return b""
+    def arrived(self, space: PacketSpace) -> Iterator[bytes]:
+        """The messages that are there now."""
+        while packet := receive_packet(self._sock.fileno(), space):
+            message = self._completed(packet)
+            if message is not None:
+                yield message
+
+    def _completed(self, packet: bytes) -> bytes | None:
+        """The message of which this was the last packet."""
         if self._parts:
             self._missing -= len(packet)
         else:

@@ -67,7 +67,7 @@ class Repeated(NamedTuple):
 class Bundle(NamedTuple):
     """An object taken apart: nothing of it is copied yet but the pickle."""
 
-    pickle: memoryview
+    pickle: bytes
     pieces: list["NDArray[Any] | Repeated"]
 
 
@@ -85,10 +85,16 @@ def take_apart(obj: object, repeated: Mapping[int, NDArray[Any]] | None = None) 
     Exception
         Whatever pickling the object raises.
     """
-    file = io.BytesIO()
-    packer = _Packer(file, repeated or {})
-    packer.dump(obj)
-    return Bundle(file.getbuffer(), packer.pieces)
+    # Making a pickler takes as long as pickling a small task.  One that has failed is not
+    # used again, nor one that is in use: pickling runs code that may get here.
+    try:
+        packer = _idle_packers.pop()
+    except IndexError:
+        packer = _Packer()
+    bundle = packer.take_apart(obj, repeated)
+    if len(bundle.pickle) <= LONG:
+        _idle_packers.append(packer)
+    return bundle
 
 
 def put_together(pickled: Any, buffers: Sequence[Octets]) -> Any:
@@ -100,12 +106,12 @@ class _Packer(pickle.Pickler):
     # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
     dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]
 
-    def __init__(self, file: io.BytesIO, repeated: Mapping[int, NDArray[Any]]) -> None:
+    def __init__(self) -> None:
         pieces: list[NDArray[Any] | Repeated] = []
         marked: dict[int, tuple[pickle.PickleBuffer, NDArray[Any] | Repeated]] = {}
 
-        # A closure and not a method: the pickler keeps it, and a cycle would keep the
-        # arrays until the garbage collector runs.
+        # A closure and not a method: the pickler keeps it, and a cycle would keep this one
+        # until the garbage collector runs.
         def out_of_band(buffer: pickle.PickleBuffer) -> bool:
             found = marked.get(id(buffer))
             if found is not None:
@@ -117,10 +123,30 @@ class _Packer(pickle.Pickler):
             pieces.append(np.frombuffer(raw, np.uint8))
             return False
 
-        super().__init__(file, 5, buffer_callback=out_of_band)
-        self.pieces = pieces
+        self._file = io.BytesIO()
+        super().__init__(self._file, 5, buffer_callback=out_of_band)
+        self._pieces = pieces
         self._marked = marked
-        self._repeated = repeated
+        self._repeated: Mapping[int, NDArray[Any]] = {}
+
+    def take_apart(self, obj: object, repeated: Mapping[int, NDArray[Any]] | None) -> Bundle:
+        if repeated:
+            self._repeated = repeated
+        self.dump(obj)
+        bundle = Bundle(self._file.getvalue(), self._pieces.copy())
+        self._forget(repeated)
+        return bundle
+
+    def _forget(self, repeated: Mapping[int, NDArray[Any]] | None) -> None:
+        """Keep nothing of the object."""
+        self.clear_memo()
+        self._file.seek(0)
+        self._file.truncate()
+        if self._pieces:
+            self._pieces.clear()
+            self._marked.clear()
+        if repeated:
+            self._repeated = {}
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is np.ndarray:
@@ -165,6 +191,9 @@ class _Packer(pickle.Pickler):
         source = Repeated(array) if id(array) in self._repeated else np.asarray(array)
         self._marked[id(marker)] = marker, source
         return _restore, (cls, marker, array.dtype, array.shape, _order(array))
+
+
+_idle_packers: list[_Packer] = []
 
 
 @lru_cache(maxsize=256)

@@ -7,17 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import util
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shmarray.pool.arena import Arena
 from shmarray.pool.crew import Crew
 from shmarray.pool.engine import Engine
 from shmarray.pool.progress import ShowsProgress
+from shmarray.pool.sharing import Repeated, repeated
 from shmarray.pool.stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache
-
-# Below this, a copy for each task costs less than a private mapping of one for all.
-_WORTH_SHARING = 1 << 20
 
 
 class Pool(ShowsProgress):
@@ -96,9 +91,9 @@ class Pool(ShowsProgress):
         _check(processes, initializer, maxtasksperchild)
         self._processes = processes
         self._owner = os.getpid()
-        arena = Arena.create()
+        arena = Arena.create(processes)
         arguments = (initializer, tuple(initargs), maxtasksperchild)
-        crew = Crew(_Maker(self.Process, self._ctx), processes, self._pool, arguments, arena)
+        crew = Crew(_Maker(self.Process, self._ctx), self._ctx, processes, self._pool, arguments, arena)
         self._cache: dict[int, Any] = PoolCache()
         self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
         self._cache.notifier = engine
@@ -122,12 +117,10 @@ class Pool(ShowsProgress):
         error_callback: Callable[..., object] | None = None,
     ) -> Any:
         self._check_running()
-        # Only lists and tuples: others may be lazy, whatever they say their length is, and
-        # fill one buffer again and again.
         if type(iterable) in (list, tuple):
-            repeated = _repeated(iterable, chunksize or -(-len(iterable) // (len(self._pool) * 4)))
-            if repeated:
-                mapper = _Sharing(mapper, repeated)
+            arrays = repeated(iterable, chunksize or -(-len(iterable) // (len(self._pool) * 4)))
+            if arrays:
+                mapper = _Sharing(mapper, arrays)
         return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
@@ -181,36 +174,9 @@ class _Maker:
         return self._process(self._context, **options)
 
 
-# --- one array in many tasks ---------------------------------------------------------
-
-
 class _Sharing:
     """Takes the place of the mapper on the way from `_map_async` to the tasks."""
 
-    def __init__(self, mapper: Any, arrays: dict[int, NDArray[Any]]) -> None:
+    def __init__(self, mapper: Any, arrays: Repeated) -> None:
         self.mapper = mapper
         self.arrays = arrays
-
-
-def _repeated(items: Any, chunksize: int) -> dict[int, NDArray[Any]]:
-    """The large arrays, by id, that occur in at least two chunks: as items, or directly in an item."""
-    first: dict[int, int] = {}
-    found: dict[int, NDArray[Any]] = {}
-    for place, item in enumerate(items):
-        for array in _arrays(item):
-            if first.setdefault(id(array), place // chunksize) != place // chunksize:
-                found[id(array)] = array
-    return found
-
-
-def _arrays(item: Any) -> Iterable[NDArray[Any]]:
-    kind = type(item)
-    if kind is np.ndarray:
-        parts: Iterable[Any] = (item,)
-    elif kind in (list, tuple):
-        parts = item
-    elif kind is dict:
-        parts = item.values()
-    else:
-        return ()
-    return [part for part in parts if type(part) is np.ndarray and part.nbytes >= _WORTH_SHARING]

@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shmarray.core import SparseFile
@@ -17,7 +18,9 @@ from shmarray.pool.boxes import Boxes
 from shmarray.pool.link import Message, Receiver
 from shmarray.pool.parcel import Contents
 from shmarray.pool.stdlib import DupFd, PoolManners
-from shmarray.pool.worker import Errand, Worker
+from shmarray.pool.worker import Worker
+
+_INTERRUPT = {signal.SIGINT}
 
 
 class Descriptor:
@@ -31,6 +34,7 @@ class Descriptor:
 
 
 def _received(duplicate: Any) -> Descriptor:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)  # this is a worker that starts: see interrupts_held
     fd = duplicate.detach()
     os.set_inheritable(fd, False)
     return Descriptor(fd)
@@ -43,22 +47,54 @@ class Start:
     ----------
     life : Descriptor
         Reading end of a pipe that only the caller has the other end of.
-    file : Descriptor or None
-        The boxes' memory.
+    boxes : Boxes or None
+        The caller's; the worker gets descriptors of its own for their files.
+    private : tuple
+        What a child that a task forks must close, so that it is not taken for the worker.
+    is_interruptible : bool
+        Whether Ctrl-C reaches the caller.
     """
 
-    def __init__(self, life: Descriptor, file: Descriptor | None) -> None:
-        self.life = life
-        self.file = file
+    def __init__(self, life: Descriptor, boxes: Boxes | None, private: tuple[Any, ...] = ()) -> None:
+        self._life = life
+        self._files = [Descriptor(os.dup(file.fd)) for file in boxes.files] if boxes else []
+        self.private = private
+        self.is_interruptible = signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
-    def boxes(self) -> Boxes | None:
-        return None if self.file is None else Boxes(SparseFile(self.file.fd))
+    def begin(self) -> Boxes | None:
+        """In the worker: what it has of the boxes from now on, until the caller ends."""
+        die_with_caller(self._life.fd)
+        return Boxes([SparseFile(file.fd) for file in self._files]) if self._files else None
 
     def close(self) -> None:
         """In the caller, when the worker has its own."""
-        os.close(self.life.fd)
-        if self.file is not None:
-            os.close(self.file.fd)
+        for descriptor in (self._life, *self._files):
+            os.close(descriptor.fd)
+
+
+@contextmanager
+def interrupts_held(context: Any) -> Iterator[None]:
+    """Start processes that Ctrl-C cannot interrupt before they are ready to be: they would print a traceback.
+
+    They inherit what this thread blocks.  The forkserver must not, it serves others too;
+    a KeyboardInterrupt ends its children without a word, until they have unpickled a `Descriptor`.
+    """
+    if context.get_start_method() == "forkserver":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(worker: Worker, start: Start, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    worker.install_interrupt()
+    if start.is_interruptible:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+    if initializer is not None:
+        worker.interruptible(initializer, initargs, {})
 
 
 def die_with_caller(fd: int) -> None:
@@ -93,24 +129,24 @@ def serve(
 
     Ends when the caller closes its end of the channel, or after `most` tasks.
     """
-    die_with_caller(start.life.fd)
+    worker = Worker(start.begin(), PoolManners)
     with socket.socket(fileno=channel.fd) as sock:
         try:
-            if initializer is not None:
-                initializer(*initargs)
-        except BaseException:
-            _send(sock, Message(link.READY, 1, 0, 0, _words(traceback.format_exc())))
+            _begin(worker, start, initializer, initargs)
+        except BaseException as error:
+            _send(sock, _ready(1, traceback.format_exc()))
+            if isinstance(error, KeyboardInterrupt):
+                sys.exit(1)  # without a word: so does the caller, who says it
             raise
-        _send(sock, Message(link.READY, 0, 0, 0, _words("")))
-        _work(sock, Worker(start.boxes(), PoolManners), most)
+        _send(sock, _ready(0, ""))
+        _work(sock, worker, most)
 
 
-def _words(text: str) -> Any:
-    return Contents(text.encode(errors="backslashreplace"))
+def _ready(trouble: int, text: str) -> bytes:
+    return link.encode(Message(link.READY, trouble, 0, 0, Contents(text.encode(errors="backslashreplace"))))
 
 
 def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
-    worker.install_interrupt()
     receiver = Receiver(sock)
     owner = os.getpid()
     done = 0
@@ -118,29 +154,25 @@ def _work(sock: socket.socket, worker: Worker, most: int | None) -> None:
         data = _next(receiver)
         if not data:
             return
-        job, index, box, reserved, contents, _ = link.decode(data)
-        answer = worker.perform(Errand(contents, box, reserved))
+        answer = worker.perform(data)
         if os.getpid() != owner:
             os._exit(0)  # a child that the task forked, and that came back from it
-        notes = answer[1:] if any(answer[1:]) else ()
-        if not _send(sock, Message(job, index, 0, 0, answer.contents, notes)):
+        if not _send(sock, answer):
             return
-        del data, contents, answer, notes  # not while waiting for the next task
+        del data, answer  # not while waiting for the next task
         done += 1
 
 
 def _next(receiver: Receiver) -> bytes | None:
     try:
-        while (data := receiver.receive()) is None:
-            pass
+        return receiver.wait()
     except OSError:  # the caller is gone
         return None
-    return data
 
 
-def _send(sock: socket.socket, message: Message) -> bool:
+def _send(sock: socket.socket, message: bytes) -> bool:
     try:
-        link.send(sock, link.encode(message))
+        link.send(sock, message)
     except OSError:  # the caller is gone
         return False
     return True
@@ -149,15 +181,27 @@ def _send(sock: socket.socket, message: Message) -> bool:
 # --- the stdlib's executor -----------------------------------------------------------
 
 _executor_worker: Worker | None = None
+_private: list[Any] = []
+
+
+def _close_private() -> None:
+    for connection in _private:
+        connection.close()
+    _private.clear()
+
+
+os.register_at_fork(after_in_child=_close_private)
 
 
 def prepare(start: Start, manners: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Make this process a worker of an executor: the initializer of its workers."""
     global _executor_worker  # noqa: PLW0603 - one worker in a process
-    die_with_caller(start.life.fd)
-    _executor_worker = Worker(start.boxes(), manners)
-    if initializer is not None:
-        initializer(*initargs)
+    _executor_worker = Worker(start.begin(), manners)
+    _private.extend(start.private)
+    try:
+        _begin(_executor_worker, start, initializer, initargs)
+    except KeyboardInterrupt:
+        os._exit(1)  # the stdlib would write a traceback
 
 
 def executor_worker() -> Worker:

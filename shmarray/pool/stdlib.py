@@ -13,19 +13,32 @@ From ``multiprocessing.reduction``: what was registered with ForkingPickler.
 
 From ``concurrent.futures.process``: how errors travel.  The seam is
 ``ProcessPoolExecutor._pending_work_items``, ``_spawn_process``, ``_initializer``,
-``_initargs``, ``_processes``, ``_adjust_process_count`` and ``_start_executor_manager_thread``.
+``_initargs``, ``_max_workers``, ``_processes``, ``_adjust_process_count`` and
+``_start_executor_manager_thread``, ``_executor_manager_thread_wakeup`` (also in ``_call_queue``),
+and of the managing thread ``processes``, ``result_queue._reader``, ``shutdown_workers``,
+``terminate_broken`` and ``join_executor_internals``.
+
+From ``multiprocessing.connection`` and ``multiprocessing.process``: ``Connection._recv``,
+and where a process keeps the descriptor that tells of its end.
 """
 
 # ruff: noqa: SLF001
 
+import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
+from functools import partial
 from multiprocessing import pool, reduction
+from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool as StockPool
 from multiprocessing.reduction import DupFd
+from types import SimpleNamespace
 from typing import Any, Protocol
+
+# What a pipe holds on Linux: a read gives no more.
+_PIPE = 64 << 10
 
 # Private names are in nobody's stubs.
 _pool: Any = pool
@@ -35,6 +48,9 @@ _ForkingPickler: Any = reduction.ForkingPickler
 INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
 MapResult: Any = _pool.MapResult
 PoolCache: Any = _pool._PoolCache
+StockManager: Any = _process._ExecutorManagerThread
+managers_at_exit: Any = _process._threads_wakeups
+"""The managing threads that the interpreter waits for at its end, and what wakes them."""
 registered: dict[type, Callable[[Any], Any]] = _ForkingPickler._extra_reducers
 """What was registered with multiprocessing's pickler; others add to it at any time."""
 
@@ -92,10 +108,66 @@ def asked_for(func: Any, args: tuple[Any, ...]) -> Any:
     """The user's function in a task: chunks of map, starmap and Executor.map have it inside."""
     if func in (_pool.mapstar, _pool.starmapstar) and args and isinstance(args[0], tuple):
         return args[0][0]
-    inner = getattr(func, "func", None)
-    if inner is _process._process_chunk:
-        return func.args[0]
-    return func
+    return args[0] if func is _process._process_chunk else func
+
+
+def unwrapped(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The same call without the partial object that Executor.map wraps its chunks in: that takes long to pickle."""
+    if type(func) is partial and func.func is _process._process_chunk:
+        return func.func, (*func.args, *args), kwargs
+    return func, args, kwargs
+
+
+def is_told_of_by(process: Any, fd: int) -> None:
+    """From now on this descriptor is the sentinel of a process."""
+    process._sentinel = fd
+
+
+class GuardedReader(Connection):
+    """The reading end of a queue that has one reader.
+
+    Parameters
+    ----------
+    connection : Connection
+        Its end as it was; this one has a descriptor of its own.
+    wait_for_more : callable
+        Called, with this, when there is nothing to read in the middle of a message.
+    """
+
+    def __init__(self, connection: Connection, wait_for_more: Callable[[Connection], object]) -> None:
+        super().__init__(os.dup(connection.fileno()), writable=False)
+        os.set_blocking(self.fileno(), False)
+        self._wait_for_more = wait_for_more
+
+    def _recv(self, size: int, _: Any = None) -> Any:
+        return super()._recv(size, self._read_when_there)  # type: ignore[misc]
+
+    def _read_when_there(self, fd: int, size: int) -> bytes:
+        while True:
+            try:
+                return os.read(fd, min(size, _PIPE))
+            except BlockingIOError:
+                self._wait_for_more(self)
+
+
+def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]) -> Any:
+    """All that the managing thread uses of the queue of results."""
+    return SimpleNamespace(_reader=GuardedReader(executor._result_queue._reader, wait_for_more))
+
+
+def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
+    """Give a new executor our dictionary of calls that are not done, and our way to wake its managing thread."""
+    executor._pending_work_items = executor._call_queue.pending_work_items = work_items
+    executor._executor_manager_thread_wakeup.close()
+    executor._executor_manager_thread_wakeup = executor._call_queue.thread_wakeup = wakeup
+
+
+def private_ends(executor: Any) -> tuple[Any, ...]:
+    """The connections of an executor's queues: who holds them is taken for a worker."""
+    calls, results = executor._call_queue, executor._result_queue
+    return calls._reader, calls._writer, results._reader, results._writer
 
 
 def items_done(result: Any, length: int) -> int:
@@ -116,9 +188,16 @@ __all__ = [
     "MapResult",
     "PoolCache",
     "PoolManners",
+    "StockManager",
     "StockPool",
     "Task",
     "asked_for",
+    "equip",
+    "guarded_results",
+    "is_told_of_by",
     "items_done",
+    "managers_at_exit",
+    "private_ends",
     "registered",
+    "unwrapped",
 ]

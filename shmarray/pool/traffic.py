@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import parcel
-from shmarray.pool.arena import Arena, Box
-from shmarray.pool.boxes import rounded
+from shmarray.pool.arena import Arena, Box, Use
 from shmarray.pool.link import Message
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Repeated, Span
-from shmarray.pool.worker import Answer
+from shmarray.pool.worker import Notes
 
 # Results smaller than this are copied out, which takes as long as making their box an
 # array's memory, and the box is free at once.
@@ -47,6 +47,8 @@ class Trip:
 
     Attributes
     ----------
+    group : int
+        The tasks that share the arrays which all of them carry.
     data : bytes
         The message, if it is short: to send it again.
     is_long : bool
@@ -55,12 +57,13 @@ class Trip:
         Whether it is not all sent, so that nobody has run it.
     """
 
-    __slots__ = ("argument", "data", "func", "index", "is_being_sent", "is_long", "job", "result", "shares")
+    __slots__ = ("argument", "data", "func", "group", "index", "is_being_sent", "is_long", "job", "result", "shares")
 
-    def __init__(self, job: int, index: int, func: Any) -> None:
+    def __init__(self, job: int, index: int, func: Any, group: int | None = None) -> None:
         self.job = job
         self.index = index
         self.func = func
+        self.group = job if group is None else group
         self.argument: Box | None = None
         self.result: Box | None = None
         self.shares: list[Shared] = []
@@ -102,7 +105,7 @@ class Traffic:
     def __init__(self, arena: Arena | None, ahead: int) -> None:
         self.arena = arena
         self.ahead = ahead
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._shared: dict[tuple[int, int], Shared] = {}
         self._light_results = DEEP
         self._has_warned = False
@@ -120,13 +123,12 @@ class Traffic:
         """Copy a task's arrays into a box, and name another for its result."""
         try:
             contents = self._contents(bundle, trip)
-            trip.result = result = self._lend()
+            trip.result = result = self._lend_for_result()
         except BaseException:
             self.lost(trip, ran=False)
             raise
-        if result is None or self.arena is None:
+        if result is None:
             return Message(trip.job, trip.index, 0, 0, contents)
-        self.arena.set_word(result.index, 0)
         return Message(trip.job, trip.index, result.index, result.reserved, contents)
 
     def _contents(self, bundle: Bundle, trip: Trip) -> Contents:
@@ -138,6 +140,8 @@ class Traffic:
             return parcel.loosely(bundle)
         try:
             spans = self._in_boxes(self.arena, pieces, trip)
+        except SharedMemoryFullError:
+            raise  # through the pipe it would take twice the memory, and the kernel kill a process for it
         except (OSError, MemoryError) as error:
             self._warn(str(error))
             self._give_up_boxes(trip)
@@ -153,19 +157,18 @@ class Traffic:
         )
 
     def _fill(self, arena: Arena, pieces: list[NDArray[Any]], trip: Trip) -> list[Span]:
-        trip.argument = box = arena.lend()
-        offsets, end = parcel.plan(pieces)
-        parcel.fill(arena.room(box, end).octets(), pieces, offsets)
+        trip.argument = box = arena.lend(Use.ARGUMENT)
+        offsets = arena.load(box, pieces)
         return [(box.index, offset, piece.nbytes, False) for piece, offset in zip(pieces, offsets, strict=True)]
 
     def _shared_span(self, arena: Arena, piece: Repeated, trip: Trip) -> Span:
         array = piece.array
-        key = trip.job, id(array)  # the call holds the array, so no other gets its id
+        key = trip.group, id(array)  # the call holds the array, so no other gets its id
         shared = self._shared.get(key)
         if shared is None:
-            box = arena.lend()
+            box = arena.lend(Use.ARGUMENT)
             try:
-                parcel.pour(array, arena.room(box, array.nbytes).octets()[: array.nbytes])
+                arena.load(box, [array])
             except BaseException:
                 arena.give_back(box)
                 raise
@@ -175,23 +178,27 @@ class Traffic:
         trip.shares.append(shared)
         return shared.box.index, 0, array.nbytes, True
 
-    def exhausted(self, job: int) -> None:
-        """No more tasks of this call come."""
+    def exhausted(self, group: int) -> None:
+        """No more tasks of this group come; may be called by a finalizer."""
         if not self._shared:
             return
         with self._lock:
-            for key in [key for key in self._shared if key[0] == job]:
+            for key in [key for key in self._shared if key[0] == group]:
                 shared = self._shared.pop(key)
                 shared.open = False
                 if not shared.in_use:
                     self._finished(shared.box)
 
-    def _lend(self) -> Box | None:
+    def _lend_for_result(self) -> Box | None:
+        if self.arena is None:
+            return None
         try:
-            return None if self.arena is None else self.arena.lend()
+            box = self.arena.lend(Use.RESULT)
         except OSError as error:
             self._warn(str(error))
             return None
+        self.arena.set_word(box.index, 0)
+        return box
 
     def _warn(self, why: str) -> None:
         if not self._has_warned:
@@ -210,12 +217,14 @@ class Traffic:
             self._give_up_boxes(trip)
             self._light_results += 1
             return _put_together(contents, [])
-        answer = Answer(contents, *message.notes)
+        notes = Notes(*message.notes)
+        if notes.shortage and contents.spans:
+            self._warn(notes.shortage)
         try:
             buffers = self._buffers(trip, contents) if contents.spans else []
         except BaseException as error:  # noqa: BLE001 - MemoryError: this result's, not the pool's
             buffers, contents = [], _failure(error)
-        self._take_back(trip, answer, keeper)
+        self._take_back(trip, notes, keeper)
         self._light_results = self._light_results + 1 if not contents.spans else 0
         return _put_together(contents, buffers)
 
@@ -231,7 +240,7 @@ class Traffic:
         end = max(offset + size for _, offset, size, _ in spans)
         box = trip.argument if trip.argument is not None and trip.argument.index == index else trip.result
         assert box is not None  # noqa: S101
-        box.reserved = max(box.reserved, rounded(end))
+        arena.holds(box, end)
         if end >= _COPY_OUT:
             try:
                 whole = arena.deliver(box)
@@ -246,21 +255,20 @@ class Traffic:
             arena.copy_out(box, offset, copies[-1])
         return copies
 
-    def _take_back(self, trip: Trip, answer: Answer, keeper: Keeper) -> None:
+    def _take_back(self, trip: Trip, notes: Notes, keeper: Keeper) -> None:
         arena = self.arena
         if arena is None:
             return
-        keeper.has_forked |= answer.has_forked
-        if answer.shortage:
-            self._warn(answer.shortage)
+        keeper.has_forked |= notes.has_forked
+        if notes.shortage:
             self._lose(trip)
-        for index in answer.kept:
+        for index in notes.kept:
             box = arena.box(index)
             if box not in keeper.kept:
                 keeper.kept.add(box)
                 box.holders += 1
         self._give_up_boxes(trip)
-        for index in answer.released:
+        for index in notes.released:
             self._released(arena.box(index), keeper)
 
     def _lose(self, trip: Trip) -> None:

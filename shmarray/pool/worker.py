@@ -8,14 +8,18 @@ import gc
 import os
 import resource
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.pool import parcel
-from shmarray.pool.boxes import Boxes, Lent, offset_of, rounded
+from shmarray.core import Part
+from shmarray.errors import SharedMemoryFullError
+from shmarray.pool import link, parcel
+from shmarray.pool.boxes import Boxes, Lent
+from shmarray.pool.link import Message
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Span
 from shmarray.pool.stdlib import Manners
 
@@ -23,31 +27,11 @@ from shmarray.pool.stdlib import Manners
 _PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
 
-class Errand(NamedTuple):
-    """A task as it reaches a worker.
+class Notes(NamedTuple):
+    """What comes back beside the result.
 
     Attributes
     ----------
-    contents : Contents
-        The function and its arguments.
-    box : int
-        Where the result may go; 0 if there is none.
-    reserved : int
-        Bytes of memory that box has already.
-    """
-
-    contents: Contents
-    box: int = 0
-    reserved: int = 0
-
-
-class Answer(NamedTuple):
-    """What comes back.
-
-    Attributes
-    ----------
-    contents : Contents
-        ``(True, result)`` or ``(False, exception)``.
     kept : tuple of int
         The boxes that the task, or a child that it forked, still looks at.
     released : tuple of int
@@ -58,7 +42,6 @@ class Answer(NamedTuple):
         Whether this worker has ever forked.
     """
 
-    contents: Contents
     kept: tuple[int, ...] = ()
     released: tuple[int, ...] = ()
     shortage: str = ""
@@ -66,7 +49,7 @@ class Answer(NamedTuple):
 
 
 class Worker:
-    """A worker's hands: it carries out one errand after the other.
+    """A worker's hands: it carries out one task after the other.
 
     Parameters
     ----------
@@ -82,22 +65,22 @@ class Worker:
         self._busy = False
         self._kept: dict[int, list[Lent]] = {}
 
-    def perform(self, errand: Errand) -> Answer:
-        """Carry out an errand; raises nothing, whatever the task does."""
+    def perform(self, message: bytes) -> bytes:
+        """Carry out a task, and answer; raises nothing, whatever the task does."""
+        job, index, box, reserved, contents, _ = link.decode(message)
         boxes = self._boxes
-        if boxes is not None and errand.box:
-            boxes.errand = errand.box
-            boxes.set_word(errand.box, os.getpid())
+        if boxes is not None and box:
+            boxes.errand = box
+            boxes.set_word(box, os.getpid())
         opened: list[Lent] = []
-        faults = _faults() if _has_private(errand.contents.spans) else 0
-        outcome = self._outcome(errand.contents, opened)
-        bundle = self._bundle(outcome)
-        del outcome
-        contents, shortage = self._pack(bundle, errand, opened)
+        faults = _faults() if contents.spans and _has_private(contents.spans) else 0
+        bundle = self._bundle(self._outcome(contents, opened))
+        contents, shortage = self._pack(bundle, box, reserved, opened)
         del bundle
         kept = self._clean_up(opened, faults) if opened else ()
         released = self._released() if self._kept else ()
-        return Answer(contents, kept, released, shortage, boxes is not None and boxes.has_forked)
+        notes = Notes(kept, released, shortage, boxes is not None and boxes.has_forked)
+        return link.encode(Message(job, index, 0, 0, contents, tuple(notes) if any(notes) else ()))
 
     # --- the call ---
 
@@ -105,10 +88,16 @@ class Worker:
         func = None
         try:
             func, args, kwargs = self._open(contents, opened)
-            self._busy = True
-            return True, func(*args, **kwargs)
+            return True, self.interruptible(func, args, kwargs)
         except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
+            self._busy = False  # Ctrl-C may have come just when it was to be said
             return False, self._manners.failed(error, func)
+
+    def interruptible(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a function of the user's, during which Ctrl-C raises KeyboardInterrupt."""
+        self._busy = True
+        try:
+            return func(*args, **kwargs)
         finally:
             self._busy = False
 
@@ -132,7 +121,7 @@ class Worker:
         boxes = self._boxes
         assert boxes is not None  # noqa: S101 - the caller has no arena either, then
         try:
-            part = boxes.private(index, size) if private else boxes.shared(index, size)
+            part = boxes.private(index, size) if private else boxes.ready(index, size)
         except OSError:
             copied = np.empty(size, np.uint8)  # no address space for a mapping, or no more of them
             boxes.read(index, 0, copied)
@@ -153,7 +142,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the error does not pickle either
             return parcel.take_apart((False, RuntimeError(f"the result cannot be sent: {error!r}")))
 
-    def _pack(self, bundle: Bundle, errand: Errand, opened: list[Lent]) -> tuple[Contents, str]:
+    def _pack(self, bundle: Bundle, box: int, reserved: int, opened: list[Lent]) -> tuple[Contents, str]:
         """Put the result where the caller can have it; empties `bundle`."""
         pieces: list[Any] = parcel.boxed(bundle)
         if not pieces:
@@ -162,22 +151,20 @@ class Worker:
             spans = _at_home(pieces, opened)
             if spans is not None:
                 return Contents(bundle.pickle, spans), ""
-        if self._boxes is None or not errand.box:
+        if self._boxes is None or not box:
             return parcel.loosely(bundle), ""
         try:
-            return self._in_box(bundle, pieces, errand), ""
+            return self._in_box(bundle, pieces, box, reserved), ""
+        except SharedMemoryFullError as error:  # through the pipe it would take twice the memory
+            return Contents(parcel.take_apart((False, self._manners.failed(error, None))).pickle), str(error)
         except (OSError, MemoryError) as error:
             return parcel.loosely(bundle), str(error)
 
-    def _in_box(self, bundle: Bundle, pieces: list[NDArray[Any]], errand: Errand) -> Contents:
+    def _in_box(self, bundle: Bundle, pieces: list[NDArray[Any]], box: int, reserved: int) -> Contents:
         boxes = self._boxes
         assert boxes is not None  # noqa: S101
-        offsets, end = parcel.plan(pieces)
-        if end > errand.reserved:
-            boxes.file.reserve(offset_of(errand.box) + errand.reserved, rounded(end) - errand.reserved)
-        target = boxes.shared(errand.box, end).octets()
-        parcel.fill(target, pieces, offsets)
-        spans = tuple((errand.box, offset, piece.nbytes, False) for piece, offset in zip(pieces, offsets, strict=True))
+        offsets, _ = boxes.fill(box, reserved, pieces)
+        spans = tuple((box, offset, piece.nbytes, False) for piece, offset in zip(pieces, offsets, strict=True))
         return Contents(bundle.pickle if pieces is bundle.pieces else b"", spans)
 
     # --- afterwards ---
@@ -195,11 +182,9 @@ class Worker:
                 boxes.forget(lent.index)
             elif lent.witnesses:
                 boxes.forget(lent.index)  # private since the fork; the children are gone
-            elif lent.part.private and not (clean or _is_clean(lent)):
-                try:
-                    lent.part.discard_writes()
-                except OSError:  # mlockall
-                    boxes.forget(lent.index)
+            elif lent.is_private and not clean:
+                _reset(boxes, lent.index)
+        boxes.returned()
         return tuple(kept)
 
     def _released(self) -> tuple[int, ...]:
@@ -209,7 +194,7 @@ class Worker:
         return tuple(released)
 
     def install_interrupt(self) -> None:
-        """Let Ctrl-C interrupt tasks only: between them the caller decides what becomes of this process."""
+        """Let Ctrl-C interrupt what is `interruptible` only; else the caller decides what becomes of this process."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             with suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGINT, self._interrupt)
@@ -228,18 +213,21 @@ def _at_home(pieces: list[Any], opened: list[Lent]) -> tuple[Span, ...] | None:
 
     Then it goes back in that box, uncopied.  Empties `pieces` to find out, and fills it again if not.
     """
-    home = next((lent for lent in opened if not lent.part.private), None)
-    if home is None or not all(piece.flags.forc for piece in pieces):
+    home = next((lent for lent in opened if not lent.is_private), None)
+    lease = None if home is None else home()
+    if home is None or lease is None or lease.part.private or not all(piece.flags.forc for piece in pieces):
         return None
-    places = [(piece.__array_interface__["data"][0] - home.part.address, piece.nbytes) for piece in pieces]
-    if not _fit(places, home.part.size):
+    part = lease.part
+    del lease
+    places = [(piece.__array_interface__["data"][0] - part.address, piece.nbytes) for piece in pieces]
+    if not _fit(places, part.size):
         return None
     kinds: Any = [(piece.shape, piece.dtype, "F" if piece.flags.fnc else "C") for piece in pieces]
     pieces.clear()
     if not _is_seen(home):
         return tuple((home.index, start, size, False) for start, size in places)
     # Kept, so it must be copied: from the mapping itself, which outlives the arrays.
-    octets = home.part.octets()
+    octets = part.octets()
     for (shape, dtype, order), (start, size) in zip(kinds, places, strict=True):
         pieces.append(np.ndarray(shape, dtype, octets[start : start + size], 0, None, order))
     return None
@@ -269,15 +257,25 @@ def _faults() -> int:
     return usage.ru_minflt + usage.ru_majflt
 
 
-def _is_clean(lent: Lent) -> bool:
+def _reset(boxes: Boxes, index: int) -> None:
+    """Let a private box show its content again, if anything was written to it."""
+    part = boxes.private(index, 0)
+    if not _is_clean(part):
+        try:
+            part.discard_writes()
+        except OSError:  # mlockall
+            boxes.forget(index)
+
+
+def _is_clean(part: Part) -> bool:
     """Whether no page of a private mapping was written to; False if one cannot know."""
     page = resource.getpagesize()
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            pagemap.seek(8 * (lent.part.address // page))
-            data = pagemap.read(8 * (lent.part.size // page))
+            pagemap.seek(8 * (part.address // page))
+            data = pagemap.read(8 * (part.size // page))
     except OSError:
         return False
     entries = np.frombuffer(data, np.uint64)
     written = (entries & (_PRESENT | _SWAPPED)).astype(bool) & ~(entries & _OF_FILE).astype(bool)
-    return len(entries) == lent.part.size // page and not written.any()
+    return len(entries) == part.size // page and not written.any()

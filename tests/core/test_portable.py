@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import arrays, posix
+from shmarray.core import arrays
+from shmarray.core.posix import files
 from tests.helpers import raw
 from tests.helpers.processes import Child, run_script, wait_until
 
@@ -141,7 +142,7 @@ def test_files_on_a_system_without_unnamed_files(tmp_path, monkeypatch):
             raise OSError(95, "Operation not supported")
         return true_open(path, flags, *args, **options)
 
-    monkeypatch.setattr(posix.os, "open", open_)
+    monkeypatch.setattr(files.os, "open", open_)
     array = shmarray.create(f"file://{tmp_path}/a.npy", data=[1, 2])
     assert np.load(tmp_path / "a.npy").tolist() == [1, 2]
     with pytest.raises(shmarray.ArrayExistsError):
@@ -160,9 +161,9 @@ def test_an_anonymous_scope_without_memfd_takes_a_name_and_gives_it_back(portabl
 def test_the_findings_are_as_this_system_is():
     code = """
 import os
-from shmarray.core import posix
-assert posix.SHM_DIRECTORY == ("/dev/shm" if os.path.isdir("/dev/shm") else None)
-assert posix.UNNAMED_FILES == hasattr(os, "O_TMPFILE")
-assert posix.MEMFD == hasattr(os, "memfd_create")
+from shmarray.core.posix import files
+assert files.SHM_DIRECTORY == ("/dev/shm" if os.path.isdir("/dev/shm") else None)
+assert files.UNNAMED_FILES == hasattr(os, "O_TMPFILE")
+assert files.MEMFD == hasattr(os, "memfd_create")
 """
     run_script(code)

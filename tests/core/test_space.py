@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import posix, segment, space
+from shmarray.core import segment, space
+from shmarray.core.posix import pages
 from tests.helpers import raw
 from tests.helpers.processes import in_child, run_script
 
@@ -36,7 +37,7 @@ def run_with_small_shm(code, options="size=64m"):
 
 FULL = """
 import errno, os, sys, numpy as np, shmarray
-from shmarray.core import posix
+from shmarray.core.posix import files
 
 def refused(size, call):
     try:
@@ -56,9 +57,9 @@ def free():
     return status.f_bavail * status.f_frsize
 
 if {portable}:
-    posix.UNNAMED_FILES = posix.MEMFD = False
+    files.UNNAMED_FILES = files.MEMFD = False
     if {portable} == 2:
-        posix.SHM_DIRECTORY = None
+        files.SHM_DIRECTORY = None
 MB = 1 << 20
 start = free()
 assert start <= 64 * MB
@@ -182,8 +183,8 @@ def test_all_pages_are_there(name, size):
 
 def test_all_pages_are_there_on_a_kernel_that_cannot_populate(name, monkeypatch):
     """Before Linux 5.14 MADV_POPULATE_WRITE is EINVAL; huge=advise is as old as 4.7."""
-    monkeypatch.setattr(posix, "huge_pages_on_advice", lambda **_: True)
-    monkeypatch.setattr(posix, "populate", lambda *_: False)
+    monkeypatch.setattr(pages, "huge_pages_on_advice", lambda **_: True)
+    monkeypatch.setattr(pages, "populate", lambda *_: False)
     for data in (None, np.ones(9 * MB, "u1")):
         array = shmarray.create(name, 9 * MB, "u1", data=data)
         status = os.stat(raw.path(name))

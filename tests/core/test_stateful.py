@@ -132,4 +132,4 @@ class NamedArrays(RuleBasedStateMachine):
 
 
 TestNamedArrays = NamedArrays.TestCase
-TestNamedArrays.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestNamedArrays.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)

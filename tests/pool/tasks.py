@@ -45,9 +45,8 @@ def wait_until(condition, seconds=10.0):
 
 
 def shared_memory_of(pool):
-    """Bytes of memory that a pool's boxes have now, beside the page of words."""
-    arena = arena_of(pool)
-    return 512 * os.fstat(arena.file.fd).st_blocks if arena.file.fd >= 0 else 0
+    """Bytes of memory that a pool's boxes have now, and the words of its tasks."""
+    return arena_of(pool).memory()
 
 
 def arena_of(pool):

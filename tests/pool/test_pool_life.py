@@ -90,7 +90,7 @@ def test_boxes_that_tasks_keep_for_a_while_come_back(kind):
         for i in range(60):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
             call(pool, tasks.keep_in_cycle, np.full(100_000, float(i)))
-        assert arena_of(pool)._made < 16
+        assert len(arena_of(pool)._boxes) < 16
 
 
 def test_a_child_that_a_task_forks_sees_the_argument_as_it_was(kind):
@@ -106,7 +106,7 @@ def test_tasks_that_fork_and_wait_cost_no_boxes(kind):
     with make(kind, "fork", 1) as pool:
         for i in range(30):
             assert call(pool, tasks.fork_child, np.full(100_000, float(i))) == i
-        assert arena_of(pool)._made < 12
+        assert len(arena_of(pool)._boxes) < 12
 
 
 def test_a_forked_child_of_the_caller_has_results_of_its_own(kind):
@@ -187,6 +187,36 @@ def test_one_array_in_many_tasks_is_copied_once_and_private_to_each_chunk(method
         assert big[0] == 0
 
 
+def test_the_executors_map_copies_one_array_for_many_calls_once(method):
+    big = np.zeros(1_000_000)
+    big[-1] = 3
+    with make("Executor", method) as pool:
+        items = [(big, i + 1) for i in range(20)]
+        for _ in range(2):
+            assert list(pool.map(tasks.total_item, items)) == [((0.0, 3.0), i + 1) for i in range(20)]
+            assert shared_memory_of(pool) < 3 * big.nbytes
+        big[5] = 9
+        assert list(pool.map(tasks.read_item, [(big, 5)] * 6)) == [9.0] * 6
+        assert list(pool.map(tasks.total, [big] * 6, chunksize=2)) == [12.0] * 6
+        assert list(pool.map(tasks.total, (big, big, big), [np.ones(10)] * 3)) == [22.0] * 3
+        assert big[0] == 0
+
+
+def test_an_array_that_many_calls_share_is_let_go_when_they_are_cancelled():
+    with make("Executor", "fork", 1) as pool:
+        big = np.zeros(1_000_000)
+        reader, writer = os.pipe()
+        blocked = pool.submit(os.read, reader, 1)
+        results = pool.map(tasks.total, [big] * 20)
+        os.write(writer, b"x")
+        assert blocked.result(60) == b"x"
+        assert next(results) == 0
+        results.close()
+        wait_until(lambda: shared_memory_of(pool) < 1 << 20, 5)
+        os.close(reader)
+        os.close(writer)
+
+
 def test_an_array_in_many_tasks_that_tasks_keep_stays_as_it_was():
     with make("Pool", "fork", 1) as pool:
         for i in range(5):
@@ -228,15 +258,15 @@ def test_an_idle_pool_gives_its_memory_back(kind):
 def test_a_closed_pool_keeps_only_what_its_caller_holds(kind):
     with make(kind, "fork") as pool:
         kept = call_each(pool, tasks.double, [np.ones(500_000)] * 3)[1]
-        arena = arena_of(pool)
+        files = arena_of(pool).files
     if kind == "Pool":
         pool.join()
     del pool
     gc.collect()
-    assert os.fstat(arena.file.fd).st_blocks * 512 < 5 << 20
+    assert 4_000_000 <= sum(file.allocated() for file in files) < 5 << 20
     assert (kept == 2).all()
     del kept
-    assert arena.file.fd == -1
+    assert not any(file.allocated() for file in files)
 
 
 def _no_memory(monkeypatch):

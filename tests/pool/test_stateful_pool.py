@@ -545,4 +545,4 @@ class ExecutorPrograms(Programs):
 
 TestPool = PoolPrograms.TestCase
 TestProcessPoolExecutor = ExecutorPrograms.TestCase
-TestPool.settings = TestProcessPoolExecutor.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestPool.settings = TestProcessPoolExecutor.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)

@@ -1,0 +1,49 @@
+"""Consumer: counts the bright pixels of a scan as its lines come.
+
+`scan_producer.py` is the other program, and says how to run them.  This one deletes the arrays at the end.
+"""
+
+import sys
+import time
+
+import numpy as np
+from skimage import data
+
+import shmarray
+
+SHAPE = (872, 1000, 3)
+BRIGHT = 500  # red + green + blue
+PATIENCE = 60.0  # seconds
+
+
+def main(name: str) -> None:
+    # Made by whoever comes first.
+    scan = shmarray.require(name, SHAPE, "uint8")
+    progress = shmarray.require(f"{name}-progress", 1, "int64")
+
+    seen = bright = 0
+    deadline = time.monotonic() + PATIENCE
+    while seen < len(scan):
+        with shmarray.lock(progress, shared=True):
+            done = int(progress[0])
+            lines = scan[seen:done].copy()  # short: the scan waits meanwhile
+        bright += count(lines)
+        seen = done
+        if time.monotonic() > deadline:
+            raise SystemExit(f"only {seen} lines came in {PATIENCE:.0f} s; is scan_producer.py running?")
+        time.sleep(0.005)
+    shmarray.delete(name)
+    shmarray.delete(f"{name}-progress")
+
+    print(f"{bright} bright pixels in {seen} lines")
+    if bright != count(data.hubble_deep_field()):
+        raise SystemExit("that is not what the picture has")
+    print("as many as the picture has")
+
+
+def count(lines: np.ndarray) -> int:
+    return int((lines.sum(axis=2) > BRIGHT).sum())
+
+
+if __name__ == "__main__":
+    main(*(sys.argv[1:] or ["sky"]))

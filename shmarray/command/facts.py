@@ -1,0 +1,187 @@
+"""The figures of this system, as `judgements` takes them.  Each function looks at one thing and judges nothing."""
+
+import errno
+import multiprocessing
+import os
+import pwd
+import re
+import resource
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from glob import glob
+from typing import NamedTuple
+
+import numpy as np
+
+import shmarray
+from shmarray.command.files import SHARED_MEMORY
+from shmarray.core import memory_limits
+
+_MOUNTS = "/proc/self/mountinfo"
+_CAP_IPC_LOCK = 1 << 14
+# Of two files of one name the first counts; of two settings the one in the file sorted last.
+_SETTINGS = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd")
+
+
+class Space(NamedTuple):
+    """Of a file system; bytes, and files.
+
+    `kind` is empty for a directory that is none of its own, None where that cannot be
+    known; `files_free` is None where files are not counted.
+    """
+
+    kind: str | None
+    total: int
+    free: int
+    files_free: int | None
+
+
+class Login(NamedTuple):
+    """What systemd-logind does to this user's arrays; `remove_ipc` is None where systemd does not run."""
+
+    remove_ipc: bool | None
+    uid: int
+    lingers: bool
+
+
+def shared_memory() -> Space | None:
+    """None if there is no such directory."""
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except FileNotFoundError:
+        return None
+    kind = mounted(SHARED_MEMORY)[0] if os.path.exists(_MOUNTS) else None
+    files = status.f_favail if status.f_files else None
+    return Space(kind, status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, files)
+
+
+def mounted(place: str) -> tuple[str, str]:
+    """Type and options of the file system mounted at a place; two empty strings if none is."""
+    found = "", ""
+    for line in (_read(_MOUNTS) or "").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[4] == place:  # the last one lies on top
+            found = after.split()[0], after.split()[2]
+    return found
+
+
+def memory() -> list[tuple[str, int]]:
+    """What limits the memory that arrays can take, and how many bytes are left to each limit."""
+    return list(memory_limits())
+
+
+def huge_pages() -> tuple[str | None, str]:
+    """The setting for memory without a name (None: the kernel has none), and the mount options of /dev/shm."""
+    chosen = re.search(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled") or "")
+    return chosen and chosen[1], mounted(SHARED_MEMORY)[1]
+
+
+def locked_memory() -> tuple[int | None, bool]:
+    """Bytes that may be locked, None for any number, and whether this user is above the limit."""
+    granted = re.search(r"^CapEff:\s*(\w+)", _read("/proc/self/status") or "", re.MULTILINE)
+    return _soft(resource.RLIMIT_MEMLOCK), bool(granted and int(granted[1], 16) & _CAP_IPC_LOCK)
+
+
+def open_files() -> tuple[int | None, int]:
+    """The limit, and how many workers a pool has by default."""
+    return _soft(resource.RLIMIT_NOFILE), getattr(os, "process_cpu_count", os.cpu_count)() or 1
+
+
+def _soft(limit: int) -> int | None:
+    soft = resource.getrlimit(limit)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def mappings() -> int | None:
+    text = _read("/proc/sys/vm/max_map_count")
+    return int(text) if text else None
+
+
+def login() -> Login:
+    uid = os.geteuid()
+    # As sd_booted(3) does: images have other directories of systemd's without running it.
+    if not os.path.isdir("/run/systemd/system"):
+        return Login(None, uid, lingers=False)
+    with suppress(KeyError):  # a user without a name cannot have logged in
+        return Login(_remove_ipc(), uid, os.path.exists(f"/var/lib/systemd/linger/{pwd.getpwuid(uid).pw_name}"))
+    return Login(None, uid, lingers=False)
+
+
+def _remove_ipc() -> bool:
+    value = True  # what systemd does if nobody says otherwise
+    for path in _logind_files():
+        for line in (_read(path) or "").splitlines():
+            key, _, text = line.partition("=")
+            if key.strip() == "RemoveIPC":
+                value = text.strip().lower() in ("1", "yes", "y", "true", "t", "on")
+    return value
+
+
+def _logind_files() -> Iterator[str]:
+    yield from [path for place in _SETTINGS if os.path.exists(path := f"{place}/logind.conf")][:1]
+    additions: dict[str, str] = {}
+    for place in _SETTINGS:
+        for path in glob(f"{place}/logind.conf.d/*.conf"):
+            additions.setdefault(os.path.basename(path), path)
+    yield from (additions[name] for name in sorted(additions))
+
+
+def start_method() -> str:
+    # The first is the default; get_start_method would fix it for this process.
+    return multiprocessing.get_all_start_methods()[0]
+
+
+def proc() -> tuple[bool, bool, str]:
+    """Whether /proc is there, whether others of this user may look into this process, and how /proc is mounted."""
+    try:
+        # The kernel gives the files of a process that may not be looked into to root.
+        own = os.stat("/proc/self/fd").st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False, False, ""
+    return True, own, mounted("/proc")[1]
+
+
+def memory_without_name() -> OSError | None:
+    """What memfd_create says; None if it works."""
+    try:
+        os.close(os.memfd_create("shmarray-doctor", os.MFD_CLOEXEC))
+    except AttributeError:
+        return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    except OSError as error:
+        return error
+    return None
+
+
+def name_when_complete() -> OSError | None:
+    """What the kernel says to a file that gets its name when it is finished; None if it works."""
+    name = f"{SHARED_MEMORY}/shmarray-doctor-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        fd = os.open(SHARED_MEMORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
+            os.unlink(name)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error
+    return None
+
+
+def versions() -> dict[str, str]:
+    return {
+        "shmarray": shmarray.__version__,
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "kernel": f"{os.uname().sysname} {os.uname().release}",
+    }
+
+
+def _read(path: str) -> str | None:
+    """A file of the system; None if there is none or it may not be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return None

@@ -1,0 +1,101 @@
+"""Who has an array mapped: the inodes in /proc/*/maps."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from shmarray.command.files import ArrayFile
+
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A process that has an array mapped.
+
+    Attributes
+    ----------
+    pid : int
+    modes : tuple of str
+        As `attach` takes them: 'r+', 'r', 'c'.
+    """
+
+    pid: int
+    modes: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """What it runs; empty if it has ended."""
+        line = _read(self.pid, "cmdline") or b""
+        text = line.rstrip(b"\0").replace(b"\0", b" ") or (_read(self.pid, "comm") or b"").rstrip(b"\n")
+        return os.fsdecode(text)
+
+
+@dataclass(slots=True)
+class Census:
+    """Who has which array mapped, as far as this process may know.
+
+    Attributes
+    ----------
+    users : dict of (int, int) to list of User
+        By device and inode.
+    hidden : int
+        How many processes could not be looked at: other users'.
+    """
+
+    users: dict[Identity, list[User]] = field(default_factory=lambda: defaultdict(list))
+    hidden: int = 0
+
+    def of(self, file: ArrayFile) -> list[User]:
+        return self.users.get(file.identity, [])
+
+
+def census(files: Iterable[ArrayFile]) -> Census:
+    """Go through all processes but this one, which maps only to look."""
+    by_inode = {file.inode: file for file in files}
+    found = Census()
+    for pid in _others() if by_inode else ():
+        try:
+            maps = _read(pid, "maps")
+        except PermissionError:
+            found.hidden += 1
+            continue
+        modes = defaultdict(set)
+        for inode, mode in _mapped(maps or b"", by_inode):
+            modes[by_inode[inode].identity].add(mode)
+        for identity, seen in modes.items():
+            found.users[identity].append(User(pid, tuple(sorted(seen, reverse=True))))
+    return found
+
+
+def _others() -> Iterator[int]:
+    own = os.getpid()
+    try:
+        entries = os.listdir("/proc")
+    except FileNotFoundError:
+        return
+    yield from sorted(int(entry) for entry in entries if entry.isdecimal() and int(entry) != own)
+
+
+def _mapped(maps: bytes, wanted: dict[int, ArrayFile]) -> Iterator[tuple[int, str]]:
+    for line in maps.splitlines():
+        _, permissions, _, device, text, *path = line.split(None, 5)
+        inode = int(text)
+        # Of a subvolume or an overlay, maps has another device than stat: then the path decides.
+        if inode in wanted and (_device(device) == wanted[inode].device or path == [os.fsencode(wanted[inode].path)]):
+            yield inode, "c" if permissions.endswith(b"p") else "r+" if b"w" in permissions else "r"
+
+
+def _device(text: bytes) -> int:
+    major, _, minor = text.partition(b":")
+    return os.makedev(int(major, 16), int(minor, 16))
+
+
+def _read(pid: int, what: str) -> bytes | None:
+    """A file of a process; None if it has ended meanwhile."""
+    try:
+        with open(f"/proc/{pid}/{what}", "rb") as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None

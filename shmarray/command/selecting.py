@@ -1,0 +1,33 @@
+"""Which names are meant: patterns, and what was nearly a name."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import shmarray
+
+
+def names() -> list[str]:
+    """Of all arrays in shared memory; none where the system cannot list them."""
+    with suppress(OSError):
+        return [info.name for info in shmarray.list()]
+    return []
+
+
+def is_pattern(text: str) -> bool:
+    return not text.startswith("file://") and any(char in text for char in "*?[")
+
+
+def matching(pattern: str, known: Sequence[str]) -> list[str]:
+    """The names that a pattern means.  One that is itself a name means that array alone."""
+    bare = pattern.removeprefix("shm://").lstrip("/")
+    return [bare] if bare in known else [name for name in known if fnmatchcase(name, bare)]
+
+
+def hint(missing: str, known: Sequence[str]) -> str:
+    """What to say after 'there is no such array'."""
+    near = get_close_matches(missing.removeprefix("shm://").lstrip("/"), known, n=3)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return "; 'shmarray list' shows what there is"

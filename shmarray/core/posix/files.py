@@ -1,0 +1,199 @@
+"""Opening what a name names, giving and taking names, locks."""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from importlib import import_module
+from typing import Any
+
+from shmarray.core.names import Name
+from shmarray.core.posix import libc
+
+# glibc's and musl's shm_open is open() in this directory.  A system without it has
+# shm_open alone, and no way to list what there is.
+SHM_DIRECTORY: str | None = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+# An unnamed file (O_TMPFILE, Linux 3.11) gets its name by `link`, which may need /proc.
+UNNAMED_FILES = hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")
+MEMFD = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
+
+Identity = tuple[int, int]
+"""Device and inode: the same for every name and descriptor of one file, and not used
+again while anything maps it."""
+
+
+def identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def open_existing(name: Name, flags: int) -> int:
+    """Open what has this name; the caller closes it.
+
+    O_NONBLOCK, because opening a fifo would wait for its other end; it means nothing to
+    a regular file.  A symbolic link is followed for 'file' only, as by shm_open.
+    """
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK
+    if name.kind != "shm":
+        return _opened(name.path, flags)
+    if SHM_DIRECTORY is None:
+        return _shm_open(name.path, flags)
+    return _opened(_path(name), flags | os.O_NOFOLLOW)
+
+
+def open_exclusive(name: Name, permissions: int) -> int:
+    """Make an empty file under a name that must be free; it is visible at once."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    if name.kind == "file":
+        return _opened(name.path, flags, permissions)
+    if SHM_DIRECTORY is None:
+        return _shm_open(name.path, flags, permissions)
+    return _opened(_path(name), flags | os.O_NOFOLLOW, permissions)
+
+
+def open_unnamed(name: Name, permissions: int) -> int | None:
+    """Make an empty file without a name, where `name` will be; None if the system cannot.
+
+    Unless `link` names it, it is gone with its last descriptor and mapping, however the
+    process ends.
+    """
+    if not UNNAMED_FILES or (name.kind == "shm" and SHM_DIRECTORY is None):
+        return None
+    directory = SHM_DIRECTORY if name.kind == "shm" else os.path.dirname(name.path)
+    try:
+        return _opened(directory or ".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, permissions)
+    except OSError as error:
+        # EISDIR: a kernel that does not know O_TMPFILE sees an attempt to open the directory.
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return None
+        raise
+
+
+def open_anonymous() -> int | None:
+    """Make memory that has no name anywhere, neither bound by the size of /dev/shm; None if the system cannot."""
+    if not MEMFD:
+        return None
+    try:
+        return libc.at_once(os.memfd_create, "shmarray", os.MFD_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):  # seccomp, vm.memfd_noexec
+            return None
+        raise
+
+
+def link(fd: int, name: Name) -> None:
+    """Give an unnamed file its name; fails if the name is taken, even by a dangling link."""
+    path = _path(name)
+    # Needs no /proc and is 2 us faster than going there.  Kernels before 6.10 want a
+    # capability for it (CAP_DAC_READ_SEARCH) and say ENOENT.
+    if not libc.linkat(fd, b"", libc.AT_FDCWD, os.fsencode(path), libc.AT_EMPTY_PATH):
+        return
+    if ctypes.get_errno() != errno.ENOENT:
+        raise libc.last_error()
+    # Given a directory descriptor CPython calls linkat with AT_SYMLINK_FOLLOW; without one
+    # it calls link, which links the symbolic link in /proc itself: EXDEV.  The source is
+    # absolute, so that the kernel does not look at the descriptor.
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+
+
+def unlink(name: Name) -> None:
+    """Take the name away; the memory goes with its last mapping and descriptor."""
+    if name.kind == "shm" and SHM_DIRECTORY is None:
+        _posixshmem().shm_unlink(f"/{name.path}")
+    else:
+        os.unlink(_path(name))
+
+
+def taken(name: Name) -> bool:
+    """Whether anything has this name now: a hint, and False where one cannot look."""
+    return not (name.kind == "shm" and SHM_DIRECTORY is None) and os.path.lexists(_path(name))
+
+
+def identity_of(name: Name) -> Identity | None:
+    """What file the name is now; None if it is none, or if one would have to open it to know."""
+    if name.kind == "shm" and SHM_DIRECTORY is None:
+        return None
+    try:
+        return identity(os.stat(_path(name), follow_symlinks=name.kind != "shm"))
+    except OSError:
+        return None
+
+
+def is_name_of(name: Name, wanted: Identity) -> bool:
+    """Whether the name is still that file's, neither gone nor another's.
+
+    By stat where there is a directory: the array may be one that its owner may not read.
+    """
+    if name.kind != "shm" or SHM_DIRECTORY is not None:
+        return identity_of(name) == wanted
+    try:
+        fd = open_existing(name, os.O_RDONLY)
+    except PermissionError:
+        return True  # not to be known: it may be ours, and the kernel keeps us from removing others'
+    except OSError:
+        return False
+    try:
+        return identity(os.fstat(fd)) == wanted
+    finally:
+        os.close(fd)
+
+
+def path_of(name: Name) -> str | None:
+    """The file's path; None where shared memory is in no directory."""
+    return None if name.kind == "shm" and SHM_DIRECTORY is None else _path(name)
+
+
+def _path(name: Name) -> str:
+    return f"{SHM_DIRECTORY}/{name.path}" if name.kind == "shm" else name.path
+
+
+def file_names() -> list[str]:
+    """Names of the regular files in shared memory, in any order.
+
+    Raises
+    ------
+    OSError
+        With ENOTSUP, where the system has no list of them.
+    """
+    if SHM_DIRECTORY is None:
+        raise OSError(
+            errno.ENOTSUP, "this system cannot list its shared memory objects; attach them by the names you gave them"
+        )
+    with os.scandir(SHM_DIRECTORY) as entries:
+        return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+
+
+def _opened(path: str, flags: int, permissions: int = 0) -> int:
+    return libc.at_once(os.open, path, flags, permissions)
+
+
+def _shm_open(path: str, flags: int, permissions: int = 0) -> int:
+    return libc.at_once(_posixshmem().shm_open, f"/{path}", flags, permissions)
+
+
+def _posixshmem() -> Any:
+    # What multiprocessing.shared_memory is made of; private, but unchanged from 3.8 to 3.14.
+    return import_module("_posixshmem")
+
+
+def read_start(fd: int, count: int) -> bytes:
+    """The first `count` bytes of a file, or all if it has fewer."""
+    try:
+        return os.pread(fd, count, 0)
+    except OSError as error:
+        # macOS: a shared memory object can be mapped, and nothing else.
+        size = os.fstat(fd).st_size
+        if error.errno not in (errno.ENXIO, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP) or not size:
+            raise
+        with mmap.mmap(fd, min(count, size), prot=mmap.PROT_READ) as view:
+            return view[:]
+
+
+def flock(fd: int, *, shared: bool, wait: bool) -> bool:
+    """Lock the open file; False if another has it and `wait` is False."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True

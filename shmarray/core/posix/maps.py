@@ -1,0 +1,130 @@
+"""Part of a file in the address space of this process."""
+
+import ctypes
+import errno
+import operator
+import os
+import weakref
+from functools import partial
+from typing import Any
+
+from shmarray.core.posix import libc
+from shmarray.core.posix.libc import munmap
+from shmarray.core.posix.pages import HUGE_PAGE
+
+
+def map_file(fd: int, size: int, writable: bool, private: bool, offset: int = 0) -> int:
+    """Map part of a file and return its address; it holds no descriptor.
+
+    Raises
+    ------
+    OSError
+        ENOMEM: no address space (RLIMIT_AS) or no further mapping (vm.max_map_count) is to be had.
+    """
+    protection = libc.PROT_READ | (libc.PROT_WRITE if writable else 0)
+    kind = libc.MAP_PRIVATE if private else libc.MAP_SHARED
+    address = libc.at_once(libc.mmap, None, size, protection, kind, fd, offset)
+    if address == libc.MAP_FAILED:
+        raise _not_mapped(size)
+    if size >= HUGE_PAGE:
+        try:
+            # Advice: EINVAL where the kernel has no huge pages, and nothing is lost.
+            libc.madvise(address, size, libc.MADV_HUGEPAGE)
+        except BaseException:
+            munmap(address, size)
+            raise
+    return address
+
+
+def _not_mapped(size: int) -> OSError:
+    error = libc.last_error()
+    if error.errno != errno.ENOMEM:
+        return error
+    why = (
+        f"cannot map {size} bytes: the process has no address space left (ulimit -v), "
+        f"or as many mappings as vm.max_map_count allows ({_map_limit()})"
+    )
+    return OSError(errno.ENOMEM, why)
+
+
+def make_private(address: int, size: int, fd: int, offset: int) -> None:
+    """Replace a shared mapping of part of a file by a private, writable one, at the same place.
+
+    The kernel does it in one step: threads that read or write there meanwhile see the one
+    or the other, and no write is lost.
+    """
+    flags = libc.MAP_PRIVATE | libc.MAP_FIXED
+    if libc.mmap(address, size, libc.PROT_READ | libc.PROT_WRITE, flags, fd, offset) == libc.MAP_FAILED:
+        raise libc.last_error()
+
+
+def discard_writes(address: int, size: int) -> None:
+    """Make a private mapping show its file again; OSError with EINVAL if it is locked into memory."""
+    libc.succeeded(libc.madvise(address, size, libc.MADV_DONTNEED))
+
+
+class Unmapping(weakref.ref[Any]):
+    """Calls munmap when the owner of a range, which holds this, is gone.
+
+    Not the owner's ``__del__``: weak references still answer while that runs, and could
+    hand another thread an owner whose range is being unmapped.  Nor any function in Python:
+    a Ctrl-C that came while it ran would be reported, and lost.  So the callback is munmap
+    itself, which gets this reference as one argument too many, and for that as a number.
+
+    Only for an owner that ndarrays alone refer to: they are no part of cycles for the
+    garbage collector, which would drop owner and reference together, without the callback.
+    """
+
+    __slots__ = ()
+    _as_parameter_ = 0
+
+    @classmethod
+    def of(cls, owner: object, address: int, size: int) -> "Unmapping":
+        return cls(owner, partial(munmap, address, size))
+
+    @classmethod
+    def removing(cls, owner: object, address: int, size: int) -> "Unmapping":
+        """Not unmap, but give the memory back to the system: who else maps it sees zeros."""
+        return cls(owner, partial(libc.madvise, address, size, libc.MADV_REMOVE))
+
+
+def msync(address: int, size: int, flags: int) -> None:
+    libc.succeeded(libc.msync(address, size, operator.index(flags)))
+
+
+def mlock(address: int, size: int) -> None:
+    if libc.mlock(address, size):
+        code = ctypes.get_errno()
+        if code in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
+            raise OSError(code, f"cannot lock {size} bytes into memory: raise the limit (ulimit -l)")
+        raise libc.error_of(code)
+
+
+def munlock(address: int, size: int) -> None:
+    libc.succeeded(libc.munlock(address, size))
+
+
+def _map_limit() -> str:
+    try:
+        # Not open(): its buffers would need memory, and none can be mapped just now.
+        fd = os.open("/proc/sys/vm/max_map_count", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return "unknown"
+    try:
+        return os.read(fd, 32).decode().strip()
+    finally:
+        os.close(fd)
+
+
+def inode_at(address: int) -> int | None:
+    """Inode of the file that is mapped at an address of this process; None if that cannot be known."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                span, _, _, _, inode, *_ = line.split()
+                start, end = span.split("-")
+                if int(start, 16) <= address < int(end, 16):
+                    return int(inode)
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,102 @@
+"""What an executor's managing thread does when a worker dies, so that it never waits for ever.
+
+The stdlib's does wait, where a worker is killed in the middle of a result (the rest of it
+never comes), while it holds the lock of a queue and the executor is shutting down, or when
+one of those that are to be ended takes no notice of SIGTERM.
+"""
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from multiprocessing.connection import wait
+from typing import Any
+
+from shmarray.pool.obituary import watch
+from shmarray.pool.stdlib import StockManager, guarded_results, is_told_of_by
+
+# Seconds that the other workers of a broken executor have to end after SIGTERM.
+_GRACE = 1.0
+# Seconds between a process's end as its descriptors tell it, and its exit code, at most.
+_REAPING = 1.0
+
+
+class Manager(StockManager):  # type: ignore[misc]
+    """The managing thread of an executor.
+
+    Parameters
+    ----------
+    executor : ProcessPoolExecutor
+    broken : callable
+        Called with the pid and exit code of the worker that died, before any future is told.
+    """
+
+    def __init__(self, executor: Any, broken: Callable[[int | None, int | None], object]) -> None:
+        super().__init__(executor)
+        self._tell_broken = broken
+        self.result_queue: Any = guarded_results(executor, partial(_wait_for_more, self.processes))
+
+    def terminate_broken(self, cause: Any) -> None:
+        self._tell_broken(*_who_died(_by_sentinel(self.processes)))
+        _end(_by_sentinel(self.processes))
+        super().terminate_broken(cause)
+
+    def join_executor_internals(self) -> None:
+        """Wait for the workers to end; if one is killed now, it may hold the lock that the others wait for."""
+        self.shutdown_workers()
+        left = _by_sentinel(self.processes)
+        while left:
+            for sentinel in wait(left):
+                process = left.pop(sentinel)
+                process.join(_REAPING)
+                if process.exitcode:
+                    _end(left)
+        super().join_executor_internals()
+
+
+def _by_sentinel(processes: dict[int, Any]) -> dict[Any, Any]:
+    return {process.sentinel: process for process in tuple(processes.values())}
+
+
+def _wait_for_more(processes: dict[int, Any], results: Any) -> None:
+    """Wait for the rest of a result; EOFError if a worker has died, which may be the one that was sending it.
+
+    One that ended well, after its last task, has been forgotten by then: the message
+    that says so came before this one.
+    """
+    if results not in wait([results, *_by_sentinel(processes)]):
+        raise EOFError("a worker died in the middle of a result")
+
+
+def _who_died(by_sentinel: dict[Any, Any]) -> tuple[int | None, int | None]:
+    """The worker that died, rather one that did not end of its own accord, and its exit code."""
+    found: tuple[int | None, int | None] = None, None
+    for sentinel in wait(by_sentinel, 0):
+        process = by_sentinel[sentinel]
+        process.join(_REAPING)
+        found = process.pid, process.exitcode
+        if process.exitcode:
+            break
+    return found
+
+
+def _end(by_sentinel: dict[Any, Any]) -> None:
+    """End these workers, also those that ignore SIGTERM, or are busy where it is not seen."""
+    for process in by_sentinel.values():
+        process.terminate()
+    left = set(by_sentinel)
+    deadline = time.monotonic() + _GRACE
+    while left and time.monotonic() < deadline:
+        left.difference_update(wait(left, deadline - time.monotonic()))
+    for sentinel in left:
+        by_sentinel[sentinel].kill()
+
+
+def watch_end(processes: Iterable[Any]) -> None:
+    """Have these processes' sentinels tell of their end, whatever children their tasks have left behind."""
+    for process in processes:
+        fd = watch(process)
+        if fd != process.sentinel:
+            is_told_of_by(process, fd)
+            weakref.finalize(process, os.close, fd).atexit = False

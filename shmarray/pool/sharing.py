@@ -1,0 +1,45 @@
+"""One array in many tasks of a call: which arrays are copied once for all of them.
+
+Only where that is provably the same thing as a copy for each: the iterable is exactly a
+list or tuple, and the array is an item or directly in an item's built-in container.
+Anything else may be lazy, whatever it says its length is, and fill one buffer again and
+again.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Below this, a copy for each task costs less than a private mapping of one for all.
+_WORTH_SHARING = 1 << 20
+
+Repeated = dict[int, NDArray[Any]]
+"""Arrays by their id."""
+
+
+def repeated(iterable: Any, chunksize: int) -> Repeated:
+    """The large arrays that occur in at least two chunks of an iterable."""
+    if type(iterable) not in (list, tuple):
+        return {}
+    first: dict[int, int] = {}
+    found: Repeated = {}
+    for place, item in enumerate(iterable):
+        for array in _arrays(item):
+            if first.setdefault(id(array), place // chunksize) != place // chunksize:
+                found[id(array)] = array
+    return found
+
+
+def _arrays(item: Any) -> Iterable[NDArray[Any]]:
+    kind = type(item)
+    if kind is np.ndarray:
+        parts: Iterable[Any] = (item,)
+    elif kind in (list, tuple):
+        parts = item
+    elif kind is dict:
+        parts = item.values()
+    else:
+        return ()
+    return [part for part in parts if type(part) is np.ndarray and part.nbytes >= _WORTH_SHARING]

@@ -1,0 +1,155 @@
+"""Names that are deleted when this process ends, even by SIGKILL.
+
+The kernel frees memory without a name, and closes descriptors; it deletes no names.  So a
+process of its own holds one end of a socket pair, remembers the names that it is told, and
+when the other end closes deletes those that are still the same files.  It is started for
+the first name, in a session of its own, so that what kills this process's group, or a
+Ctrl-C, does not end it too.
+
+Not multiprocessing's resource tracker: that deletes whatever has the name by then, knows no
+files and few characters, waits for all children of this process too, and complains.
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from multiprocessing import spawn
+
+from shmarray.core import Removal
+from shmarray.pool import forks
+
+# Seconds that it may take to read what it is told: it has nothing else to do.
+_PATIENCE = 5.0
+# It imports nothing that is not there already: 10 ms to start.  In a line: whether the name
+# is there from now on, device, inode, and the path in hexadecimal digits.
+_PROGRAM = """
+import os
+names = set()
+with open(0, "rb") as lines:
+    for line in lines:
+        sign, name = line[:1], line[1:]
+        names.add(name) if sign == b"+" else names.discard(name)
+for name in names:
+    device, inode, path = name.split()
+    path = bytes.fromhex(path.decode())
+    try:
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == (int(device), int(inode)):
+            os.unlink(path)
+    except OSError:
+        pass
+os._exit(0)
+"""
+
+
+class _Watcher:
+    """The process that watches this one, once there is something to watch."""
+
+    def __init__(self) -> None:
+        self._names: set[bytes] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._is_hopeless = False
+        forks.register(self)
+        # Before all scopes', so that it runs after them.
+        atexit.register(self.stop)
+
+    def add(self, name: bytes) -> None:
+        with forks.lock:
+            self._names.add(name)
+            if not self._tell([b"+" + name]) and not self._is_hopeless:
+                self._start()  # the first name, or somebody has killed it
+                self._is_hopeless = not self._tell(b"+" + each for each in self._names)
+
+    def discard(self, name: bytes) -> None:
+        with forks.lock:
+            self._names.discard(name)
+            self._tell([b"-" + name])
+
+    def _tell(self, lines: Iterable[bytes]) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            for line in lines:
+                self._socket.sendall(line, getattr(socket, "MSG_NOSIGNAL", 0))
+        except OSError:
+            self.stop()
+            return False
+        return True
+
+    def _start(self) -> None:
+        program = spawn.get_executable()
+        if not program or getattr(sys, "frozen", False):  # there is no Python to run
+            return
+        own, other = socket.socketpair()
+        with other:
+            own.settimeout(_PATIENCE)
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - this Python, with a program of our own
+                    [program, "-I", "-S", "-c", _PROGRAM],
+                    stdin=other.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    start_new_session=True,
+                )
+                self._socket = own
+            except (OSError, ValueError):
+                pass
+            finally:
+                if self._socket is None:
+                    own.close()
+
+    def stop(self) -> None:
+        """Let it go; it deletes what is left."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE)
+            self._process = None
+
+    # --- forks ---
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork_in_child(self) -> None:
+        """The names are the parent's, and so is the watcher; it must not think that the parent still lives."""
+        self._names.clear()
+        self._is_hopeless = False
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.returncode = 0  # no child of this process's, to complain of at the end
+            self._process = None
+
+
+_watcher = _Watcher()
+
+
+def watch(removal: Removal) -> None:
+    """Have this done when this process ends, if it was not forgotten by then."""
+    line = _line(removal)
+    if line is not None:
+        _watcher.add(line)
+
+
+def forget(removal: Removal) -> None:
+    """It is done, or not to be done any more."""
+    line = _line(removal)
+    if line is not None:
+        _watcher.discard(line)
+
+
+def _line(removal: Removal) -> bytes | None:
+    if removal.path is None:
+        return None
+    device, inode = removal.identity
+    return b"%d %d %s\n" % (device, inode, os.fsencode(removal.path).hex().encode())

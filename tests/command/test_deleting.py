@@ -1,0 +1,187 @@
+"""``shmarray delete``."""
+
+import os
+
+import numpy as np
+import pytest
+
+import shmarray
+from shmarray.command import main
+from tests.command.running import held, on_a_terminal, press, read_until, run
+from tests.helpers import raw
+
+
+@pytest.fixture
+def three(shm_name):
+    names = [shm_name(ending) for ending in ("-a-end", "-b-end", "-c-other")]
+    for name in names:
+        shmarray.create(name, 1000)
+    return names
+
+
+@pytest.fixture
+def pattern(three):
+    """Matches the first two."""
+    return f"t{os.getpid()}-*-end"
+
+
+@pytest.fixture
+def delete(capsys):
+    def call(*arguments):
+        status = main(["delete", *arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def left(names):
+    return [name for name in names if os.path.exists(raw.path(name))]
+
+
+def test_by_name(three, delete):
+    status, out, err = delete(three[0], three[2])
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"deleted {three[0]} (8.0 KiB)",
+        f"deleted {three[2]} (8.0 KiB)",
+        "2 arrays deleted, 16.0 KiB freed",
+    ]
+    assert left(three) == [three[1]]
+
+
+def test_by_pattern_without_a_question_if_told_so(three, pattern, delete):
+    status, _, err = delete("--yes", pattern)
+    assert (status, err) == (0, "")
+    assert left(three) == [three[2]]
+
+
+@pytest.mark.parametrize("prefix", ["", "shm://", "/"])
+def test_a_pattern_for_one_array_asks_nothing(three, delete, prefix):
+    assert delete(prefix + three[0].replace("-a-", "-?-").replace("end", "[e]nd").replace("-?-", "-[a]-"))[0] == 0
+    assert left(three) == three[1:]
+
+
+def test_nobody_to_ask_is_a_refusal(three, pattern):
+    done = run("delete", pattern)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "2 arrays would be deleted" in done.stderr
+    assert "--yes" in done.stderr
+    assert left(three) == three
+
+
+def test_a_dry_run_deletes_nothing_and_asks_nothing(three, pattern, delete):
+    status, out, err = delete("--dry-run", pattern)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [f"would delete {name} (8.0 KiB)" for name in three[:2]]
+    assert left(three) == three
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_what_is_not_there_is_an_error_and_the_others_go(three, shm_name, delete, dry):
+    status, out, err = delete(*dry, shm_name("-none"), three[0], f"{three[0]}x*", three[1])
+    assert status == 1
+    assert err.count("\n") == 2
+    assert f"no array matches '{three[0]}x*'" in err
+    assert "there is no shared array" in err
+    assert "delete" in out
+    assert left(three) == (three if dry else three[2:])
+
+
+def test_what_was_meant(three, delete):
+    assert f"did you mean '{three[2]}'" in delete(three[2][:-1])[2]
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_what_is_no_array_stays(name, delete, dry):
+    raw.put(name, b"something else")
+    status, out, err = delete(*dry, name)
+    assert (status, out) == (1, "")
+    assert "is not an array" in err
+    assert left([name])
+
+
+def test_patterns_do_not_see_what_is_no_array(name, delete):
+    raw.put(name, b"something else")
+    assert delete("--yes", f"{name}*")[0] == 1
+    assert left([name])
+
+
+def test_a_name_that_looks_like_a_pattern_means_itself(shm_name, delete):
+    odd, other = shm_name("[ab]"), shm_name()
+    other = odd.replace("[ab]", "a")
+    for name in (odd, other):
+        shmarray.create(name, 1)
+    assert delete(odd)[0] == 0
+    assert left([odd, other]) == [other]
+    shmarray.delete(other)
+
+
+def test_a_name_twice_goes_once(three, delete):
+    status, out, _ = delete(three[0], three[0])
+    assert (status, out.splitlines()[-1]) == (0, "1 array deleted, 8.0 KiB freed")
+
+
+def test_a_name_with_a_hyphen_in_front(delete):
+    name = f"-t{os.getpid()}"
+    shmarray.create(name, 1)
+    assert delete("--", name)[0] == 0
+
+
+def test_unreadable_arrays_go_by_name(name, delete):
+    shmarray.create(name, 1, permissions=0o000)
+    assert delete("--dry-run", name)[0] == 0
+    assert delete(name)[0] == 0
+    assert not left([name])
+
+
+def test_processes_keep_what_they_have_mapped(three, delete):
+    with held(three[0], "r") as child:
+        status, out, _ = delete(three[0], three[1])
+    assert status == 0
+    assert f"deleted {three[0]} (8.0 KiB, mapped by 1 process: {child.pid})" in out
+    assert "2 arrays deleted, 8.0 KiB freed; 8.0 KiB more when the processes that have it mapped let go" in out
+
+
+def test_a_second_name_keeps_the_memory(three, name, delete):
+    os.link(raw.path(three[0]), raw.path(name))
+    assert "1 array deleted, 0 B freed" in delete(three[0])[1]
+
+
+def test_files(tmp_path, delete):
+    path = tmp_path / "x[1].npy"
+    np.save(path, np.zeros(3))
+    assert delete(f"file://{path}")[0] == 0
+    assert not path.exists()
+
+
+# --- the question --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("answer", "gone"), [("y", True), ("YES", True), ("n", False), ("", False), ("what", False)])
+def test_the_question(three, pattern, answer, gone):
+    with on_a_terminal("delete", pattern) as (process, terminal):
+        shown = read_until(terminal, "[y/N] ")
+        assert f"  {three[0]} (8.0 KiB)\r\n  {three[1]} (8.0 KiB)\r\nDelete 2 arrays? [y/N] " in shown
+        os.write(terminal, f"{answer}\n".encode())
+        said = read_until(terminal, "no such text")
+        assert process.wait(30) == (0 if gone else 1)
+    assert ("2 arrays deleted" in said) == gone
+    assert ("nothing was deleted" in said) != gone
+    assert left(three) == (three[2:] if gone else three)
+
+
+@pytest.mark.parametrize(("key", "status"), [(b"\x04", 1), (b"\x03", 130)], ids=["ctrl-d", "ctrl-c"])
+def test_no_answer_deletes_nothing(three, pattern, key, status):
+    with on_a_terminal("delete", pattern) as (process, terminal):
+        read_until(terminal, "[y/N] ")
+        assert press(key, process, terminal) == status
+        said = read_until(terminal, "no such text")
+    assert "Traceback" not in said
+    assert left(three) == three
+
+
+def test_names_in_full_are_not_asked_about(three):
+    with on_a_terminal("delete", *three) as (process, terminal):
+        assert "[y/N]" not in read_until(terminal, "no such text")
+        assert process.wait(30) == 0
+    assert not left(three)

@@ -1,0 +1,158 @@
+"""``shmarray doctor``: what its figures mean, and what it says of this system."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from shmarray.command import facts, judgements
+from shmarray.command.doctor import CHECKS
+from shmarray.command.facts import Login, Space
+from tests.command.running import run
+from tests.core.test_space import UNSHARE, needs_mount
+from tests.helpers import raw
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("judgement", "figures", "verdict", "word"),
+    [
+        ("shared_memory", [None], "will bite", "mount -t tmpfs"),
+        ("shared_memory", [Space("tmpfs", 64 * MIB, 64 * MIB, None)], "will bite", "--shm-size=8g"),
+        ("shared_memory", [Space("tmpfs", 64 * MIB, 64 * MIB, None)], "will bite", "medium: Memory"),
+        ("shared_memory", [Space("tmpfs", 64 * MIB, 64 * MIB, None)], "will bite", "shm_size: 8g"),
+        ("shared_memory", [Space("tmpfs", 8 * GIB, 9 * MIB, None)], "will bite", "shmarray list"),
+        ("shared_memory", [Space("tmpfs", 8 * GIB, 8 * GIB, 7)], "will bite", "nr_inodes"),
+        ("shared_memory", [Space("tmpfs", 8 * GIB, 8 * GIB, None)], "ok", "8.0 GiB free"),
+        ("shared_memory", [Space(None, 8 * GIB, 8 * GIB, None)], "ok", "8.0 GiB free"),
+        ("shared_memory", [Space("", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
+        ("shared_memory", [Space("ext4", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
+        ("memory", [[("all", 8 * GIB), ("the group", 10 * MIB)]], "will bite", "the group"),
+        ("memory", [[("all", 8 * GIB), ("the group", GIB)]], "ok", "1.0 GiB left for arrays: the group"),
+        ("memory", [[]], "note", "cannot be known"),
+        ("huge_pages_of_pools", ["never", ""], "note", "shmem_enabled"),
+        ("huge_pages_of_pools", ["advise", ""], "ok", "advise"),
+        ("huge_pages_of_pools", [None, ""], "note", "kernel has none"),
+        ("huge_pages_of_names", ["never", "rw,size=8g"], "note", "remount,huge=advise"),
+        ("huge_pages_of_names", ["never", "rw,huge=never"], "note", "remount,huge=advise"),
+        ("huge_pages_of_names", ["never", "rw,huge=within_size"], "ok", "within_size"),
+        ("huge_pages_of_names", ["deny", "rw,huge=always"], "note", "off"),
+        ("huge_pages_of_names", ["force", "rw"], "ok", "force"),
+        ("locked_memory", [8 * MIB, False], "note", "ulimit -l"),
+        ("locked_memory", [8 * MIB, True], "ok", "any amount"),
+        ("locked_memory", [None, False], "ok", "any amount"),
+        ("open_files", [256, 4], "ok", "256"),
+        ("open_files", [256, 128], "will bite", "ulimit -n"),
+        ("open_files", [None, 128], "ok", "any number"),
+        ("mappings", [65530], "ok", "65,530"),
+        ("mappings", [1000], "note", "sysctl"),
+        ("mappings", [None], "note", "cannot be read"),
+        ("login", [Login(None, 1000, lingers=False)], "ok", "does not run"),
+        ("login", [Login(False, 1000, lingers=False)], "ok", "off"),
+        ("login", [Login(True, 999, lingers=False)], "ok", "system users"),
+        ("login", [Login(True, 1000, lingers=True)], "ok", "lingers"),
+        ("login", [Login(True, 1000, lingers=False)], "will bite", "enable-linger"),
+        ("start_method", ["fork"], "ok", "fork"),
+        ("start_method", ["forkserver"], "ok", "__main__"),
+        ("proc", [True, True, "rw"], "ok", "visible"),
+        ("proc", [True, True, "rw,hidepid=invisible"], "ok", "other users"),
+        ("proc", [True, False, "rw"], "note", "dumpable"),
+        ("proc", [False, False, ""], "will bite", "not mounted"),
+        ("memory_without_name", [None], "ok", "works"),
+        ("memory_without_name", [PermissionError(13, "Permission denied")], "note", "seccomp"),
+        ("name_when_complete", [None], "ok", "works"),
+        ("name_when_complete", [OSError(95, "Operation not supported")], "note", "Operation not supported"),
+        ("versions", [{"python": "3.11"}], "ok", "python 3.11"),
+        ("self_test", [None], "ok", "works"),
+        ("self_test", ["OSError: no"], "will bite", "OSError: no"),
+    ],
+)
+def test_figures_and_what_they_mean(judgement, figures, verdict, word):
+    found = getattr(judgements, judgement)(*figures)
+    assert found.verdict == verdict
+    assert word in "\n".join((found.text, *found.remedies))
+
+
+def test_the_remedy_comes_with_what_bites():
+    bites = [
+        judgements.shared_memory(None),
+        judgements.open_files(8, 8),
+        judgements.login(Login(True, 1000, lingers=False)),
+    ]
+    assert all(finding.verdict == "will bite" and finding.remedies for finding in bites)
+
+
+# --- this system ---------------------------------------------------------------------
+
+
+def test_it_runs_and_says_a_line_for_each_check():
+    done = run("doctor")
+    assert done.stderr == ""
+    for check in CHECKS:
+        assert f"  {check.title}  " in done.stdout
+    assert ("will bite  " in done.stdout) == (done.returncode == 1)
+    assert not raw.names("shmarray-doctor-")
+
+
+def test_for_programs():
+    done = run("doctor", "--json")
+    found = json.loads(done.stdout)
+    verdicts = {check["check"]: check["verdict"] for check in found["checks"]}
+
+    assert list(verdicts) == [check.title for check in CHECKS]
+    assert verdicts["test: named array"] == verdicts["test: Pool"] == "ok"
+    assert done.returncode == ("will bite" in verdicts.values())
+    assert set(found["versions"]) == {"shmarray", "python", "numpy", "kernel"}
+
+
+@needs_mount
+def test_the_shared_memory_of_a_container_bites():
+    mount = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
+    done = run("doctor", prefix=(UNSHARE, "-m", "sh", "-c", mount, "sh"))
+    line, *remedies = done.stdout.splitlines()
+
+    assert done.returncode == 1
+    assert line.split(None, 3)[:3] == ["will", "bite", "/dev/shm"]
+    assert "--shm-size" in remedies[0]
+    assert "test: Pool         works" in done.stdout
+
+
+@needs_mount
+def test_huge_pages_are_seen_where_they_are_on():
+    mount = 'mount -t tmpfs -o size=1g,huge=advise tmpfs /dev/shm && exec "$@"'
+    done = run("doctor", "--json", prefix=(UNSHARE, "-m", "sh", "-c", mount, "sh"))
+    checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["huge pages, names"]["text"] == "on (huge=advise)"
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit(1)")
+def test_few_open_files_bite():
+    done = run("doctor", "--json", prefix=("prlimit", "--nofile=36"))
+    checks = {check["check"]: check["verdict"] for check in json.loads(done.stdout)["checks"]}
+    assert (done.returncode, checks["open files"]) == (1, "will bite")
+
+
+def test_the_last_word_of_logind_counts(tmp_path, monkeypatch):
+    etc, lib = tmp_path / "etc", tmp_path / "lib"
+    for directory in (etc, lib):
+        (directory / "logind.conf.d").mkdir(parents=True)
+    monkeypatch.setattr(facts, "_SETTINGS", (str(etc), str(lib)))
+    assert facts._remove_ipc()
+
+    (lib / "logind.conf").write_text("[Login]\nRemoveIPC=no\n")
+    assert not facts._remove_ipc()
+    (etc / "logind.conf").write_text("[Login]\n#RemoveIPC=no\n")
+    assert facts._remove_ipc()
+    (lib / "logind.conf.d" / "50.conf").write_text("[Login]\nRemoveIPC = no\n")
+    (lib / "logind.conf.d" / "10.conf").write_text("[Login]\nRemoveIPC = yes\n")
+    assert not facts._remove_ipc()
+    (etc / "logind.conf.d" / "50.conf").write_text("")
+    assert facts._remove_ipc()
+
+
+def test_mounts_are_read_as_they_are():
+    assert facts.mounted("/proc")[0] == "proc"
+    assert facts.mounted("/no such place") == ("", "")
+    assert facts.shared_memory().total == os.statvfs(raw.SHM).f_blocks * os.statvfs(raw.SHM).f_frsize

@@ -1,0 +1,145 @@
+"""The command as a process: help, exit codes, pipes, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import shmarray
+from shmarray.command import main
+from tests.command.running import COMMAND, ENVIRONMENT, run
+from tests.helpers import raw
+from tests.helpers.processes import wait_until
+
+
+def test_the_help_teaches():
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("list", "info", "delete", "doctor", "demo", "examples:", "exit codes:"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["list"], ["info"], ["delete"], ["doctor"], ["demo"]], ids=str)
+def test_help_fits_a_terminal(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 92
+
+
+def test_version():
+    assert run("--version").stdout == f"shmarray {shmarray.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["info"], ["list", "--sort", "colour"], ["delete"]])
+def test_what_makes_no_sense_is_two(arguments, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: shmarray")
+
+
+def test_an_error_is_one_line(name):
+    done = run("info", name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_script_is_the_same_command():
+    code = "import sys; from shmarray.command import run; sys.argv = ['shmarray', '--version']; sys.exit(run())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert done.stdout == f"shmarray {shmarray.__version__}\n"
+
+
+# --- where the output goes -----------------------------------------------------------
+
+
+def reader_gone(*arguments):
+    """Run it with a stdout that nobody reads."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        return run(*arguments, stdout=theirs, stderr=subprocess.PIPE)
+    finally:
+        os.close(theirs)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["list", "--json"], ["--help"], ["list", "--help"], ["doctor"]], ids=" ".join
+)
+def test_a_reader_that_went_away_is_no_traceback(arguments):
+    done = reader_gone(*arguments)
+    assert done.stderr == ""
+    assert done.returncode in ((0, 141) if "--help" in arguments else (141,))  # argparse hides it, or does not
+
+
+def test_into_head(name):
+    many = [(f"field{number}", "f4") for number in range(300)]  # more text than a pipe holds
+    with shmarray.scoped(3, many, name=name):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{' '.join(COMMAND)} info --json {name} | head -n 1"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=ENVIRONMENT,
+        )
+    assert done.stdout.splitlines()[0] == "{"
+    assert done.stderr == ""
+
+
+def test_a_full_disk_is_said_once():
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = run("list", stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, "shmarray: the output cannot be written: No space left on device\n")
+
+
+def test_no_stdout_at_all(name):
+    with shmarray.scoped(3, name=name):
+        command = ["/bin/sh", "-c", f"{' '.join(COMMAND)} info {name} >&-"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_of_little_alphabet(shm_name):
+    name = shm_name("-日本")
+    with shmarray.scoped(3, name=name):
+        done = run("list", name, env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-\\u65e5\\u672c" in done.stdout
+
+
+# --- doctor and demo, interrupted and not --------------------------------------------
+
+
+def test_demo():
+    done = run("demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[ 8.  9. 10. 11.]" in done.stdout
+    assert "times as fast" in done.stdout
+
+
+def test_ctrl_c_ends_it_quietly_with_130_and_leaves_nothing():
+    process = subprocess.Popen(
+        [*COMMAND, "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            for line in process.stdout:
+                if "A pool" in line:
+                    break
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (130, "")
+    wait_until(lambda: not raw.names(f"demo-{process.pid}"))
