@@ -83,7 +83,7 @@ def run(blocks: list[Block], directory: Path) -> list[str]:
         subprocess.run(
             [sys.executable, "-X", "faulthandler", programs.__file__, *map(str, scripts.values())],
             timeout=100,
-            env=os.environ | {"PYTHONPATH": processes.ROOT},
+            env=os.environ | {"PYTHONPATH": processes.ROOT, "TQDM_DISABLE": "1"},  # bars are on stderr
             check=True,
         )
         left = {

@@ -4,9 +4,10 @@ Checked on 3.11.7, 3.12.1 and 3.13.0, by running CPython's own tests against wha
 built on them.
 
 From ``multiprocessing.pool``: the states of a pool, the dictionary of calls that are not
-done yet, what the calls themselves are made of, and how errors travel.  The seam is
-``Pool._taskqueue`` (what puts tasks there), ``Pool._cache`` (where results are told, by
-``_set``) and ``Pool._pool`` (the processes, counted for the size of chunks).
+done yet, what the calls themselves are made of, how much of a map is done, and how errors
+travel.  The seam is ``Pool._taskqueue`` (what puts tasks there), ``Pool._cache`` (where
+results are told, by ``_set``) and ``Pool._pool`` (the processes, counted for the size of
+chunks).
 
 From ``multiprocessing.reduction``: what was registered with ForkingPickler.
 
@@ -171,6 +172,12 @@ def private_ends(executor: Any) -> tuple[Any, ...]:
     return calls._reader, calls._writer, results._reader, results._writer
 
 
+def items_done(result: Any, length: int) -> int:
+    """How many items of a map are answered: of its last chunk, which may be short, none before all are."""
+    unanswered: int = result._number_left * result._chunksize
+    return max(0, length - unanswered)
+
+
 __all__ = [
     "CLOSE",
     "INIT",
@@ -190,6 +197,7 @@ __all__ = [
     "equip",
     "guarded_results",
     "is_told_of_by",
+    "items_done",
     "managers_at_exit",
     "private_ends",
     "registered",
