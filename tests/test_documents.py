@@ -28,7 +28,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?:<!-- (needs|not run): (.*?) -->\n)?```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 PRINTED = re.compile(r"^\s*print\(.*\)\s+# (.*)$", re.MULTILINE)
 # Not run: for the shell, for people, for other programs.
-OTHER_LANGUAGES = {"sh", "text", "yaml", "toml"}
+# What tests/command runs, in a shell; and what nobody does.
+OTHER_LANGUAGES = {"console", "sh", "text", "yaml", "toml"}
 
 
 class Block(NamedTuple):
@@ -83,7 +84,7 @@ def run(blocks: list[Block], directory: Path) -> list[str]:
         subprocess.run(
             [sys.executable, "-X", "faulthandler", programs.__file__, *map(str, scripts.values())],
             timeout=100,
-            env=os.environ | {"PYTHONPATH": processes.ROOT},
+            env=os.environ | {"PYTHONPATH": processes.ROOT, "TQDM_DISABLE": "1"},  # bars are on stderr
             check=True,
         )
         left = {

@@ -5,6 +5,7 @@ From top to bottom; each module imports only those below it::
     executor    ProcessPoolExecutor: the stdlib's engine, our parcels
     manager     the managing thread of an executor, and deaths there
     pool        Pool: the stdlib's face on our engine
+    progress    bars over some of Pool's methods
     engine      the feeding and the collecting thread, deaths
     crew        the workers: started, given tasks, buried
     traffic     the caller's side of parcels: boxes lent, and taken back

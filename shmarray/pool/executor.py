@@ -58,7 +58,9 @@ class ProcessPoolExecutor(Executor):
 
     Memory in use, beyond what the caller holds: arguments and results of the calls that run
     and of as many more, plus one; results that wait to be taken; and what was in use in
-    the last second.  An idle executor gives all of it back after a second.  Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
+    the last second.  An idle executor gives all of it back after a second.
+
+    Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
     through a pipe, with one RuntimeWarning; where memory itself does not suffice, the call
     raises `SharedMemoryFullError`, a MemoryError.
 

@@ -159,23 +159,25 @@ class _Packer(pickle.Pickler):
         reference = by_reference(array)
         if reference is not None:
             return reference
-        if array.nbytes < SMALL or array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
             return array.__reduce__()  # __reduce_ex__(5) would arrive read-only if this is
+        if array.nbytes < SMALL:
+            return array.__reduce__() if array.dtype.isnative else _as_bytes(np.ndarray, array)
         return self._placed(np.ndarray, array)
 
     def _subclass(self, array: NDArray[Any]) -> Any:
         cls: Any = type(array)
-        if not _pickles_as_ndarray(cls) and cls is not np.ma.MaskedArray:
+        if cls in self.dispatch_table or not (_pickles_as_ndarray(cls) or cls is np.ma.MaskedArray):
             return NotImplemented  # it has more to it, and does its own
-        if cls in self.dispatch_table:
-            return NotImplemented
         if cls is np.ma.MaskedArray:
             return self._masked(array)
         reference = by_reference(array)
         if reference is not None:
             return reference
-        if array.nbytes < SMALL or array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
             return NotImplemented
+        if array.nbytes < SMALL:
+            return NotImplemented if array.dtype.isnative else _as_bytes(cls, array)
         return self._placed(cls, array)
 
     def _masked(self, array: NDArray[Any]) -> Any:
@@ -188,8 +190,7 @@ class _Packer(pickle.Pickler):
         marker = pickle.PickleBuffer(bytearray())  # writable, or the array would not be
         source = Repeated(array) if id(array) in self._repeated else np.asarray(array)
         self._marked[id(marker)] = marker, source
-        order = "F" if array.flags.fnc else "C"
-        return _restore, (cls, marker, array.dtype, array.shape, order)
+        return _restore, (cls, marker, array.dtype, array.shape, _order(array))
 
 
 _idle_packers: list[_Packer] = []
@@ -201,7 +202,19 @@ def _pickles_as_ndarray(cls: Any) -> bool:
     return all(getattr(cls, name) is getattr(np.ndarray, name) for name in names)
 
 
-def _restore(cls: type, buffer: Octets, dtype: DTypeLike, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+def _as_bytes(cls: type, array: NDArray[Any]) -> Any:
+    """Reduce a small array whose byte order is not this machine's; numpy's own pickle of it would arrive with that."""
+    order = _order(array)
+    return _restore, (cls, bytearray(array.tobytes(order)), array.dtype, array.shape, order)
+
+
+def _order(array: NDArray[Any]) -> Any:
+    return "F" if array.flags.fnc else "C"
+
+
+def _restore(
+    cls: type, buffer: Octets | bytearray, dtype: DTypeLike, shape: tuple[int, ...], order: Any
+) -> NDArray[Any]:
     # As numpy's own unpickling makes it: a new object of its class, not a view of another.
     array: NDArray[Any] = np.ndarray.__new__(cls, shape, dtype, buffer, 0, None, order)
     return array

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import util
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from shmarray.pool.arena import Arena
 from shmarray.pool.crew import Crew
 from shmarray.pool.engine import Engine
+from shmarray.pool.progress import ShowsProgress
 from shmarray.pool.sharing import Repeated, repeated
-from shmarray.pool.stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, StockPool
+from shmarray.pool.stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache
 
 
-class Pool(StockPool):
+class Pool(ShowsProgress):
     """`multiprocessing.Pool`, with the arrays in arguments and results going through shared memory.
 
     Parameters
@@ -45,9 +47,14 @@ class Pool(StockPool):
     result.  Arrays that `create`, `attach` or `scoped` gave, and memory maps, are the same
     memory on both sides.
 
+    `map`, `starmap`, `imap` and `imap_unordered` also take ``progress=True``, or a label,
+    and show a bar; that takes tqdm (the extra ``progress``).
+
     Memory in use, beyond what the caller holds: for each worker `tasks_ahead` tasks'
     arguments and results; results that wait to be taken; and what was in use in the last
-    second.  An idle pool gives all of it back after a second, a closed one at once.  Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
+    second.  An idle pool gives all of it back after a second, a closed one at once.
+
+    Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
     through a pipe, with one RuntimeWarning; where memory itself does not suffice, the call
     raises `SharedMemoryFullError`, a MemoryError.
 
@@ -80,6 +87,7 @@ class Pool(StockPool):
         self._pool: list[Any] = []
         self._state = INIT
         self._change_notifier = None
+        self._shown = weakref.WeakSet()
         self._ctx = context or multiprocessing.get_context()
         if processes is None:
             processes = getattr(os, "process_cpu_count", os.cpu_count)() or 1
@@ -137,6 +145,7 @@ class Pool(StockPool):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
+        self._close_bars()
         self._terminate()
 
     def join(self) -> None:

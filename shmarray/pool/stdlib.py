@@ -4,9 +4,10 @@ Checked on 3.11.7, 3.12.1 and 3.13.0, by running CPython's own tests against wha
 built on them.
 
 From ``multiprocessing.pool``: the states of a pool, the dictionary of calls that are not
-done yet, what the calls themselves are made of, and how errors travel.  The seam is
-``Pool._taskqueue`` (what puts tasks there), ``Pool._cache`` (where results are told, by
-``_set``) and ``Pool._pool`` (the processes, counted for the size of chunks).
+done yet, what the calls themselves are made of, how much of a map is done, and how errors
+travel.  The seam is ``Pool._taskqueue`` (what puts tasks there), ``Pool._cache`` (where
+results are told, by ``_set``) and ``Pool._pool`` (the processes, counted for the size of
+chunks).
 
 From ``multiprocessing.reduction``: what was registered with ForkingPickler.
 
@@ -159,12 +160,10 @@ class GuardedReader(Connection):
 
 
 def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]) -> Any:
-    """All that the managing thread uses of the queue of results.
-
-    And the queue: spawned workers look for its semaphores, which would be gone after shutdown(wait=False).
-    """
+    """All that the managing thread uses of the queue of results."""
     queue = executor._result_queue
-    return SimpleNamespace(queue=queue, _reader=GuardedReader(queue._reader, wait_for_more))
+    # The queue itself is kept, too: with it its locks would go, which workers that start now still look for.
+    return SimpleNamespace(_reader=GuardedReader(queue._reader, wait_for_more), queue=queue)
 
 
 def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
@@ -178,6 +177,12 @@ def private_ends(executor: Any) -> tuple[Any, ...]:
     """The connections of an executor's queues: who holds them is taken for a worker."""
     calls, results = executor._call_queue, executor._result_queue
     return calls._reader, calls._writer, results._reader, results._writer
+
+
+def items_done(result: Any, length: int) -> int:
+    """How many items of a map are answered: of its last chunk, which may be short, none before all are."""
+    unanswered: int = result._number_left * result._chunksize
+    return max(0, length - unanswered)
 
 
 __all__ = [
@@ -200,6 +205,7 @@ __all__ = [
     "equip",
     "guarded_results",
     "is_told_of_by",
+    "items_done",
     "managers_at_exit",
     "private_ends",
     "registered",

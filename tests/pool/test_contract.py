@@ -62,6 +62,9 @@ def arrays():
         "scalar shape": np.array(3.5),
         "empty": np.empty((0, 5)),
         "small": np.arange(5),
+        "small big-endian": np.arange(6, dtype=">i4").reshape(2, 3).T,
+        "small big-endian record": np.ones(3, [("a", ">f8"), ("b", "<i2")]).view(np.recarray),
+        "empty big-endian": np.empty((2, 0), ">i4"),
         "small readonly": readonly[:2, :3],
     }
 

@@ -1,0 +1,186 @@
+"""Progress bars: what some methods of Pool do with ``progress=True`` or a label.
+
+A bar is drawn by the thread that waits for the results, never by the engine's: a terminal
+that is slow, or that nobody reads, holds up who asked for the bar and nobody else.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import TimeoutError as NotYet
+from typing import Any
+
+from shmarray.pool.stdlib import StockPool, items_done
+
+# Seconds between two looks at how much of a map is done; tqdm draws no more often either.
+_LOOK = 0.1
+
+# Makes a bar, from the number of items in all and of those that are done already.
+_BarMaker = Callable[[int | None, int], Any]
+
+
+class ShowsProgress(StockPool):
+    """The methods of a Pool that can show a bar."""
+
+    _shown: "weakref.WeakSet[Shown]"
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
+    ) -> list[Any]:
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk."""
+        return self._map_showing(super().map_async, func, iterable, chunksize, progress)
+
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
+    ) -> list[Any]:
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk."""
+        return self._map_showing(super().starmap_async, func, iterable, chunksize, progress)
+
+    def imap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = 1,
+        *,
+        progress: bool | str = False,
+    ) -> Any:
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken."""
+        return self._imap_showing(super().imap, func, iterable, chunksize, progress)
+
+    def imap_unordered(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = 1,
+        *,
+        progress: bool | str = False,
+    ) -> Any:
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken."""
+        return self._imap_showing(super().imap_unordered, func, iterable, chunksize, progress)
+
+    def _map_showing(
+        self, start: Any, func: Any, iterable: Any, chunksize: int | None, progress: bool | str
+    ) -> list[Any]:
+        make_bar = bar_maker(progress) if progress else None
+        if make_bar is not None and not hasattr(iterable, "__len__"):
+            iterable = list(iterable)  # as the stdlib would
+        result = start(func, iterable, chunksize)
+        if make_bar is not None:
+            with make_bar(len(iterable), 0) as bar:
+                _follow(result, len(iterable), bar)
+        items: list[Any] = result.get()
+        return items
+
+    def _imap_showing(self, start: Any, func: Any, iterable: Any, chunksize: int | None, progress: bool | str) -> Any:
+        if not progress:
+            return start(func, iterable, chunksize)
+        make_bar = bar_maker(progress)
+        shown = Shown(start(func, iterable, chunksize), make_bar, _length(iterable))
+        self._shown.add(shown)
+        return shown
+
+    def _close_bars(self) -> None:
+        for shown in tuple(self._shown):
+            shown.close()
+
+
+def bar_maker(progress: bool | str) -> _BarMaker:
+    """What makes the bars for a call.
+
+    Raises
+    ------
+    TypeError
+        If `progress` is neither True nor a str.
+    ModuleNotFoundError
+        If tqdm is not installed.
+    """
+    if progress is not True and not isinstance(progress, str):
+        raise TypeError(f"progress is True, False or a label, not {progress!r}")
+    try:
+        from tqdm.auto import tqdm  # noqa: PLC0415 - who shows no bar need not have it
+    except ModuleNotFoundError as error:
+        message = "progress bars are drawn by tqdm, which is not installed: pip install tqdm"
+        raise ModuleNotFoundError(message, name=error.name) from None
+    label = progress if isinstance(progress, str) else None
+    return lambda total, done: tqdm(desc=label, total=total, initial=done)
+
+
+def _follow(result: Any, length: int, bar: Any) -> None:
+    """Move a bar with a map until that is done; where it fails, the bar stays."""
+    while not result.ready():
+        bar.update(items_done(result, length) - bar.n)
+        result.wait(_LOOK)
+    if result.successful():
+        bar.update(length - bar.n)
+
+
+def _length(iterable: Any) -> int | None:
+    try:
+        return len(iterable)
+    except (TypeError, AttributeError):  # as tqdm: some have a __len__ that says they have no length
+        return None
+
+
+class Shown(Iterator[Any]):
+    """The results of an imap, counted on a bar as they are taken.
+
+    An error closes the bar, so that a traceback begins on a line of its own; who goes on
+    taking results after it sees the bar again.  Garbage, it is closed by tqdm itself.
+    """
+
+    def __init__(self, results: Any, make_bar: _BarMaker, total: int | None) -> None:
+        self._results = results
+        self._make_bar = make_bar
+        self._total = total
+        self._lock = threading.Lock()
+        self._done = 0
+        self._bar: Any = make_bar(total, 0)
+
+    def __next__(self) -> Any:
+        return self._take(self._results.__next__)
+
+    def next(self, timeout: float | None = None) -> Any:
+        """As that of the stdlib's iterator, where it has one: with a chunksize of 1."""
+        take = self._results.next
+        return self._take(lambda: take(timeout))
+
+    def _take(self, take: Callable[[], Any]) -> Any:
+        try:
+            item = take()
+        except NotYet:
+            raise
+        except StopIteration:
+            self.close()
+            raise
+        except Exception:
+            self._count()
+            self.close()
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self._count()
+        return item
+
+    def _count(self) -> None:
+        with self._lock:
+            if self._bar is None:
+                self._bar = self._make_bar(self._total, self._done)
+            self._done += 1
+            self._bar.update()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = None

@@ -1,0 +1,65 @@
+"""What the joblib backend's workers run; they do not import the tests."""
+
+import os
+import time
+
+import numpy as np
+
+
+def overwrite(array, *more):
+    """What was there before, and of further arguments a part; writes to all of them."""
+    seen = array.copy()
+    array[...] = -1
+    parts = [_overwrite_part(other) for other in more]
+    return seen, array.flags.writeable, *parts
+
+
+def _overwrite_part(thing):
+    if isinstance(thing, list):
+        thing.append(1)
+        return len(thing) - 1
+    seen = int(thing[3])
+    thing[...] = -1
+    return seen
+
+
+def pid(_=None):
+    return os.getpid()
+
+
+def slow(seconds):
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def die(_):
+    os._exit(3)
+
+
+def variable(name):
+    return os.environ[name]
+
+
+def nested(_):
+    """What calls inside a task are, level by level."""
+    import joblib
+
+    backend, _ = joblib.parallel.get_active_backend()
+    inner = joblib.Parallel(n_jobs=2)(joblib.delayed(pid)() for _ in range(4))
+    return type(backend).__name__, os.getpid(), set(inner)
+
+
+def nested_processes(_):
+    import joblib
+
+    with joblib.parallel_config(backend="shmarray"):
+        return set(joblib.Parallel(n_jobs=2)(joblib.delayed(pid)() for _ in range(4))), os.getpid()
+
+
+def put(array, index):
+    array[index] = index
+    return array
+
+
+def total(array, *, offset=0.0):
+    return float(np.sum(array)) + offset
