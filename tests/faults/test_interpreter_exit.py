@@ -234,7 +234,7 @@ def test_it_ends_as_the_program_says(body, unclosed, method, end, tmp_path, name
     warnings = WARNINGS + (("-W", "ignore:unclosed running multiprocessing pool") if unclosed else ())
     start = time.monotonic()
     program = subprocess.Popen(
-        [sys.executable, "-X", "dev", *warnings, str(script)],
+        [sys.executable, *warnings, str(script)],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": ROOT},
