@@ -3,6 +3,7 @@
 A program of its own, because what is scarce is so for a whole process: see `main`.
 """
 
+import atexit
 import errno
 import gc
 import json
@@ -213,6 +214,7 @@ def main(size, before, after, in_workers):
     start_lasting_helpers()
     with suppress(OSError):  # no /dev/shm
         given["handle"] = pickle.dumps(shmarray.SharedHandle(shmarray.create(NAME + "-there", data=[6, 7])))
+        atexit.register(shmarray.delete, NAME + "-there")
     lasting = left()
     globals()[before]()
     if after != "nothing":
@@ -223,8 +225,6 @@ def main(size, before, after, in_workers):
     afterwards = {door: outcome(door, MB) for door in DOORS}
     end_pools()
     assert left() == lasting, (left(), lasting)
-    with suppress(OSError):
-        shmarray.delete(NAME + "-there")
     print(json.dumps([then, afterwards]))
 
 
