@@ -1,9 +1,9 @@
 """The command: measures, prints as it goes, and writes what was measured.
 
-    python -m benchmarks                 everything
-    python -m benchmarks --quick         a little of everything
-    python -m benchmarks --write         and then the numbers and pictures of the documents
-    python -m benchmarks --from FILE --write      only that, from an earlier run's results.json
+python -m benchmarks                 everything
+python -m benchmarks --quick         a little of everything
+python -m benchmarks --write         and then the numbers and pictures of the documents
+python -m benchmarks --from FILE --write      only that, from an earlier run's results.json
 """
 
 import argparse
@@ -39,8 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="a little of everything")
-    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--scale", choices=SCALES, default="full", help="how much of everything")
+    parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="a little: --scale quick")
     parser.add_argument("--rounds", type=int, help="how often all take turns")
     parser.add_argument("--only", default="", metavar="TEXT", help="groups and workloads with this in their name")
     parser.add_argument("--peers", nargs="+", metavar="PEER", help="these and ours only")

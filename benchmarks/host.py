@@ -51,12 +51,16 @@ class Host:
         """Make so many calls; gives the mean of their seconds, and of the processor time they took."""
         return self._ask("call", calls)
 
-    def watch(self) -> processes.Memory:
-        """The memory during some calls."""
+    def memory(self) -> int:
+        """Bytes of memory, now."""
+        return processes.Memory(self._process.pid).peak
+
+    def watch(self) -> int:
+        """Bytes of memory at most, during two calls."""
         self._near.send(("call", 2))
         memory = processes.watch(self._process.pid, self._near.poll, PATIENCE)
         self._answer(0)
-        return memory
+        return memory.peak
 
     def unload(self) -> None:
         self._ask("unload")

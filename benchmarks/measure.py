@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from benchmarks import processes
 from benchmarks.host import Host, PeerError
@@ -30,7 +30,7 @@ class Stage:
         self.pace: dict[tuple[str, str], float] = {}
         self._hosts: dict[str, Host] = {}
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,6 +107,8 @@ class Contest:
         if number and (PEERS[entrant.record.peer].starts_slowly or self._is_spent(entrant)):
             return
         entrant.host.load(self._work)
+        if self._work.watched and not number:
+            entrant.record.before = entrant.host.memory()
         seconds, _ = entrant.host.call()
         entrant.record.first.append(seconds)
         entrant.spent += seconds
@@ -136,14 +138,18 @@ class Contest:
         entrant.spent += before + calls * seconds
 
     def _is_spent(self, entrant: _Entrant) -> bool:
-        """Whether a slow one has had its time; there is a limit for ours, or what it is measured by, too, but a long one."""
+        """Whether a slow one has had its time; one turn it has anyway, if that can end soon.
+
+        Ours, and what it is measured by, have more: every ratio needs them.
+        """
         patience = 3 if entrant.record.peer in (self._work.own, "limit") else 1
+        if not any(entrant.record.later):
+            patience *= 4
         return entrant.spent > patience * self._scale.budget
 
     def _memory(self, entrant: _Entrant) -> None:
         if entrant.record.peer != "limit":
-            memory = entrant.host.watch()
-            entrant.record.before, entrant.record.peak = memory.before, memory.peak
+            entrant.record.peak = entrant.host.watch()
 
     def _each(self, step: Callable[[_Entrant], Any]) -> None:
         for entrant in tuple(self._entrants.values()):

@@ -115,7 +115,8 @@ class StockExecutor(_Executor):
 
 class Joblib(Peer):
     """A new Parallel for each call: one that is kept knows arrays again by their identity, and gives workers
-    what they held the first time.  The workers themselves are kept anyway."""
+    what they held the first time.  The workers themselves are kept anyway.
+    """
 
     needs = distribution = "joblib"
 
@@ -136,7 +137,8 @@ class Joblib(Peer):
 
 class Torch(Peer):
     """Tensors go through shared memory, arrays do not.  So arrays are made tensors, in each call: a tensor that
-    was sent before is in shared memory already, and the workers would write into the caller's own."""
+    was sent before is in shared memory already, and the workers would write into the caller's own.
+    """
 
     needs = distribution = "torch"
 
@@ -171,7 +173,6 @@ class Ray(_Pool):
         os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
         _make_importable()
         import ray
-
         from ray.util.multiprocessing import Pool
 
         self.ray = ray

@@ -98,7 +98,9 @@ def _memory(results: Results) -> Any:
         axes.set_title(name.replace("`", ""), loc="left", fontsize=9)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel("MB of memory, all processes together; dark: before the call, the caller's arrays among it", fontsize=9)
+    figure.supxlabel(
+        "MB of memory, all processes together; dark: before the call, the caller's arrays among it", fontsize=9
+    )
     return figure
 
 

@@ -75,7 +75,7 @@ class Memory:
         self._unmapped = 0
         proportional, mapped = self._mapped()
         self._unmapped = _shared_memory() - mapped
-        self.before = self.peak = proportional
+        self.peak = proportional
 
     def look(self) -> None:
         proportional, mapped = self._mapped()

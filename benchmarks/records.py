@@ -28,7 +28,8 @@ class Record:
     cpu : float or None
         Seconds of processor time that a later call takes, in all processes together.
     before, peak : int or None
-        Bytes of memory, of all processes together, with a call not begun yet and at most.
+        Bytes of memory, of all processes together: with a pool and what it is to be given, before
+        any call; and at most, in later calls.
     note : str
         Why there are no figures, or only some.
     """

@@ -72,15 +72,15 @@ def readme(results: Results) -> dict[str, list[str]]:
     """The blocks of the README."""
     maps, executor = results.of("maps"), results.of("executor")
     peers = [record.peer for record in maps if record.peer not in _OWN and record.peer != "limit"]
-    pools = ratios(maps, list(dict.fromkeys(peers)), "two workers; times as fast as")
+    pools = ratios(maps, list(dict.fromkeys(peers)), "times as fast as")
     against = [f"{name} {_brief(record)}" for name, record in _against(executor, "concurrent.futures")]
     named = [record for record in results.records if record.group in ("latencies", "copies")]
     sentence = f"`ProcessPoolExecutor` against the stdlib's: {'; '.join(against)}."
     others = ["SharedArray", "shared_memory"]
     return {
         "compared": [
-            f"{_machine(results)}, Python {_short(results, 'Python')}, numpy {_short(results, 'numpy')}; from the second",
-            "call on, medians over rounds in which all take turns. `make bench` measures yours;",
+            f"{_machine(results)}, Python {_short(results, 'Python')}, numpy {_short(results, 'numpy')};",
+            "two workers, later calls, medians over rounds in which all take turns. `make bench` measures yours, and",
             "[benchmarks/README.md](benchmarks/README.md) has the times, first calls, memory, and where the time goes.",
             "",
             "![Time over array size](docs/pictures/time.png)",
@@ -199,7 +199,13 @@ def _brief(record: Record) -> str:
 
 def _why_not(note: str) -> str:
     """A word or two in place of a figure."""
-    words = {"read-only": "refuses", "minutes": "minutes", "pip install": "not there", "some ": "too slow", "more than": "too slow"}
+    words = {
+        "read-only": "refuses",
+        "minutes": "minutes",
+        "pip install": "not there",
+        "some ": "too slow",
+        "more than": "too slow",
+    }
     return next((word for sign, word in words.items() if sign in note), "fails" if note else "-")
 
 

@@ -60,7 +60,9 @@ def frames(count: int, nbytes: int) -> list[Any]:
 
     rows = nbytes // 64
     table = pd.DataFrame({f"column {k}": np.arange(float(rows)) + k for k in range(4)})
-    return [{"table": table + k, "parts": [pd.Series(np.arange(2.0 * rows) + k) for _ in range(2)]} for k in range(count)]
+    return [
+        {"table": table + k, "parts": [pd.Series(np.arange(2.0 * rows) + k) for _ in range(2)]} for k in range(count)
+    ]
 
 
 def matrices(count: int, nbytes: int) -> list[Any]:
@@ -220,7 +222,7 @@ POOLS = (OURS, "multiprocessing", "joblib", "torch", "Ray", "mpire", "dask")
 EXECUTORS = (OUR_EXECUTOR, "concurrent.futures", "Ray")
 # Whose objects are no tensors.
 _NO_TENSORS = tuple(peer for peer in POOLS if peer != "torch")
-_PICKLES = {peer: "pickles the array for each task: minutes" for peer in ("multiprocessing", "mpire")}
+_PICKLES = dict.fromkeys(("multiprocessing", "mpire"), "pickles the array for each task: minutes")
 
 
 def table(scale: Scale) -> list[Workload]:
@@ -266,8 +268,9 @@ def _growth(scale: Scale) -> Iterator[Workload]:
     few = partial(arrays, scale.arrays, scale.nbytes // 4)
     for workers in scale.workers:
         name = f"{workers} workers, {scale.arrays} x {size_text(scale.nbytes // 4)}, `x * 2`"
-        yield Workload("workers", name, double, few, POOLS, at=workers, workers=workers)
+        alone = {"joblib": "one worker is the caller itself"} if workers == 1 else {}
+        yield Workload("workers", name, double, few, POOLS, at=workers, workers=workers, left_out=alone)
 
 
 def size_text(nbytes: int) -> str:
-    return f"{nbytes // MB} MB" if nbytes >= MB else f"{nbytes // KB} KB"
+    return f"{nbytes // MB} MB" if nbytes >= MB else f"{nbytes // KB} kB"
