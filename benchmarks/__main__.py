@@ -63,8 +63,9 @@ def _measure(options: argparse.Namespace) -> Results:
 
 
 def _all(scale: Scale, options: argparse.Namespace, missing: dict[str, str]) -> Iterator[list[Record]]:
-    if any(options.only in group for group in named.GROUPS):
-        yield from (records for records in named.run(scale, missing) if options.only in records[0].group)
+    for name, run in named.GROUPS.items():
+        if options.only in name:
+            yield from run(scale, missing)
     unwanted = {peer: "not asked for" for peer in peers.PEERS if options.peers and peer not in options.peers}
     for own in peers.OWN:
         unwanted.pop(own, None)

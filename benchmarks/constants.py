@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import shmarray
 from benchmarks.report import seconds
-from benchmarks.workloads import KB, MB, arrays, double, identity, look, size_text, total
+from benchmarks.workloads import KB, MB, arrays, double, identity, look, numbers, size_text, total
 from shmarray.core import copying
 from shmarray.pool import arena, boxes, engine, parcel, pool, traffic
 
@@ -40,8 +41,8 @@ class Row:
     Attributes
     ----------
     name : str
-    job : callable
-        Called with the pool.
+    make : callable
+        Makes the job, with its data: a callable that is given the pool.
     workers : int
         0: there is no pool.
     fresh : bool
@@ -51,7 +52,7 @@ class Row:
     """
 
     name: str
-    job: Job
+    make: Callable[[], Job]
     workers: int = 2
     fresh: bool = False
     pause: float = 0.0
@@ -84,10 +85,17 @@ def busy(duration: float) -> None:
         pass
 
 
+def copies(*values_and_counts: Any) -> list[Any]:
+    """Each value so many times."""
+    pairs = zip(values_and_counts[::2], values_and_counts[1::2], strict=True)
+    return [value for value, count in pairs for _ in range(count)]
+
+
 # --- the jobs ------------------------------------------------------------------------
 
 
-def _map(function: Callable[[Any], Any], items: Sequence[Any]) -> Job:
+def _map(function: Callable[[Any], Any], make_items: Callable[..., Sequence[Any]], *arguments: Any) -> Job:
+    items = make_items(*arguments)
     return lambda pool: pool.map(function, items, 1)
 
 
@@ -107,31 +115,31 @@ def _create(nbytes: int) -> Job:
     return job
 
 
-def constants() -> Iterator[Callable[[], Constant]]:
-    """What makes each of them: their data are large, so one at a time."""
-    yield from (_small, _long, _copy_out, _worth_sharing, _deep, _ahead, _sharing, _idle, _files, _threads, _chunk)
+def constants() -> list[Constant]:
+    kinds = (_small, _long, _copy_out, _worth_sharing, _deep, _ahead, _sharing, _idle, _files, _threads, _chunk)
+    return [kind() for kind in kinds]
 
 
 def _small() -> Constant:
     rows = []
     for size in (16 * KB, 32 * KB, 64 * KB, 128 * KB, 256 * KB):
-        items = arrays(200, size)
-        rows += [Row(f"200 x {size_text(size)}, x.sum()", _map(total, items))]
-        rows += [Row(f"200 x {size_text(size)}, x * 2", _map(double, items))]
+        items = arrays, 200, size
+        rows += [Row(f"200 x {size_text(size)}, x.sum()", partial(_map, total, *items))]
+        rows += [Row(f"200 x {size_text(size)}, x * 2", partial(_map, double, *items))]
     columns = {"in the pipe": _NONE, "in a box": _ALL}
     return Constant("SMALL", "the size from which arrays leave the pipe", ((parcel, "SMALL"),), columns, rows)
 
 
 def _long() -> Constant:
     sizes = (4 * KB, 16 * KB, 24 * KB, 32 * KB, 64 * KB, 256 * KB)
-    rows = [Row(f"200 x {size_text(size)} of text", _map(len, ["x" * size] * 200)) for size in sizes]
+    rows = [Row(f"200 x {size_text(size)} of text", partial(_map, len, copies, "x" * size, 200)) for size in sizes]
     columns = {"in the message": _NONE, "in a box": _ALL}
     return Constant("LONG", "the size from which pickles go into the box", ((parcel, "LONG"),), columns, rows)
 
 
 def _copy_out() -> Constant:
     sizes = (64 * KB, 128 * KB, 256 * KB, 512 * KB, MB, 4 * MB)
-    rows = [Row(f"100 results of {size_text(size)}", _map(ones, [size] * 100)) for size in sizes]
+    rows = [Row(f"100 results of {size_text(size)}", partial(_map, ones, copies, size, 100)) for size in sizes]
     columns = {"copied out": _NONE, "left in the box": 0}
     question = "the size from which results stay in their box"
     return Constant("_COPY_OUT", question, ((traffic, "_COPY_OUT"),), columns, rows)
@@ -140,8 +148,8 @@ def _copy_out() -> Constant:
 def _worth_sharing() -> Constant:
     rows = []
     for size in (256 * KB, 512 * KB, MB, 2 * MB, 8 * MB):
-        rows += [Row(f"{size_text(size)} in 100 tasks, read", _spread(look, size))]
-        rows += [Row(f"{size_text(size)} in 100 tasks, written to", _spread(change, size))]
+        rows += [Row(f"{size_text(size)} in 100 tasks, read", partial(_spread, look, size))]
+        rows += [Row(f"{size_text(size)} in 100 tasks, written to", partial(_spread, change, size))]
     columns = {"a copy each": _NONE, "one, private": _ALL}
     question = "the size from which an array in many tasks is copied once"
     return Constant("_WORTH_SHARING", question, ((pool, "_WORTH_SHARING"),), columns, rows)
@@ -149,9 +157,9 @@ def _worth_sharing() -> Constant:
 
 def _deep() -> Constant:
     rows = [
-        Row("5000 tiny tasks", _map(identity, range(5000))),
-        Row("1000 tasks of 0.1 ms", _map(busy, [1e-4] * 1000)),
-        Row("one of 50 ms, then 1000 of 0.1 ms", _map(busy, [0.05] + [1e-4] * 1000)),
+        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
+        Row("1000 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 1000)),
+        Row("one of 50 ms, then 1000 of 0.1 ms", partial(_map, busy, copies, 0.05, 1, 1e-4, 1000)),
     ]
     columns = {str(depth): depth for depth in (2, 8, 24, 72)}
     return Constant("DEEP", "tasks without arrays that a worker may have unread", ((traffic, "DEEP"),), columns, rows)
@@ -159,9 +167,9 @@ def _deep() -> Constant:
 
 def _ahead() -> Constant:
     rows = [
-        Row("24 x 16 MB, x * 2", _map(double, arrays(24, 16 * MB))),
-        Row("24 x 16 MB, x.sum()", _map(total, arrays(24, 16 * MB))),
-        Row("100 x 1 MB, x * 2", _map(double, arrays(100, MB))),
+        Row("24 x 16 MB, x * 2", partial(_map, double, arrays, 24, 16 * MB)),
+        Row("24 x 16 MB, x.sum()", partial(_map, total, arrays, 24, 16 * MB)),
+        Row("100 x 1 MB, x * 2", partial(_map, double, arrays, 100, MB)),
     ]
     columns = {str(count): count for count in (1, 2, 3, 4)}
     return Constant(
@@ -171,9 +179,9 @@ def _ahead() -> Constant:
 
 def _sharing() -> Constant:
     rows = [
-        Row("5000 tiny tasks", _map(identity, range(5000))),
-        Row("40 of 5 ms, then 40 of 0.1 ms", _map(busy, [5e-3] * 40 + [1e-4] * 40)),
-        Row("one of 50 ms, then 100 of 1 ms", _map(busy, [0.05] + [1e-3] * 100)),
+        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
+        Row("40 of 5 ms, then 40 of 0.1 ms", partial(_map, busy, copies, 5e-3, 40, 1e-4, 40)),
+        Row("one of 50 ms, then 100 of 1 ms", partial(_map, busy, copies, 0.05, 1, 1e-3, 100)),
     ]
     columns = {f"{1000 * wait:g} ms": wait for wait in (0.0005, 0.002, 0.01)}
     question = "seconds after which an idle worker gets another's unread tasks"
@@ -181,17 +189,23 @@ def _sharing() -> Constant:
 
 
 def _idle() -> Constant:
-    items = arrays(8, 16 * MB)
-    rows = [Row(f"8 x 16 MB, x * 2, {pause} s apart", _map(double, items), pause=pause) for pause in (0.3, 0.8, 1.5)]
+    rows = [
+        Row(f"8 x 16 MB, x * 2, {pause} s apart", partial(_map, double, arrays, 8, 16 * MB), pause=pause)
+        for pause in (0.3, 0.8, 1.5)
+    ]
     columns = {f"{wait:g} s": wait for wait in (0.1, 1.0, 10.0)}
     question = "seconds after which memory that nobody used goes back"
     return Constant("IDLE", question, ((boxes, "IDLE"), (arena, "IDLE")), columns, rows)
 
 
 def _files() -> Constant:
-    items = arrays(24, 16 * MB)
     rows = [
-        Row(f"first call, {workers} workers, 24 x 16 MB, x * 2", _map(double, items), workers, fresh=True)
+        Row(
+            f"first call, {workers} workers, 24 x 16 MB, x * 2",
+            partial(_map, double, arrays, 24, 16 * MB),
+            workers,
+            fresh=True,
+        )
         for workers in (2, 4, 8)
     ]
     columns = {str(count): count for count in (1, 2, 8)}
@@ -201,14 +215,17 @@ def _files() -> Constant:
 
 def _threads() -> Constant:
     rows = [
-        Row(f"create(data=), {size_text(size)}", _create(size), 0) for size in (MB, 4 * MB, 8 * MB, 16 * MB, 64 * MB)
+        Row(f"create(data=), {size_text(size)}", partial(_create, size), 0)
+        for size in (MB, 4 * MB, 8 * MB, 16 * MB, 64 * MB)
     ]
     columns = {"one thread": _NONE, "two": _ALL}
     return Constant("_TWO_THREADS", "the size from which two threads copy", ((copying, "_TWO_THREADS"),), columns, rows)
 
 
 def _chunk() -> Constant:
-    rows = [Row(f"create(data=), {size_text(size)}", _create(size), 0) for size in (16 * MB, 64 * MB, 256 * MB)]
+    rows = [
+        Row(f"create(data=), {size_text(size)}", partial(_create, size), 0) for size in (16 * MB, 64 * MB, 256 * MB)
+    ]
     columns = {size_text(size): size for size in (MB, 4 * MB, 16 * MB)}
     return Constant("_CHUNK", "what each of two threads copies at a time", ((copying, "_CHUNK"),), columns, rows)
 
@@ -232,6 +249,7 @@ def set_to(places: Places, value: Any) -> Iterator[None]:
 def measure(constant: Constant, row: Row, rounds: int) -> dict[str, list[float]]:
     """Seconds in each round, by column."""
     times: dict[str, list[float]] = {label: [] for label in constant.columns}
+    job = row.make()
     with ExitStack() as stack:
         lasting = {}
         if not row.fresh:
@@ -241,7 +259,7 @@ def measure(constant: Constant, row: Row, rounds: int) -> dict[str, list[float]]
         for _ in range(rounds):
             for label, value in constant.columns.items():
                 with set_to(constant.places, value):
-                    times[label].append(_fresh_turn(row) if row.fresh else _turn(row, lasting[label]))
+                    times[label].append(_fresh_turn(row, job) if row.fresh else _turn(row, job, lasting[label]))
     return times
 
 
@@ -250,17 +268,17 @@ def _pool(workers: int) -> Any:
     return shmarray.Pool(workers, context=multiprocessing.get_context("fork")) if workers else ExitStack()
 
 
-def _turn(row: Row, pool: Any) -> float:
+def _turn(row: Row, job: Job, pool: Any) -> float:
     """One call for the memory, one that counts."""
-    row.job(pool)
+    job(pool)
     time.sleep(row.pause)
-    return _seconds(row.job, pool)
+    return _seconds(job, pool)
 
 
-def _fresh_turn(row: Row) -> float:
+def _fresh_turn(row: Row, job: Job) -> float:
     with _pool(row.workers) as fresh:
         fresh.map(identity, range(16 * row.workers), 1)
-        return _seconds(row.job, fresh)
+        return _seconds(job, fresh)
 
 
 def _seconds(job: Job, pool: Any) -> float:
@@ -298,8 +316,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="constants; all by default")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(arguments)
-    for make in constants():
-        constant = make()
+    for constant in constants():
         if not options.names or constant.name in options.names:
             show(constant, options.rounds)
 

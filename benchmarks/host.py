@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -53,12 +53,12 @@ class Host:
 
     def memory(self) -> int:
         """Bytes of memory, now."""
-        return processes.Memory(self._process.pid).peak
+        return processes.Memory(self.pid).peak
 
     def watch(self) -> int:
         """Bytes of memory at most, during two calls."""
-        self._near.send(("call", 2))
-        memory = processes.watch(self._process.pid, self._near.poll, PATIENCE)
+        self._tell("call", 2)
+        memory = processes.watch(self.pid, self._near.poll, PATIENCE)
         self._answer(0)
         return memory.peak
 
@@ -67,8 +67,8 @@ class Host:
 
     def close(self) -> None:
         """End it."""
-        if self._process.is_alive():
-            self._near.send(None)
+        with suppress(PeerError):
+            self._tell()
         self._process.join(20)
         if self._process.is_alive():
             self._kill()
@@ -76,8 +76,14 @@ class Host:
         self._process.close()
 
     def _ask(self, *command: Any) -> Any:
-        self._near.send(command)
+        self._tell(*command)
         return self._answer(PATIENCE)
+
+    def _tell(self, *command: Any) -> None:
+        try:
+            self._near.send(command)
+        except BrokenPipeError:
+            raise PeerError("its process died") from None
 
     def _answer(self, patience: float) -> Any:
         if not self._near.poll(patience):
@@ -92,12 +98,12 @@ class Host:
         return answer
 
     def _kill(self) -> None:
-        processes.kill_tree(self._process.pid)
+        processes.kill_tree(self.pid)
         self._process.join()
 
     @property
-    def is_alive(self) -> bool:
-        return self._process.is_alive()
+    def pid(self) -> int:
+        return self._process.pid
 
 
 def serve(name: str, commands: Connection) -> None:
@@ -107,16 +113,16 @@ def serve(name: str, commands: Connection) -> None:
     with commands:
         while True:
             try:
-                command, *arguments = commands.recv() or [None]
+                command = commands.recv()
             except (EOFError, KeyboardInterrupt):
-                command = None
-            if command is None:
                 break
-            commands.send(_outcome(getattr(stand, command), arguments))
+            if not command:
+                break
+            commands.send(_outcome(getattr(stand, command[0]), command[1:]))
     stand.close()
 
 
-def _outcome(method: Any, arguments: list[Any]) -> tuple[Any, str]:
+def _outcome(method: Any, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     try:
         return method(*arguments), ""
     except Exception as error:  # noqa: BLE001 - a peer's: whatever it raises is its result

@@ -21,7 +21,6 @@ from benchmarks.workloads import MB, Scale, size_text
 with suppress(ImportError):
     import SharedArray
 
-GROUPS = ("latencies", "copies")
 _ITEMS = 1000  # 8 kB of float64
 # Seconds that a turn takes at least: so many calls that the clock does not matter.
 _TURN = 0.01
@@ -30,11 +29,15 @@ _OURS, _THEIRS, _BLOCK = (f"shmarray-bench-{os.getpid()}-{end}" for end in ("our
 Job = Callable[[], Any]
 
 
-def run(scale: Scale, missing: dict[str, str]) -> Iterator[list[Record]]:
+def latencies(scale: Scale, missing: dict[str, str]) -> Iterator[list[Record]]:
     """The records of each workload in turn."""
     with _latencies() as jobs:
         for name, contestants in jobs.items():
             yield _compete(Record("latencies", name, ""), contestants, missing, 3 * scale.rounds)
+
+
+def copies(scale: Scale, missing: dict[str, str]) -> Iterator[list[Record]]:
+    """The records of each size in turn."""
     for nbytes in scale.copies:
         record = Record("copies", f"{size_text(nbytes)} of data", "", at=nbytes)
         if _free() < 2 * nbytes:  # the others would die of a bus error
@@ -131,3 +134,6 @@ def _seconds(job: Job, calls: int) -> float:
     for _ in range(calls):
         job()
     return (time.perf_counter() - start) / calls
+
+
+GROUPS = {"latencies": latencies, "copies": copies}

@@ -60,10 +60,10 @@ def update(page: Path, blocks: dict[str, list[str]]) -> None:
     """Put lines between the page's markers: ``<!-- begin: NAME ... -->`` and ``<!-- end: NAME -->``."""
     text = page.read_text(encoding="utf-8")
     for name, lines in blocks.items():
-        found = re.compile(rf"(<!-- begin: {name}\b.*? -->\n).*?(\n<!-- end: {name} -->)", re.DOTALL)
+        found = re.compile(rf"(<!-- begin: {name}\b[^>]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         if not found.search(text):
             raise ValueError(f"{page} has no place for {name}")
-        body = "\n".join(["", *lines, ""])
+        body = "\n".join(["", *lines, "", ""])
         text = found.sub(lambda match, body=body: match[1] + body + match[2], text)
     page.write_text(text, encoding="utf-8")
 

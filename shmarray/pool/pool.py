@@ -14,7 +14,8 @@ from shmarray.pool.crew import Crew
 from shmarray.pool.engine import Engine
 from shmarray.pool.stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, StockPool
 
-# Below this, a copy for each task costs less than a private mapping of one for all.
+# Below this, a copy for each task costs less than a private mapping of one for all, if
+# tasks write to it (benchmarks/constants.py: _WORTH_SHARING).
 _WORTH_SHARING = 1 << 20
 
 
@@ -70,6 +71,7 @@ class Pool(StockPool):
     [np.float64(100000.0), np.float64(200000.0)]
     """
 
+    # One more costs memory and gains nothing (benchmarks/constants.py: tasks_ahead).
     tasks_ahead = 2
 
     def __init__(
