@@ -82,7 +82,7 @@ class Host:
     def _tell(self, *command: Any) -> None:
         try:
             self._near.send(command)
-        except BrokenPipeError:
+        except ConnectionError:
             raise PeerError("its process died") from None
 
     def _answer(self, patience: float) -> Any:
@@ -91,7 +91,7 @@ class Host:
             raise PeerError(f"more than {PATIENCE:.0f} s")
         try:
             answer, complaint = self._near.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise PeerError("its process died") from None
         if complaint:
             raise PeerError(complaint)
@@ -109,6 +109,8 @@ class Host:
 def serve(name: str, commands: Connection) -> None:
     """Be the host: do what is asked until there is nobody to ask."""
     warnings.simplefilter("ignore")
+    # A spawned process would spawn by default, and not do what the system's default is.
+    multiprocessing.set_start_method(None, force=True)
     stand = _Stand(name)
     with commands:
         while True:

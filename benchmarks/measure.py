@@ -1,7 +1,6 @@
 """Rounds, in which all peers take turns; what is compared is always two turns of the same round."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -163,7 +162,9 @@ class Contest:
             name = entrant.record.peer
             entrant.record.note = str(error)
             del self._entrants[name]
-            with suppress(PeerError):
+            try:
+                entrant.host.unload()
+            except PeerError:  # dead, or killed because it took too long
                 self._stage.close(name)
 
 
