@@ -6,7 +6,7 @@ From top to bottom; each module imports only those below it::
 
     __main__    the command: measure, print, write
     constants   what justifies the constants of the library; a program of its own
-    report      tables on the terminal and in Markdown, the JSON file
+    report      tables on the terminal and in Markdown
     plots       the pictures
     named       named arrays, in this process: attach, create, copy in
     measure     rounds, pairs, ratios: maps, each peer in a process of its own

@@ -314,7 +314,7 @@ def _cell(times: list[float], reference: list[float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="constants; all by default")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
     for constant in constants():
         if not options.names or constant.name in options.names:

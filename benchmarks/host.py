@@ -151,12 +151,12 @@ class _Stand:
         if not (self._kind.starts_slowly and self._peer and self._peer.workers == work.workers):
             self._stack.close()
             self._peer = self._stack.enter_context(self._kind(work.workers))
-        self._peer.prepare(work.function, self._items)
         # Workers start, and load what they need to run anything.
         if work.array is None:
             self._peer.map(identity, range(_FEW), 1)
         else:
             self._peer.spread(look, np.ones(_FEW), range(_FEW))
+        self._peer.prepare(work.function, self._items)
 
     def unload(self) -> None:
         self._work, self._items, self._array = None, [], None

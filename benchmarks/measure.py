@@ -79,7 +79,7 @@ class Contest:
     def _too_slow(self, record: Record) -> str:
         """Whether fewer tasks have shown that these would take too long."""
         seconds = record.count * self._stage.pace.get((record.group, record.peer), 0)
-        is_so = record.group == "tasks" and seconds > 2 * self._scale.budget
+        is_so = record.group == "tasks" and seconds > self._scale.budget
         return f"some {seconds:.0f} s, as fewer tasks show" if is_so else ""
 
     def run(self) -> list[Record]:
@@ -88,7 +88,7 @@ class Contest:
             self._round(number)
         if self._work.watched:
             self._each(self._memory)
-        self._each(lambda entrant: entrant.host.unload())
+        self._each(self._finish)
         own = self.records[0]
         for record in self.records:
             record.compare(own)
@@ -99,7 +99,7 @@ class Contest:
         return self.records
 
     def _first_calls(self) -> None:
-        for number in range(self._scale.firsts):
+        for number in range(1 if self._work.at else self._scale.firsts):
             self._each(lambda entrant, number=number: self._first_call(entrant, number))
 
     def _first_call(self, entrant: _Entrant, number: int) -> None:
@@ -143,12 +143,20 @@ class Contest:
         """
         patience = 3 if entrant.record.peer in (self._work.own, "limit") else 1
         if not any(entrant.record.later):
-            patience *= 4
+            patience *= 2
+        if self._work.at:  # one of many points
+            patience /= 3
         return entrant.spent > patience * self._scale.budget
 
     def _memory(self, entrant: _Entrant) -> None:
         if entrant.record.peer != "limit":
             entrant.record.peak = entrant.host.watch()
+
+    def _finish(self, entrant: _Entrant) -> None:
+        entrant.host.unload()
+        name = entrant.record.peer
+        if self._work.watched and self._scale.anew and not PEERS[name].starts_slowly:
+            self._stage.close(name)
 
     def _each(self, step: Callable[[_Entrant], Any]) -> None:
         for entrant in tuple(self._entrants.values()):

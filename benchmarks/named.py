@@ -120,7 +120,7 @@ def _compete(like: Record, jobs: dict[str, Job], missing: dict[str, str], rounds
     calls = {}
     for record in present:
         record.first.append(_seconds(jobs[record.peer], 1))
-        calls[record.peer] = max(1, round(_TURN / _seconds(jobs[record.peer], 3)))
+        calls[record.peer] = max(1, round(_TURN / _seconds(jobs[record.peer], 1)))
     for _ in range(rounds):
         for record in present:
             record.later.append(_seconds(jobs[record.peer], calls[record.peer]))

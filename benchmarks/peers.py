@@ -59,7 +59,7 @@ class Peer:
         self.stack.close()
 
     def prepare(self, function: Function, items: Sequence[Any]) -> None:
-        """Look at the work before it is timed."""
+        """Look at the work before its first call, which is timed."""
 
     def start(self) -> None:
         raise NotImplementedError
@@ -238,7 +238,7 @@ class AtBest(Peer):
         self.call = self.stack.enter_context(limit.running())
 
     def start(self) -> None:
-        self.call = None
+        self.call = list  # nothing to do before there is work
 
     def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
         return self.call()

@@ -49,7 +49,7 @@ def _time(results: Results) -> Any:
     axes.minorticks_off()
     axes.set_xlabel("size of each array")
     axes.set_ylabel("milliseconds for each array")
-    axes.set_title("map(lambda x: x * 2, arrays), two workers: arrays there and back", loc="left")
+    axes.set_title("x * 2 in a map over arrays, two workers: there and back", loc="left")
     return figure
 
 
@@ -73,7 +73,8 @@ def _growth(results: Results) -> Any:
 
 def _lines(axes: Any, records: Sequence[Record], value: Any, *, legend: bool = True) -> None:
     for peer in dict.fromkeys(record.peer for record in records):
-        points = [(record.at, value(record, record.time)) for record in records if record.peer == peer and record.time]
+        mine = [record for record in records if record.peer == peer and record.first_time]
+        points = [(record.at, value(record, record.time or record.first_time)) for record in mine]
         if points:
             style = {"linewidth": 2.6, "zorder": 3} if peer == OURS else {"linewidth": 1.4}
             style |= {"linestyle": ":"} if peer == "limit" else {"marker": "o", "markersize": 3.5}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.records import OUR_EXECUTOR, OURS, Record, Results
+from benchmarks.workloads import MB
 
 _OWN = (OURS, OUR_EXECUTOR)
 
@@ -63,28 +64,29 @@ def update(page: Path, blocks: dict[str, list[str]]) -> None:
         found = re.compile(rf"(<!-- begin: {name}\b[^>]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         if not found.search(text):
             raise ValueError(f"{page} has no place for {name}")
-        body = "\n".join(["", *lines, "", ""])
+        body = "\n".join([*lines, ""])
         text = found.sub(lambda match, body=body: match[1] + body + match[2], text)
     page.write_text(text, encoding="utf-8")
 
 
 def readme(results: Results) -> dict[str, list[str]]:
     """The blocks of the README."""
-    maps, executor = results.of("maps"), results.of("executor")
+    # Sparse matrices do as frames do.
+    maps = [record for record in results.of("maps") if "sparse" not in record.workload]
+    executor = results.of("executor")
     peers = [record.peer for record in maps if record.peer not in _OWN and record.peer != "limit"]
     pools = ratios(maps, list(dict.fromkeys(peers)), "times as fast as")
     against = [f"{name} {_brief(record)}" for name, record in _against(executor, "concurrent.futures")]
-    named = [record for record in results.records if record.group in ("latencies", "copies")]
+    named = results.of("latencies") + [record for record in results.of("copies") if record.at in (MB, 64 * MB)]
     sentence = f"`ProcessPoolExecutor` against the stdlib's: {'; '.join(against)}."
     others = ["SharedArray", "shared_memory"]
     return {
         "compared": [
-            f"{_machine(results)}, Python {_short(results, 'Python')}, numpy {_short(results, 'numpy')};",
-            "two workers, later calls, medians over rounds in which all take turns. `make bench` measures yours, and",
-            "[benchmarks/README.md](benchmarks/README.md) has the times, first calls, memory, and where the time goes.",
+            f"{_machine(results)}, Python {_short(results, 'Python')}, numpy {_short(results, 'numpy')}, two workers;",
+            f"medians of later calls{_scale(results)}. `make bench` measures yours; first calls and times are in",
+            "[benchmarks/README.md](benchmarks/README.md), with where the time goes.",
             "",
-            "![Time over array size](docs/pictures/time.png)",
-            "![Peak memory](docs/pictures/memory.png)",
+            "![Time over array size](docs/pictures/time.png) ![Peak memory](docs/pictures/memory.png)",
             "",
             *pools,
             "",
@@ -100,9 +102,11 @@ def benchmarks_page(results: Results) -> dict[str, list[str]]:
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     huge = results.machine["huge pages"]
     absent = [f"Not installed, so left out: {', '.join(results.missing)}."] if results.missing else []
-    scale = [] if results.scale == "full" else [f"**A {results.scale} run: little was measured, few times.**"]
     return {
-        "machine": [f"{_machine(results)}, huge pages for shared memory: {huge}. {versions}.", *absent, *scale],
+        "machine": [
+            f"{_machine(results)}, huge pages for shared memory: {huge}{_scale(results)}. {versions}.",
+            *absent,
+        ],
         "limit": _limit(results),
         "maps": details(results.of("maps")),
         "executor": details(results.of("executor")),
@@ -112,6 +116,10 @@ def benchmarks_page(results: Results) -> dict[str, list[str]]:
         "latencies": named(results.of("latencies")),
         "copies": named(results.of("copies")),
     }
+
+
+def _scale(results: Results) -> str:
+    return "" if results.scale == "full" else f" (a {results.scale} run)"
 
 
 def _limit(results: Results) -> list[str]:

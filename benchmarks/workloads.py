@@ -151,7 +151,20 @@ class Workload:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything; sizes in bytes."""
+    """How much of everything; sizes in bytes.
+
+    Attributes
+    ----------
+    at_each_size : int
+        Bytes of all arrays together, as they grow.
+    rounds, firsts : int
+        How often later and first calls are measured.
+    budget : float
+        Seconds of calls after which a slow peer takes part no more.
+    anew : bool
+        Whether hosts are started anew for work whose memory is measured, so that nothing of
+        the work before is in it.
+    """
 
     name: str
     arrays: int
@@ -167,6 +180,7 @@ class Scale:
     rounds: int
     firsts: int
     budget: float
+    anew: bool = False
 
 
 FULL = Scale(
@@ -184,6 +198,7 @@ FULL = Scale(
     rounds=7,
     firsts=3,
     budget=9.0,
+    anew=True,
 )
 QUICK = Scale(
     name="quick",
