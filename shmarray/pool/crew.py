@@ -188,15 +188,17 @@ class Crew:
         )
 
     def give(self, hand: Hand, trip: Trip, data: bytes) -> bool:
-        """Send a short task, if there is room for it now."""
+        """Send a task, if there is room for it now."""
         trip.data = data
         hand.take(trip)  # first: the answer may be there before send returns
         try:
-            hand.sock.send(data, socket.MSG_DONTWAIT | link.QUIETLY)
+            link.send(hand.sock, data, socket.MSG_DONTWAIT)
         except OSError:
             hand.flight.pop()
             hand.sent -= 1
             hand.is_full = bool(hand.flight)
+            if trip.is_long:
+                hand.process.kill()  # it may have half a message, and would wait for the rest
             return False
         return True
 

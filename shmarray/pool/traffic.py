@@ -48,7 +48,7 @@ class Trip:
     Attributes
     ----------
     data : bytes
-        The message, if it is short: to send it again.
+        The message, to send it again.
     is_long : bool
         Whether its message is several packets; such a one is not taken back.
     is_being_sent : bool

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from multiprocessing import util
+from pathlib import Path
 
 import numpy as np
 
@@ -91,7 +92,11 @@ def give_what_dies(way, _):
 
 
 def give_much(_):
-    """A result that is no array, and much longer than any socket or pipe holds."""
+    """A result that is no array, and so large that a few of them fill any socket or pipe."""
+    return b"x" * 24_000
+
+
+def give_too_much(_):
     return b"x" * (4 << 20)
 
 
@@ -111,6 +116,20 @@ def double(x):
 
 def pid():
     return os.getpid()
+
+
+def wait_for(path):
+    """Say so, and wait for a file, or for the end of its directory."""
+    Path(path + ".waits").touch()
+    while not os.path.exists(path) and os.path.isdir(os.path.dirname(path)):
+        time.sleep(0.001)
+
+
+def meet(place):
+    """Wait until two workers are here."""
+    Path(place, str(os.getpid())).touch()
+    while os.path.isdir(place) and len(os.listdir(place)) < 2:
+        time.sleep(0.001)
 
 
 def sleep_deaf(path):
