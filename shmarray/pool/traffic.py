@@ -51,7 +51,7 @@ class Trip:
     group : int
         The tasks that share the arrays which all of them carry.
     data : bytes
-        The message, if it is short: to send it again.
+        The message, to send it again.
     is_long : bool
         Whether its message is several packets; such a one is not taken back.
     is_being_sent : bool
