@@ -295,7 +295,7 @@ def _check_words(error, pids, way, function):
 
 def _all_boxes_are_free(pool):
     arena = arena_of(pool)
-    return arena is None or len(arena._free) + len(arena._empty) == arena._made - 1
+    return arena is None or sum(len(shelf.full) + len(shelf.empty) for shelf in arena._shelves) == len(arena._boxes)
 
 
 # --- ProcessPoolExecutor -------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_the_executor_says_who_died_and_over_what_and_ends(method, stage, way):
         arena = arena_of(door.pool)
     finally:
         door.close()
-    wait_until(lambda: arena is None or arena.file.fd == -1, LIMIT)
+    wait_until(lambda: arena is None or arena.memory() == 0, LIMIT)
 
 
 def _until_it_refuses(door):
