@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format docs bench clean
+.PHONY: demo test check format docs bench bench-quick bench-constants clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
@@ -26,8 +26,13 @@ docs: $(VENV)/docs.stamp
 	@echo "open build/docs/index.html"
 
 bench: $(VENV)/bench.stamp
-	$(BIN)/python benchmarks/core.py
-	$(BIN)/python benchmarks/pool.py
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+bench-constants: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.constants $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist
@@ -52,10 +57,12 @@ $(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
-# One by one, so that one that cannot be had does not keep out the others: SharedArray has no
-# wheels and needs a C compiler, and its build needs numpy there before it.
+# The extra `bench`, one by one, so that one that cannot be had does not keep out the others:
+# SharedArray has no wheels and needs a C compiler, and its build needs numpy there before it.
+PEERS := joblib mpire dask[distributed] ray pandas scipy matplotlib SharedArray
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check SharedArray
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check joblib ray
+	@for peer in $(PEERS); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer: left out"; \
+	done
 	@touch $@

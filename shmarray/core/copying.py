@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from shmarray.core.mapping import Mapping
 from shmarray.core.posix import pages
 
-# Two threads gain nothing below some 4 MB.
+# Two threads gain nothing below some 4 MB (benchmarks/constants.py: _TWO_THREADS).
 _TWO_THREADS = 8 << 20
-# Small enough that both end at the same time, a multiple of a huge page.
+# Small enough that both end at the same time, a multiple of a huge page
+# (benchmarks/constants.py: _CHUNK).
 _CHUNK = 4 << 20
 
 

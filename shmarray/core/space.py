@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from shmarray.core.names import Name
-from shmarray.core.posix import pages
+from shmarray.core.posix import files, pages
 from shmarray.errors import SharedMemoryFullError
 
 # Looking costs 0.1 ms, as much as reserving 256 kB: so much may be reserved between two
@@ -123,15 +123,14 @@ def _swap_headroom(directory: str) -> int:
 def _own_cgroups(pid: int) -> tuple[tuple[str, str, str], ...]:
     found = []
     try:
-        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            groups = [line.rstrip("\n").split(":", 2) for line in lines]
+        groups = [line.split(":", 2) for line in files.text("/proc/self/cgroup").splitlines()]
     except OSError:
         return ()
     for _, controllers, path in groups:
         if not controllers:
-            root, files = "/sys/fs/cgroup", ("memory.max", "memory.current")
+            root, names = "/sys/fs/cgroup", ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            root, files = "/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            root, names = "/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
         # Every group above limits too.  Inside a container the path may be the host's, and
@@ -139,15 +138,14 @@ def _own_cgroups(pid: int) -> tuple[tuple[str, str, str], ...]:
         parts = path.strip("/").split("/") if path.strip("/") else []
         for depth in range(len(parts), -1, -1):
             directory = "/".join([root, *parts[:depth]])
-            if os.path.exists(f"{directory}/{files[0]}"):
-                found.append((directory, *files))
+            if os.path.exists(f"{directory}/{names[0]}"):
+                found.append((directory, *names))
     return tuple(found)
 
 
 def _number(path: str) -> int | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read().strip()
+        text = files.text(path).strip()
     except OSError:
         return None
     return int(text) if text.isdecimal() else None  # memory.max may be "max"
@@ -156,8 +154,7 @@ def _number(path: str) -> int | None:
 def _table(path: str) -> dict[str, int]:
     """Lines of a name and a number, as /proc/meminfo and memory.stat have them."""
     try:
-        with open(path, encoding="utf-8") as file:
-            fields = [line.split() for line in file]
+        fields = [line.split() for line in files.text(path).splitlines()]
     except OSError:
         return {}
     return {line[0].rstrip(":"): int(line[1]) for line in fields if len(line) > 1 and line[1].isdecimal()}

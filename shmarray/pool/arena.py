@@ -25,7 +25,8 @@ from shmarray.pool.boxes import BOX_SIZE, IDLE, Boxes, Lent, offset_of, whole_pa
 
 _WORDS_PER_PAGE = 512
 # Files for results.  A write that takes new memory holds its file's lock: two workers on one
-# file take 13.2 ms for 16 MB each, on two files 7.0.
+# file take 13.2 ms for 16 MB each, on two files 7.0
+# (benchmarks/constants.py: _FILES_FOR_RESULTS).
 _FILES_FOR_RESULTS = 8
 
 

@@ -25,7 +25,8 @@ from shmarray.pool.forks import Witness
 _STRIDE = 36
 BOX_SIZE = 1 << _STRIDE
 # Seconds after which the memory of a box that nobody used goes back; so whoever used one
-# less than that ago knows that it is there.
+# less than that ago knows that it is there.  Calls farther apart pay for fresh memory each
+# time (benchmarks/constants.py: IDLE).
 IDLE = 1.0
 _PAGE = os.sysconf("SC_PAGESIZE")
 # Rounding lets a mapping serve again for sizes that differ a little; a huge page fits.

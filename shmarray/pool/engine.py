@@ -35,7 +35,8 @@ from shmarray.pool.traffic import Traffic, Trip
 # Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
 _GRACE = 2.0
 # Seconds that a worker may be idle while another has tasks it has not read: tiny tasks come
-# to it by themselves in that time, and moving them costs more than they do.
+# to it by themselves in that time, and moving them costs more than they do
+# (benchmarks/constants.py: _SHARING).
 _SHARING = 0.002
 
 
@@ -195,6 +196,7 @@ class Engine:
                     hand.is_full = True
                     continue
                 trip.is_long = trip.is_being_sent = True
+                trip.data = data
                 hand.take(trip)
             if self._send_long(hand, trip, data):
                 return
@@ -213,7 +215,9 @@ class Engine:
                 hand.process.kill()  # it has half a message, and would wait for the rest
             died_meanwhile = not hand.is_alive
         if sent and died_meanwhile:  # after the last byte; who buried it left this to us
-            self._lost(hand, [trip])
+            sent = self._traffic.has_begun(trip)
+            if sent:
+                self._lost(hand, [trip])
         return sent
 
     def _wait(self, ready: Callable[[], Any], depth: int) -> Any:
@@ -328,9 +332,23 @@ class Engine:
                 if trip.job not in self._calls:
                     self._traffic.lost(trip, ran=False)
                     continue
-                hand = self._crew.idlest(None)
-                if hand is None or not self._crew.give(hand, trip, data):
+                hand = self._crew.idlest(1 if trip.is_long else None)
+                if hand is not None and trip.is_long:
+                    self._send_long_again(hand, trip, data)
+                elif hand is None or not self._crew.give(hand, trip, data):
                     self._back.append((trip, data))
+
+    def _send_long_again(self, hand: Hand, trip: Trip, data: bytes) -> None:
+        """In a thread of its own: this one must not wait for a worker to read."""
+
+        def send() -> None:
+            if not self._send_long(hand, trip, data):
+                self._back.append((trip, data))
+                self.wake()
+
+        trip.is_being_sent = True
+        hand.take(trip)
+        threading.Thread(target=send, name="shmarray-sender", daemon=True).start()
 
     # --- deaths ---
 

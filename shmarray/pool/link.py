@@ -86,14 +86,15 @@ def is_long(data: bytes) -> bool:
     return len(data) > PACKET
 
 
-def send(sock: socket.socket, data: bytes) -> None:
-    """Send a message, waiting for the reader where it must."""
+def send(sock: socket.socket, data: bytes, flags: int = 0) -> None:
+    """Send a message, waiting for the reader where it must, if the flags do not say otherwise."""
+    flags |= QUIETLY
     if len(data) <= PACKET:
-        sock.send(data, QUIETLY)
+        sock.send(data, flags)
         return
     view = memoryview(data)
     for start in range(0, len(view), PACKET):
-        sock.send(view[start : start + PACKET], QUIETLY)
+        sock.send(view[start : start + PACKET], flags)
 
 
 class Receiver:

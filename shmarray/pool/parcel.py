@@ -22,9 +22,10 @@ from numpy.typing import DTypeLike, NDArray
 from shmarray.pool.references import by_reference
 from shmarray.pool.stdlib import registered
 
-# Smaller arrays are faster in the pickle than in a box (measured: equal at 40 to 90 KB).
+# Smaller arrays are faster in the pickle than in a box: equal at 40 to 90 kB
+# (benchmarks/constants.py: SMALL).
 SMALL = 64 << 10
-# Longer pickles go into the box as well: messages stay short.
+# Longer pickles go into the box as well: messages stay one packet (benchmarks/constants.py: LONG).
 LONG = 24 << 10
 _ALIGNMENT = 64
 # Not objects, and not numpy's StringDType: theirs are pointers.

@@ -73,6 +73,7 @@ class Pool(ShowsProgress):
     [np.float64(100000.0), np.float64(200000.0)]
     """
 
+    # One more costs memory and gains nothing (benchmarks/constants.py: tasks_ahead).
     tasks_ahead = 2
 
     def __init__(

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Below this, a copy for each task costs less than a private mapping of one for all.
+# Below this, a copy for each task costs less than a private mapping of one for all, if
+# tasks write to it (benchmarks/constants.py: _WORTH_SHARING).
 _WORTH_SHARING = 1 << 20
 
 Repeated = dict[int, NDArray[Any]]

@@ -17,9 +17,10 @@ from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Repeated, Span
 from shmarray.pool.worker import Notes
 
 # Results smaller than this are copied out, which takes as long as making their box an
-# array's memory, and the box is free at once.
+# array's memory, and the box is free at once (benchmarks/constants.py: _COPY_OUT).
 _COPY_OUT = 512 << 10
-# Tasks that a worker may have unread when neither arguments nor results take boxes.
+# Tasks that a worker may have unread when neither arguments nor results take boxes; with
+# fewer, it waits for the caller's threads to be scheduled (benchmarks/constants.py: DEEP).
 DEEP = 24
 
 
@@ -50,7 +51,7 @@ class Trip:
     group : int
         The tasks that share the arrays which all of them carry.
     data : bytes
-        The message, if it is short: to send it again.
+        The message, to send it again.
     is_long : bool
         Whether its message is several packets; such a one is not taken back.
     is_being_sent : bool

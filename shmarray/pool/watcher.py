@@ -10,6 +10,7 @@ Not multiprocessing's resource tracker: that deletes whatever has the name by th
 files and few characters, waits for all children of this process too, and complains.
 """
 
+import _thread
 import atexit
 import os
 import socket
@@ -59,16 +60,23 @@ class _Watcher:
         atexit.register(self.stop)
 
     def add(self, name: bytes) -> None:
-        with forks.lock:
-            self._names.add(name)
-            if not self._tell([b"+" + name]) and not self._is_hopeless:
-                self._start()  # the first name, or somebody has killed it
-                self._is_hopeless = not self._tell(b"+" + each for each in self._names)
+        self._names.add(name)
+        if self._tell([b"+" + name]) or self._is_hopeless:
+            return
+        # The first name, or somebody has killed the watcher.  In a thread, in which no signal's
+        # exception lands: a Ctrl-C would leave a process that nobody knows.  Not by the
+        # threading module: its start() is Python, and a Ctrl-C in that becomes a RuntimeError.
+        started = _thread.allocate_lock()
+        started.acquire()
+        try:
+            _thread.start_new_thread(self._start, (started,))
+        except RuntimeError:  # no threads any more: the interpreter ends
+            return
+        started.acquire()
 
     def discard(self, name: bytes) -> None:
-        with forks.lock:
-            self._names.discard(name)
-            self._tell([b"-" + name])
+        self._names.discard(name)
+        self._tell([b"-" + name])
 
     def _tell(self, lines: Iterable[bytes]) -> bool:
         if self._socket is None:
@@ -81,16 +89,25 @@ class _Watcher:
             return False
         return True
 
-    def _start(self) -> None:
+    def _start(self, started: _thread.LockType) -> None:
+        try:
+            with forks.lock:  # no child gets what is not known yet
+                if self._socket is None:
+                    self._run()
+                    self._is_hopeless = not self._tell([b"+" + name for name in tuple(self._names)])
+        finally:
+            started.release()
+
+    def _run(self) -> None:
         program = spawn.get_executable()
-        if not program or getattr(sys, "frozen", False):  # there is no Python to run
-            return
+        if not program or getattr(sys, "frozen", False):
+            return  # there is no Python to run
         own, other = socket.socketpair()
+        own.settimeout(_PATIENCE)
         with other:
-            own.settimeout(_PATIENCE)
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this Python, with a program of our own
-                    [program, "-I", "-S", "-c", _PROGRAM],
+                    [os.fsdecode(program), "-I", "-S", "-c", _PROGRAM],
                     stdin=other.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -99,10 +116,7 @@ class _Watcher:
                 )
                 self._socket = own
             except (OSError, ValueError):
-                pass
-            finally:
-                if self._socket is None:
-                    own.close()
+                own.close()
 
     def stop(self) -> None:
         """Let it go; it deletes what is left."""

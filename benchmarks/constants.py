@@ -1,0 +1,326 @@
+"""What justifies the constants of the library: each tried at other values, in interleaved rounds.
+
+    python -m benchmarks.constants [NAME ...] [--rounds N]
+
+One table for each constant: a row for each piece of work, a column for each value; medians
+of the time of a call, and in brackets by how much it is slower than with the value that
+the library has, or with the first column where that one is not among them.  Read off where
+the better column changes.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import shmarray
+from benchmarks.report import seconds
+from benchmarks.workloads import KB, MB, arrays, double, identity, look, numbers, size_text, total
+from shmarray.core import copying
+from shmarray.pool import arena, boxes, engine, parcel, pool, traffic
+
+# Where a constant lives: several places if it was imported by name.
+Places = tuple[tuple[Any, str], ...]
+Job = Callable[[Any], Any]
+
+_ALL, _NONE = 1, 1 << 40  # every size is above the one, and below the other
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece of work.
+
+    Attributes
+    ----------
+    name : str
+    make : callable
+        Makes the job, with its data: a callable that is given the pool.
+    workers : int
+        0: there is no pool.
+    fresh : bool
+        Whether it is the first call of a new pool that counts.
+    pause : float
+        Seconds between calls.
+    """
+
+    name: str
+    make: Callable[[], Job]
+    workers: int = 2
+    fresh: bool = False
+    pause: float = 0.0
+
+
+@dataclass(frozen=True)
+class Constant:
+    name: str
+    question: str
+    places: Places
+    columns: dict[str, Any]
+    rows: list[Row]
+
+
+# --- what workers do -----------------------------------------------------------------
+
+
+def ones(nbytes: int) -> Any:
+    return np.ones(nbytes // 8)
+
+
+def change(array: Any, place: int) -> float:
+    array[place] += 1.0
+    return float(array[place])
+
+
+def busy(duration: float) -> None:
+    end = time.perf_counter() + duration
+    while time.perf_counter() < end:
+        pass
+
+
+def copies(*values_and_counts: Any) -> list[Any]:
+    """Each value so many times."""
+    pairs = zip(values_and_counts[::2], values_and_counts[1::2], strict=True)
+    return [value for value, count in pairs for _ in range(count)]
+
+
+# --- the jobs ------------------------------------------------------------------------
+
+
+def _map(function: Callable[[Any], Any], make_items: Callable[..., Sequence[Any]], *arguments: Any) -> Job:
+    items = make_items(*arguments)
+    return lambda pool: pool.map(function, items, 1)
+
+
+def _spread(function: Callable[..., Any], nbytes: int) -> Job:
+    tasks = [(np.ones(nbytes // 8), 0)] * 100
+    return lambda pool: pool.starmap(function, tasks, 1)
+
+
+def _create(nbytes: int) -> Job:
+    data, name = np.ones(nbytes // 8), f"shmarray-bench-{os.getpid()}"
+
+    def job(_: None) -> None:
+        array = shmarray.create(name, data=data)
+        shmarray.delete(name)
+        del array
+
+    return job
+
+
+def constants() -> list[Constant]:
+    kinds = (_small, _long, _copy_out, _worth_sharing, _deep, _ahead, _sharing, _idle, _files, _threads, _chunk)
+    return [kind() for kind in kinds]
+
+
+def _small() -> Constant:
+    rows = []
+    for size in (16 * KB, 32 * KB, 64 * KB, 128 * KB, 256 * KB):
+        items = arrays, 200, size
+        rows += [Row(f"200 x {size_text(size)}, x.sum()", partial(_map, total, *items))]
+        rows += [Row(f"200 x {size_text(size)}, x * 2", partial(_map, double, *items))]
+    columns = {"in the pipe": _NONE, "in a box": _ALL}
+    return Constant("SMALL", "the size from which arrays leave the pipe", ((parcel, "SMALL"),), columns, rows)
+
+
+def _long() -> Constant:
+    sizes = (4 * KB, 16 * KB, 24 * KB, 32 * KB, 64 * KB, 256 * KB)
+    rows = [Row(f"200 x {size_text(size)} of text", partial(_map, len, copies, "x" * size, 200)) for size in sizes]
+    columns = {"in the message": _NONE, "in a box": _ALL}
+    return Constant("LONG", "the size from which pickles go into the box", ((parcel, "LONG"),), columns, rows)
+
+
+def _copy_out() -> Constant:
+    sizes = (64 * KB, 128 * KB, 256 * KB, 512 * KB, MB, 4 * MB)
+    rows = [Row(f"100 results of {size_text(size)}", partial(_map, ones, copies, size, 100)) for size in sizes]
+    columns = {"copied out": _NONE, "left in the box": 0}
+    question = "the size from which results stay in their box"
+    return Constant("_COPY_OUT", question, ((traffic, "_COPY_OUT"),), columns, rows)
+
+
+def _worth_sharing() -> Constant:
+    rows = []
+    for size in (256 * KB, 512 * KB, MB, 2 * MB, 8 * MB):
+        rows += [Row(f"{size_text(size)} in 100 tasks, read", partial(_spread, look, size))]
+        rows += [Row(f"{size_text(size)} in 100 tasks, written to", partial(_spread, change, size))]
+    columns = {"a copy each": _NONE, "one, private": _ALL}
+    question = "the size from which an array in many tasks is copied once"
+    return Constant("_WORTH_SHARING", question, ((pool, "_WORTH_SHARING"),), columns, rows)
+
+
+def _deep() -> Constant:
+    rows = [
+        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
+        Row("1000 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 1000)),
+        Row("one of 50 ms, then 1000 of 0.1 ms", partial(_map, busy, copies, 0.05, 1, 1e-4, 1000)),
+    ]
+    columns = {str(depth): depth for depth in (2, 8, 24, 72)}
+    return Constant("DEEP", "tasks without arrays that a worker may have unread", ((traffic, "DEEP"),), columns, rows)
+
+
+def _ahead() -> Constant:
+    rows = [
+        Row("24 x 16 MB, x * 2", partial(_map, double, arrays, 24, 16 * MB)),
+        Row("24 x 16 MB, x.sum()", partial(_map, total, arrays, 24, 16 * MB)),
+        Row("100 x 1 MB, x * 2", partial(_map, double, arrays, 100, MB)),
+    ]
+    columns = {str(count): count for count in (1, 2, 3, 4)}
+    return Constant(
+        "tasks_ahead", "tasks with arrays for each worker", ((shmarray.Pool, "tasks_ahead"),), columns, rows
+    )
+
+
+def _sharing() -> Constant:
+    rows = [
+        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
+        Row("40 of 5 ms, then 40 of 0.1 ms", partial(_map, busy, copies, 5e-3, 40, 1e-4, 40)),
+        Row("one of 50 ms, then 100 of 1 ms", partial(_map, busy, copies, 0.05, 1, 1e-3, 100)),
+    ]
+    columns = {f"{1000 * wait:g} ms": wait for wait in (0.0005, 0.002, 0.01)}
+    question = "seconds after which an idle worker gets another's unread tasks"
+    return Constant("_SHARING", question, ((engine, "_SHARING"),), columns, rows)
+
+
+def _idle() -> Constant:
+    rows = [
+        Row(f"8 x 16 MB, x * 2, {pause} s apart", partial(_map, double, arrays, 8, 16 * MB), pause=pause)
+        for pause in (0.3, 0.8, 1.5)
+    ]
+    columns = {f"{wait:g} s": wait for wait in (0.1, 1.0, 10.0)}
+    question = "seconds after which memory that nobody used goes back"
+    return Constant("IDLE", question, ((boxes, "IDLE"), (arena, "IDLE")), columns, rows)
+
+
+def _files() -> Constant:
+    rows = [
+        Row(
+            f"first call, {workers} workers, 24 x 16 MB, x * 2",
+            partial(_map, double, arrays, 24, 16 * MB),
+            workers,
+            fresh=True,
+        )
+        for workers in (2, 4, 8)
+    ]
+    columns = {str(count): count for count in (1, 2, 8)}
+    question = "files for results: who takes new memory holds its file's lock"
+    return Constant("_FILES_FOR_RESULTS", question, ((arena, "_FILES_FOR_RESULTS"),), columns, rows)
+
+
+def _threads() -> Constant:
+    rows = [
+        Row(f"create(data=), {size_text(size)}", partial(_create, size), 0)
+        for size in (MB, 4 * MB, 8 * MB, 16 * MB, 64 * MB)
+    ]
+    columns = {"one thread": _NONE, "two": _ALL}
+    return Constant("_TWO_THREADS", "the size from which two threads copy", ((copying, "_TWO_THREADS"),), columns, rows)
+
+
+def _chunk() -> Constant:
+    rows = [
+        Row(f"create(data=), {size_text(size)}", partial(_create, size), 0) for size in (16 * MB, 64 * MB, 256 * MB)
+    ]
+    columns = {size_text(size): size for size in (MB, 4 * MB, 16 * MB)}
+    return Constant("_CHUNK", "what each of two threads copies at a time", ((copying, "_CHUNK"),), columns, rows)
+
+
+# --- measuring -----------------------------------------------------------------------
+
+
+@contextmanager
+def set_to(places: Places, value: Any) -> Iterator[None]:
+    """Give a constant another value; workers forked meanwhile keep it."""
+    before = [getattr(place, name) for place, name in places]
+    for place, name in places:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name), old in zip(places, before, strict=True):
+            setattr(place, name, old)
+
+
+def measure(constant: Constant, row: Row, rounds: int) -> dict[str, list[float]]:
+    """Seconds in each round, by column."""
+    times: dict[str, list[float]] = {label: [] for label in constant.columns}
+    job = row.make()
+    with ExitStack() as stack:
+        lasting = {}
+        if not row.fresh:
+            for label, value in constant.columns.items():
+                with set_to(constant.places, value):
+                    lasting[label] = stack.enter_context(_pool(row.workers))
+        for _ in range(rounds):
+            for label, value in constant.columns.items():
+                with set_to(constant.places, value):
+                    times[label].append(_fresh_turn(row, job) if row.fresh else _turn(row, job, lasting[label]))
+    return times
+
+
+def _pool(workers: int) -> Any:
+    # Forked, so that workers have what is set here.
+    return shmarray.Pool(workers, context=multiprocessing.get_context("fork")) if workers else ExitStack()
+
+
+def _turn(row: Row, job: Job, pool: Any) -> float:
+    """One call for the memory, one that counts."""
+    job(pool)
+    time.sleep(row.pause)
+    return _seconds(job, pool)
+
+
+def _fresh_turn(row: Row, job: Job) -> float:
+    with _pool(row.workers) as fresh:
+        fresh.map(identity, range(16 * row.workers), 1)
+        return _seconds(job, fresh)
+
+
+def _seconds(job: Job, pool: Any) -> float:
+    start = time.perf_counter()
+    results = job(pool)
+    elapsed = time.perf_counter() - start
+    del results
+    return elapsed
+
+
+def show(constant: Constant, rounds: int) -> None:
+    """Measure and print one table."""
+    place, name = constant.places[0]
+    value = getattr(place, name)
+    where = getattr(place, "__module__", None) or place.__name__
+    print(f"\n{constant.name} = {value} ({where}): {constant.question}\n", flush=True)
+    width = max(len(row.name) for row in constant.rows) + 2
+    print(" " * width + "".join(f"{label:>22}" for label in constant.columns))
+    reference = next(
+        (label for label, tried in constant.columns.items() if tried == value), next(iter(constant.columns))
+    )
+    for row in constant.rows:
+        times = measure(constant, row, rounds)
+        cells = [_cell(times[label], times[reference]) for label in times]
+        print(f"{row.name:{width}}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+
+
+def _cell(times: list[float], reference: list[float]) -> str:
+    ratio = statistics.median(mine / other for mine, other in zip(times, reference, strict=True))
+    return f"{seconds(statistics.median(times))} ({ratio:.2f})"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="constants; all by default")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    for constant in constants():
+        if not options.names or constant.name in options.names:
+            show(constant, options.rounds)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()

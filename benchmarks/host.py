@@ -1,0 +1,195 @@
+"""A process of its own for each peer: none of them has the others' threads, memory or settings around it.
+
+The handle sends commands and gets answers; times are taken in the host itself.
+"""
+
+import copy
+import multiprocessing
+import os
+import time
+import warnings
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from benchmarks import processes
+from benchmarks.peers import PEERS, Peer
+from benchmarks.workloads import Workload, fingerprint, identity, look
+
+# Seconds after which a peer is given up.
+PATIENCE = 120.0
+_FEW = 64
+
+
+class PeerError(Exception):
+    """A peer that could not do it: its own words."""
+
+
+class Host:
+    """The handle of a host.
+
+    Parameters
+    ----------
+    name : str
+        Of the peer.
+    """
+
+    def __init__(self, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._near, far = context.Pipe()
+        self._process = context.Process(target=serve, args=(name, far), name=f"benchmark of {name}")
+        self._process.start()
+        far.close()
+
+    def load(self, work: Workload) -> None:
+        """Make a new pool for this work, whose workers run; its call is not made yet."""
+        self._ask("load", work)
+
+    def call(self, calls: int = 1) -> tuple[float, float]:
+        """Make so many calls; gives the mean of their seconds, and of the processor time they took."""
+        return self._ask("call", calls)
+
+    def memory(self) -> int:
+        """Bytes of memory, now."""
+        return processes.Memory(self.pid).peak
+
+    def watch(self) -> int:
+        """Bytes of memory at most, during two calls."""
+        self._tell("call", 2)
+        memory = processes.watch(self.pid, self._near.poll, PATIENCE)
+        self._answer(0)
+        return memory.peak
+
+    def unload(self) -> None:
+        self._ask("unload")
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(PeerError):
+            self._tell()
+        self._process.join(20)
+        if self._process.is_alive():
+            self._kill()
+        self._near.close()
+        self._process.close()
+
+    def _ask(self, *command: Any) -> Any:
+        self._tell(*command)
+        return self._answer(PATIENCE)
+
+    def _tell(self, *command: Any) -> None:
+        try:
+            self._near.send(command)
+        except ConnectionError:
+            raise PeerError("its process died") from None
+
+    def _answer(self, patience: float) -> Any:
+        if not self._near.poll(patience):
+            self._kill()
+            raise PeerError(f"more than {PATIENCE:.0f} s")
+        try:
+            answer, complaint = self._near.recv()
+        except (EOFError, ConnectionError):
+            raise PeerError("its process died") from None
+        if complaint:
+            raise PeerError(complaint)
+        return answer
+
+    def _kill(self) -> None:
+        processes.kill_tree(self.pid)
+        self._process.join()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+
+def serve(name: str, commands: Connection) -> None:
+    """Be the host: do what is asked until there is nobody to ask."""
+    warnings.simplefilter("ignore")
+    # A spawned process would spawn by default, and not do what the system's default is.
+    multiprocessing.set_start_method(None, force=True)
+    stand = _Stand(name)
+    with commands:
+        while True:
+            try:
+                command = commands.recv()
+            except (EOFError, KeyboardInterrupt):
+                break
+            if not command:
+                break
+            commands.send(_outcome(getattr(stand, command[0]), command[1:]))
+    stand.close()
+
+
+def _outcome(method: Any, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+    try:
+        return method(*arguments), ""
+    except Exception as error:  # noqa: BLE001 - a peer's: whatever it raises is its result
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[-120:]}"
+
+
+class _Stand:
+    """A peer's place, with what it works on."""
+
+    def __init__(self, name: str) -> None:
+        self._kind = PEERS[name]
+        self._stack = ExitStack()
+        self._peer: Peer | None = None
+        self._work: Workload | None = None
+        self._items: list[Any] = []
+        self._array: Any = None
+        self._is_checked = False
+
+    def load(self, work: Workload) -> None:
+        if work != self._work:
+            self._work, self._items = work, work.make()
+            self._array = work.array() if work.array else None
+            self._is_checked = False
+        if not (self._kind.starts_slowly and self._peer and self._peer.workers == work.workers):
+            self._stack.close()
+            self._peer = self._stack.enter_context(self._kind(work.workers))
+        # Workers start, and load what they need to run anything.
+        if work.array is None:
+            self._peer.map(identity, range(_FEW), 1)
+        else:
+            self._peer.spread(look, np.ones(_FEW), range(_FEW))
+        self._peer.prepare(work.function, self._items)
+
+    def unload(self) -> None:
+        self._work, self._items, self._array = None, [], None
+        if not self._kind.starts_slowly:
+            self.close()
+
+    def close(self) -> None:
+        self._peer = None
+        self._stack.close()
+
+    def call(self, calls: int) -> tuple[float, float]:
+        used = processes.processor_time(os.getpid())
+        times = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            results = self._run()
+            times.append(time.perf_counter() - start)
+            if not self._is_checked:
+                self._check(results)
+            del results  # not in the time: the next call finds the memory as a program would that let go of it
+        return sum(times) / calls, (processes.processor_time(os.getpid()) - used) / calls
+
+    def _run(self) -> list[Any]:
+        work = self._work
+        if work.array is None:
+            return self._peer.map(work.function, self._items, work.chunksize)
+        return self._peer.spread(work.function, self._array, self._items)
+
+    def _check(self, results: list[Any]) -> None:
+        """Whether the work was done, and that only."""
+        shared = [] if self._array is None else [self._array]
+        expected = [self._work.function(*shared, copy.deepcopy(self._items[k])) for k in (0, -1)]
+        found = [results[k] for k in (0, -1)]
+        if len(results) != len(self._items) or list(map(fingerprint, found)) != list(map(fingerprint, expected)):
+            raise ValueError("the results are wrong")
+        self._is_checked = True

@@ -1,0 +1,186 @@
+"""Rounds, in which all peers take turns; what is compared is always two turns of the same round."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from benchmarks import processes
+from benchmarks.host import Host, PeerError
+from benchmarks.peers import PEERS
+from benchmarks.records import Record
+from benchmarks.workloads import Scale, Workload
+
+# Calls of this many seconds need no second one beside them.
+_LONG = 0.3
+
+
+class Stage:
+    """The hosts of the peers, started when they are needed.
+
+    Parameters
+    ----------
+    absent : dict of str to str
+        The peers that do not take part, with the reason.
+    """
+
+    def __init__(self, absent: dict[str, str]) -> None:
+        self.absent = absent
+        # By group and peer: seconds for each task, the last time.
+        self.pace: dict[tuple[str, str], float] = {}
+        self._hosts: dict[str, Host] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in tuple(self._hosts):
+            self.close(name)
+
+    def host(self, name: str) -> Host:
+        if name not in self._hosts:
+            self._hosts[name] = Host(name)
+        return self._hosts[name]
+
+    def close(self, name: str) -> None:
+        self._hosts.pop(name).close()
+
+
+@dataclass
+class _Entrant:
+    """A peer in one contest."""
+
+    host: Host
+    record: Record
+    spent: float = 0.0
+    cpu: list[float] = field(default_factory=list)
+
+
+class Contest:
+    """One workload, all its peers.
+
+    Parameters
+    ----------
+    work : Workload
+    stage : Stage
+    scale : Scale
+    """
+
+    def __init__(self, work: Workload, stage: Stage, scale: Scale) -> None:
+        self._work = work
+        self._stage = stage
+        self._scale = scale
+        self.records = [Record(work.group, work.name, peer, work.at, work.count) for peer in work.peers]
+        self._entrants: dict[str, _Entrant] = {}
+        for record in self.records:
+            record.note = work.left_out.get(record.peer) or stage.absent.get(record.peer) or self._too_slow(record)
+            if not record.note:
+                self._entrants[record.peer] = _Entrant(stage.host(record.peer), record)
+
+    def _too_slow(self, record: Record) -> str:
+        """Whether fewer tasks have shown that these would take too long."""
+        seconds = record.count * self._stage.pace.get((record.group, record.peer), 0)
+        is_so = record.group == "tasks" and seconds > self._scale.budget
+        return f"some {seconds:.0f} s, as fewer tasks show" if is_so else ""
+
+    def run(self) -> list[Record]:
+        self._first_calls()
+        for number in range(self._scale.rounds):
+            self._round(number)
+        if self._work.watched:
+            self._each(self._memory)
+        self._each(self._finish)
+        own = self.records[0]
+        for record in self.records:
+            record.compare(own)
+        for entrant in self._entrants.values():
+            record = entrant.record
+            record.cpu = sum(entrant.cpu) / len(entrant.cpu) if entrant.cpu else None
+            self._stage.pace[record.group, record.peer] = (record.time or record.first_time or 0) / record.count
+        return self.records
+
+    def _first_calls(self) -> None:
+        for number in range(1 if self._work.at else self._scale.firsts):
+            self._each(lambda entrant, number=number: self._first_call(entrant, number))
+
+    def _first_call(self, entrant: _Entrant, number: int) -> None:
+        if number and (PEERS[entrant.record.peer].starts_slowly or self._is_spent(entrant)):
+            return
+        entrant.host.load(self._work)
+        if self._work.watched and not number:
+            entrant.record.before = entrant.host.memory()
+        seconds, _ = entrant.host.call()
+        entrant.record.first.append(seconds)
+        entrant.spent += seconds
+
+    def _round(self, number: int) -> None:
+        """One turn each; who begins changes, so that nobody always follows the same one."""
+        names = list(self._entrants)
+        start = number % len(names) if names else 0
+        for entrant in self._entrants.values():
+            entrant.record.later.append(None)
+        for name in names[start:] + names[:start]:
+            entrant = self._entrants[name]
+            if not self._is_spent(entrant):
+                self._guarded(self._turn, entrant)
+
+    def _turn(self, entrant: _Entrant) -> None:
+        """Some calls, the first of which is not timed.
+
+        An idle pool of ours gives its memory back after a second, which is about as long
+        as the others take for their turns.  All the others have the same calls.
+        """
+        before, _ = entrant.host.call()
+        calls = 1 if before > _LONG else 2
+        seconds, cpu = entrant.host.call(calls)
+        entrant.record.later[-1] = seconds
+        entrant.cpu.append(cpu)
+        entrant.spent += before + calls * seconds
+
+    def _is_spent(self, entrant: _Entrant) -> bool:
+        """Whether a slow one has had its time; one turn it has anyway, if that can end soon.
+
+        Ours, and what it is measured by, have more: every ratio needs them.
+        """
+        patience = 3 if entrant.record.peer in (self._work.own, "limit") else 1
+        if not any(entrant.record.later):
+            patience *= 2
+        if self._work.at:  # one of many points
+            patience /= 3
+        return entrant.spent > patience * self._scale.budget
+
+    def _memory(self, entrant: _Entrant) -> None:
+        if entrant.record.peer != "limit":
+            entrant.record.peak = entrant.host.watch()
+
+    def _finish(self, entrant: _Entrant) -> None:
+        entrant.host.unload()
+        name = entrant.record.peer
+        if self._work.watched and self._scale.anew and not PEERS[name].starts_slowly:
+            self._stage.close(name)
+
+    def _each(self, step: Callable[[_Entrant], Any]) -> None:
+        for entrant in tuple(self._entrants.values()):
+            self._guarded(step, entrant)
+
+    def _guarded(self, step: Callable[[_Entrant], Any], entrant: _Entrant) -> None:
+        """Who fails is out, and the reason is the result."""
+        try:
+            step(entrant)
+        except PeerError as error:
+            name = entrant.record.peer
+            entrant.record.note = str(error)
+            del self._entrants[name]
+            try:
+                entrant.host.unload()
+            except PeerError:  # dead, or killed because it took too long
+                self._stage.close(name)
+
+
+def run(work: Workload, stage: Stage, scale: Scale) -> list[Record]:
+    """Measure one workload; what cannot be done here has a note in place of figures."""
+    lacking = work.absent
+    needed = 2 * len(work.peers) * work.nbytes  # all peers have their own, all the time; and results
+    if not lacking and needed < processes.available_memory():
+        return Contest(work, stage, scale).run()
+    why = f"needs {', '.join(lacking)}" if lacking else f"needs {needed >> 30} GB of memory"
+    return [Record(work.group, work.name, peer, work.at, work.count, note=why) for peer in work.peers]

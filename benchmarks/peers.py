@@ -1,0 +1,286 @@
+"""Who takes part: one adapter each, all of them context managers with the same two methods.
+
+Each does what its own documentation says is the way to do it; where that changes the work,
+it is said beside it.  What is not installed is left out, and named.
+"""
+
+import concurrent.futures
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import repeat
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+import shmarray
+from benchmarks.limit import Limit
+from benchmarks.records import OUR_EXECUTOR, OURS
+
+Function = Callable[..., Any]
+
+
+class Peer:
+    """What all of them are.
+
+    Parameters
+    ----------
+    workers : int
+
+    Attributes
+    ----------
+    needs : str
+        The module that must be there.
+    distribution : str
+        What is to be installed for it.
+    starts_slowly : bool
+        Whether a new one takes seconds: then one is kept for all workloads, so what its first
+        call needs may be there already.
+    """
+
+    needs: ClassVar[str] = ""
+    distribution: ClassVar[str] = ""
+    starts_slowly: ClassVar[bool] = False
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def prepare(self, function: Function, items: Sequence[Any]) -> None:
+        """Look at the work before its first call, which is timed."""
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        """The results of ``function(item)``, a list; a `chunksize` of None is the peer's own choice."""
+        raise NotImplementedError
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        """The results of ``function(array, place)``, one array in many tasks."""
+        raise NotImplementedError
+
+
+class _Pool(Peer):
+    pool: Any
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        return self.pool.map(function, items, chunksize)
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        return self.pool.starmap(function, [(array, place) for place in places], 1)
+
+
+class OurPool(_Pool):
+    def start(self) -> None:
+        self.pool = self.stack.enter_context(shmarray.Pool(self.workers))
+
+
+class StockPool(_Pool):
+    def start(self) -> None:
+        self.pool = self.stack.enter_context(multiprocessing.Pool(self.workers))
+
+
+class _Executor(Peer):
+    executor: concurrent.futures.Executor
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        return list(self.executor.map(function, items, chunksize=chunksize or 1))
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        return list(self.executor.map(function, repeat(array, len(places)), places))
+
+
+class OurExecutor(_Executor):
+    def start(self) -> None:
+        self.executor = self.stack.enter_context(shmarray.ProcessPoolExecutor(self.workers))
+
+
+class StockExecutor(_Executor):
+    def start(self) -> None:
+        self.executor = self.stack.enter_context(concurrent.futures.ProcessPoolExecutor(self.workers))
+
+
+class Joblib(Peer):
+    """A new Parallel for each call: one that is kept knows arrays again by their identity, and gives workers
+    what they held the first time.  The workers themselves are kept anyway.
+    """
+
+    needs = distribution = "joblib"
+
+    def start(self) -> None:
+        import joblib
+        from joblib.externals import loky
+
+        self.joblib = joblib
+        self.stack.callback(lambda: loky.get_reusable_executor().shutdown(wait=True))
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        parallel = self.joblib.Parallel(self.workers, batch_size=chunksize or "auto")
+        return parallel(self.joblib.delayed(function)(item) for item in items)
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        return self.joblib.Parallel(self.workers)(self.joblib.delayed(function)(array, place) for place in places)
+
+
+class Torch(Peer):
+    """Tensors go through shared memory, arrays do not.  So arrays are made tensors, in each call: a tensor that
+    was sent before is in shared memory already, and the workers would write into the caller's own.
+    """
+
+    needs = distribution = "torch"
+
+    def start(self) -> None:
+        import torch
+        import torch.multiprocessing
+
+        self.torch = torch
+        # As numpy does with these functions: one thread for each worker.
+        pool = torch.multiprocessing.Pool(self.workers, torch.set_num_threads, (1,))
+        self.pool = self.stack.enter_context(pool)
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        return self._arrays(self.pool.map(function, [self._tensor(item) for item in items], chunksize))
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        tensor = self._tensor(array)
+        return self._arrays(self.pool.starmap(function, [(tensor, place) for place in places], 1))
+
+    def _tensor(self, item: Any) -> Any:
+        return self.torch.from_numpy(item) if isinstance(item, np.ndarray) else item
+
+    def _arrays(self, results: list[Any]) -> list[Any]:
+        return [result.numpy() if isinstance(result, self.torch.Tensor) else result for result in results]
+
+
+class Ray(_Pool):
+    needs = distribution = "ray"
+    starts_slowly = True
+
+    def start(self) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        _make_importable()
+        import ray
+        from ray.util.multiprocessing import Pool
+
+        self.ray = ray
+        # As many for the Pool, which holds them, and as many for what `spread` sends.
+        cpus = 2 * self.workers
+        ray.init(num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        self.stack.callback(ray.shutdown)
+        self.pool = Pool(self.workers)
+        self.stack.callback(self.pool.terminate)
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        # Its Pool would store the array once for each chunk.
+        remote, stored = self.ray.remote(function), self.ray.put(array)
+        return self.ray.get([remote.remote(stored, place) for place in places])
+
+
+class Mpire(Peer):
+    needs = distribution = "mpire"
+
+    def start(self) -> None:
+        import mpire
+
+        self.pool = self.stack.enter_context(mpire.WorkerPool(self.workers, keep_alive=True))
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        # A tuple each: it would unpack dicts.
+        alone = [(item,) for item in items]
+        return self.pool.map(function, alone, chunk_size=chunksize, concatenate_numpy_output=False)
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        return self.pool.map(function, [(array, place) for place in places], chunk_size=1)
+
+
+class Dask(Peer):
+    needs, distribution = "distributed", "dask[distributed]"
+    starts_slowly = True
+    scattered = 1 << 20  # bytes above which it warns of arrays in the graph
+
+    def start(self) -> None:
+        from distributed import Client
+
+        options = {"processes": True, "dashboard_address": None, "memory_limit": 0, "silence_logs": 50}
+        client = Client(n_workers=self.workers, threads_per_worker=1, **options)
+        self.client = self.stack.enter_context(client)
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        # It has no chunks.  Large things are to be scattered first.  By default it would know items again by
+        # their content, and not compute at all.
+        large = getattr(items[0], "nbytes", self.scattered) >= self.scattered and not isinstance(items[0], int)
+        given = self.client.scatter(list(items), hash=False) if large else items
+        return self.client.gather(self.client.map(function, given, pure=False))
+
+    def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
+        stored = self.client.scatter(array, hash=False, broadcast=True)
+        return self.client.gather(self.client.map(function, [stored] * len(places), places, pure=False))
+
+
+class AtBest(Peer):
+    """No peer: what none of them can beat."""
+
+    def prepare(self, function: Function, items: Sequence[Any]) -> None:
+        limit = Limit(self.workers, function, list(items))
+        self.call = self.stack.enter_context(limit.running())
+
+    def start(self) -> None:
+        self.call = list  # nothing to do before there is work
+
+    def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
+        return self.call()
+
+
+OWN = (OURS, OUR_EXECUTOR)
+PEERS: dict[str, type[Peer]] = {
+    OURS: OurPool,
+    OUR_EXECUTOR: OurExecutor,
+    "multiprocessing": StockPool,
+    "concurrent.futures": StockExecutor,
+    "joblib": Joblib,
+    "torch": Torch,
+    "Ray": Ray,
+    "mpire": Mpire,
+    "dask": Dask,
+    "limit": AtBest,
+}
+
+
+def missing() -> dict[str, str]:
+    """The peers that are not installed, and how they can be."""
+    absent = {name: peer.distribution for name, peer in PEERS.items() if not _is_there(peer.needs)}
+    if not _is_there("SharedArray"):
+        absent["SharedArray"] = "SharedArray"
+    return {name: f"pip install '{distribution}'" for name, distribution in absent.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of everything that takes part."""
+    names = ["numpy", "joblib", "torch", "ray", "mpire", "distributed", "SharedArray", "pandas", "scipy"]
+    found = {name: importlib.metadata.version(name) for name in names if _is_there(name)}
+    return {"Python": ".".join(map(str, sys.version_info[:3])), "shmarray": shmarray.__version__, **found}
+
+
+def _is_there(module: str) -> bool:
+    return not module or importlib.util.find_spec(module) is not None
+
+
+def _make_importable() -> None:
+    """Let processes that are not our children, or do not know it, find the functions of the workloads."""
+    root = str(Path(__file__).parent.parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])

@@ -1,0 +1,87 @@
+"""What was measured."""
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+OURS = "shmarray"
+OUR_EXECUTOR = "shmarray executor"
+
+
+@dataclass
+class Record:
+    """One peer at one piece of work.
+
+    Attributes
+    ----------
+    group, workload, peer : str
+    at : int
+        Where on the axis of the group: bytes, tasks or workers; 0 where there is none.
+    count : int
+        How many tasks there are in a call.
+    first : list of float
+        Seconds of the first call of each new pool, whose workers run already.
+    later : list of (float or None)
+        Seconds of a call in each round; None for a round in which this peer did not take part.
+    ratio : float or None
+        How many times as fast we were: the median over the rounds of theirs by ours.
+    cpu : float or None
+        Seconds of processor time that a later call takes, in all processes together.
+    before, peak : int or None
+        Bytes of memory, of all processes together: with a pool and what it is to be given, before
+        any call; and at most, in later calls.
+    note : str
+        Why there are no figures, or only some.
+    """
+
+    group: str
+    workload: str
+    peer: str
+    at: int = 0
+    count: int = 1
+    first: list[float] = field(default_factory=list)
+    later: list[float | None] = field(default_factory=list)
+    ratio: float | None = None
+    cpu: float | None = None
+    before: int | None = None
+    peak: int | None = None
+    note: str = ""
+
+    @property
+    def first_time(self) -> float | None:
+        return _median(self.first)
+
+    @property
+    def time(self) -> float | None:
+        """Seconds of a call in the steady state."""
+        return _median([seconds for seconds in self.later if seconds is not None])
+
+    def compare(self, own: "Record") -> None:
+        """Set the ratio, from the rounds in which both took part."""
+        pairs = [(ours, theirs) for ours, theirs in zip(own.later, self.later, strict=False) if ours and theirs]
+        self.ratio = _median([theirs / ours for ours, theirs in pairs])
+
+
+@dataclass
+class Results:
+    """A whole run: what was measured, where, and of which versions."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    missing: dict[str, str]
+    scale: str
+    records: list[Record]
+
+    def of(self, group: str) -> list[Record]:
+        return [record for record in self.records if record.group == group]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Results":
+        return cls(**{**data, "records": [Record(**record) for record in data["records"]]})
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None

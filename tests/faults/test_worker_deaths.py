@@ -1,0 +1,517 @@
+"""A worker dies: at every stage, in every way, under every start method, behind both front doors.
+
+The table is `STAGES`; every row is tried with every way of dying in `deaths.WAYS`.
+"""
+
+import os
+import select
+import signal
+import threading
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+import shmarray
+from shmarray.core import SparseFile
+from tests.faults import deaths
+from tests.faults.deaths import WAYS
+from tests.helpers.processes import FORK_WARNING
+from tests.pool.tasks import START_METHODS, arena_of, make, wait_until
+
+pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+
+# Seconds after which a call is taken to hang; what is promised is two, on a machine with nothing else to do.
+LIMIT = 20
+SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in boxes
+
+
+class Door:
+    """What both front doors can do, under one set of names."""
+
+    def __init__(self, kind, method, *, has_memory=True, initializer=deaths.arm, **options):
+        self.kind = kind
+        with nullcontext() if has_memory else patch.object(SparseFile, "create", classmethod(lambda _: None)):
+            self.pool = make(kind, method, initializer=initializer, **options)
+
+    def start(self, func, *args):
+        """Begin a call; gives what waits for its result."""
+        if self.kind == "Pool":
+            return self.pool.apply_async(func, args).get
+        return self.pool.submit(func, *args).result
+
+    def call(self, func, *args):
+        return self.start(func, *args)(LIMIT)
+
+    def then(self, callback, func, *args):
+        """Begin a call and have what it gives told in the thread that receives all results."""
+        if self.kind == "Pool":
+            self.pool.apply_async(func, args, callback=callback)
+        else:
+            self.pool.submit(func, *args).add_done_callback(callback)
+
+    def workers(self):
+        processes = self.pool._pool if self.kind == "Pool" else (self.pool._processes or {}).values()
+        return [process.pid for process in processes]
+
+    def man(self):
+        """Have all workers there, and idle."""
+        if self.kind == "Pool":
+            wait_until(lambda: all(h.is_ready and not h.flight for h in self.hands()) and len(self.hands()) == 2, LIMIT)
+            return
+        with TemporaryDirectory() as place:
+            for get in [self.start(deaths.meet, place) for _ in range(2)]:
+                get(LIMIT)
+
+    def hands(self):
+        return self.pool._engine._crew.hands
+
+    def close(self):
+        if self.kind == "Pool":
+            self.pool.terminate()
+            self.pool.join()
+        else:
+            self.pool.shutdown()
+
+
+# --- stages --------------------------------------------------------------------------
+
+
+def idle(door, way):
+    door.man()
+    victim = _waits_for_message(door.workers())
+    _end(victim, way)
+    return victim, None
+
+
+def idle_behind_another(door, way):
+    """Under the executor, one of two idle workers holds the lock of the queue, and the other waits for it."""
+    door.man()
+    holder = _waits_for_message(door.workers())
+    victim = next(pid for pid in door.workers() if pid != holder)
+    _end(victim, way)
+    return victim, None
+
+
+def unread(door, way):
+    """It has a message of several packets, and has read none of them."""
+    return _stopped(door, way, b"x" * 60_000)
+
+
+def receiving(door, way):
+    """It has part of a message that is longer than a socket or a pipe holds."""
+    return _stopped(door, way, b"x" * (4 << 20))
+
+
+receiving.needs_no_memory = True  # with shared memory no message is as long as that
+
+
+def _stopped(door, way, argument):
+    door.man()
+    before = door.workers()
+    victim = _waits_for_message(before)
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        get = door.start(deaths.length, argument)
+        if door.kind == "Pool":
+            wait_until(lambda: any(hand.flight and not _has_room(hand) for hand in door.hands()), LIMIT)
+            victim = next(hand.process.pid for hand in door.hands() if hand.flight)
+        else:
+            wait_until(lambda: select.select([door.pool._call_queue._reader], [], [], 0)[0], LIMIT)
+        os.kill(victim, deaths.SIGNALS[way])  # comes with the first packet that it reads
+    finally:
+        for pid in before:
+            os.kill(pid, signal.SIGCONT)
+    return victim, get
+
+
+def unpickling(door, way):
+    return None, door.start(deaths.take, np.ones(SMALL), deaths.DiesWhenUnpickled(way))
+
+
+def running(door, way):
+    return None, door.start(deaths.die_running, way, np.ones(SMALL))
+
+
+def packing(door, way):
+    return None, door.start(deaths.give_what_dies, way, np.ones(SMALL))
+
+
+def sending(door, way):
+    """It waits for room for its result; under the executor it has sent half of it, and holds the lock of the queue."""
+    for get in [door.start(deaths.pid) for _ in range(30)]:
+        get(LIMIT)  # so that the pool has seen small results, and gives each worker many tasks at a time
+    victim, gets = _sending(door, way, deaths.give_much, 40)
+
+    def get(limit):
+        failures = []
+        for one in gets:
+            try:
+                assert len(one(limit)) == 24_000
+            except shmarray.WorkerDiedError as error:
+                failures.append(error)
+        assert len(failures) == 1 or door.kind != "Pool"
+        raise failures[0]
+
+    return victim, get
+
+
+def sending_half(door, way):
+    """It has sent part of a result that is longer than a socket or a pipe holds."""
+    victim, (get,) = _sending(door, way, deaths.give_too_much, 1)
+    return victim, get
+
+
+sending_half.needs_no_memory = True
+
+
+def _sending(door, way, func, count):
+    """Both workers wait, with more to do behind; the end of one holds the thread that receives the results."""
+    reached, go = threading.Event(), threading.Event()
+
+    def hold(_):
+        reached.set()
+        go.wait(LIMIT)
+
+    with TemporaryDirectory() as place:
+        door.then(hold, deaths.wait_for, f"{place}/first")
+        other = door.start(deaths.wait_for, f"{place}/second")
+        wait_until(lambda: len(list(Path(place).glob("*.waits"))) == 2, LIMIT)
+        gets = [door.start(func, i) for i in range(count)]
+        if door.kind != "Pool":  # before its thread is held, which fills the queue
+            wait_until(lambda: door.pool._call_queue.qsize() == min(count, 3), LIMIT)
+        try:
+            Path(place, "first").touch()
+            assert reached.wait(LIMIT)
+            victim = _one_that_waits_in(door.workers(), "pipe_write", "alloc_send")
+            _end(victim, way)
+        finally:
+            go.set()
+            Path(place, "second").touch()
+        if door.kind == "Pool":
+            other(LIMIT)
+    return victim, gets
+
+
+FAILS, GOES_TO_ANOTHER, NO_CALL = "its call fails", "its call goes to another", "there is no call"
+
+# Where a worker dies, and what becomes of its call behind Pool's door.  Any death breaks the executor.
+STAGES = {
+    idle: NO_CALL,
+    idle_behind_another: NO_CALL,
+    unread: GOES_TO_ANOTHER,
+    receiving: GOES_TO_ANOTHER,
+    unpickling: FAILS,
+    running: FAILS,
+    packing: FAILS,
+    sending: FAILS,
+    sending_half: FAILS,
+}
+FUNCTIONS = {
+    unpickling: "take()",
+    running: "die_running()",
+    packing: "give_what_dies()",
+    sending: "give_much()",
+    sending_half: "give_too_much()",
+}
+# A spawned worker takes a quarter of a second to start: there each row with one way of dying only.
+CASES = [
+    pytest.param(method, stage, way, id=f"{method}-{stage.__name__}-{way}")
+    for method in START_METHODS
+    for stage in STAGES
+    for way in (WAYS if method != "spawn" else ["SIGKILL"])
+]
+
+
+# --- Pool ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pools():
+    """A pool for each start method, which lives through all cases: that is what is to be proved."""
+    doors = {}
+
+    def get(method, has_memory):
+        key = method, has_memory
+        if key not in doors:
+            doors[key] = Door("Pool", method, has_memory=has_memory)
+        return doors[key]
+
+    yield get
+    for door in doors.values():
+        door.close()
+
+
+class TestPool:
+    """Only the call that the worker ran fails, the others do not notice, the worker is replaced, no box is lost."""
+
+    @pytest.fixture
+    def no_leaks(self):
+        """Instead of the one for all tests: the pools, and the descriptors of new workers, stay for other cases."""
+
+    @pytest.mark.parametrize(("method", "stage", "way"), CASES)
+    def test_it_survives(self, pools, method, stage, way):
+        door = pools(method, has_memory=_has_memory(stage))
+        door.man()
+        before = door.workers()
+        others = door.pool.map_async(deaths.double, [np.full(SMALL, i) for i in range(6)], chunksize=1)
+        if stage not in {unpickling, running, packing}:
+            others.wait(LIMIT)
+
+        victim, get = stage(door, way)
+
+        if STAGES[stage] == FAILS:
+            with pytest.raises(shmarray.WorkerDiedError) as caught:
+                get(LIMIT)
+            _check_words(caught.value, before, way, FUNCTIONS[stage])
+            assert caught.value.task.startswith("task 0 of call ")
+            assert victim in {None, caught.value.pid}
+        elif STAGES[stage] == GOES_TO_ANOTHER:
+            assert get(LIMIT) in {60_000, 4 << 20}
+        for i, result in enumerate(others.get(LIMIT)):
+            assert (result == 2 * i).all()
+        wait_until(lambda: len(set(door.workers()) & set(before)) == 1, LIMIT)
+        door.man()
+        assert (door.call(deaths.double, np.ones(SMALL)) == 2).all()
+        del result, others
+        wait_until(lambda: _all_boxes_are_free(door.pool), LIMIT)
+
+
+def _has_memory(stage):
+    return not getattr(stage, "needs_no_memory", False)
+
+
+def _check_words(error, pids, way, function):
+    assert error.pid in pids
+    assert error.exitcode == WAYS[way][1]
+    assert function in error.task
+    for word in (str(error.pid), way if way.startswith("SIG") else "", error.task):
+        assert word in str(error)
+
+
+def _all_boxes_are_free(pool):
+    arena = arena_of(pool)
+    return arena is None or sum(len(shelf.full) + len(shelf.empty) for shelf in arena._shelves) == len(arena._boxes)
+
+
+# --- ProcessPoolExecutor -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "stage", "way"), CASES)
+def test_the_executor_says_who_died_and_over_what_and_ends(method, stage, way):
+    """The stdlib's contract, BrokenProcessPool for all calls, with words; and no hang."""
+    door = Door("Executor", method, has_memory=_has_memory(stage))
+    try:
+        door.man()
+        before = door.workers()
+        victim, get = stage(door, way)
+        with pytest.raises(shmarray.WorkerDiedError) as caught:
+            (get or _until_it_refuses(door))(LIMIT)
+        _check_words(caught.value, before, way, FUNCTIONS.get(stage, "") if _has_memory(stage) else "")
+        assert victim in {None, caught.value.pid}
+        with pytest.raises(shmarray.WorkerDiedError, match=str(caught.value.pid)):
+            door.start(deaths.pid)
+        wait_until(lambda: not any(map(_runs, before)), LIMIT)
+        arena = arena_of(door.pool)
+    finally:
+        door.close()
+    wait_until(lambda: arena is None or arena.memory() == 0, LIMIT)
+
+
+def _until_it_refuses(door):
+    def get(limit):
+        while True:
+            door.call(deaths.pid)
+
+    return get
+
+
+# --- at the ends of a worker's life --------------------------------------------------
+
+
+ENDS = [
+    pytest.param(kind, method, way, id=f"{kind}-{method}-{way}")
+    for kind in ("Pool", "Executor")
+    for method in START_METHODS
+    for way in (["SIGKILL", "os._exit"] if method != "spawn" else ["SIGKILL"])
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "way"), ENDS)
+def test_workers_that_all_die_at_their_start_fail_the_calls_after_a_few_tries(kind, method, way):
+    door = Door(kind, method, initializer=deaths.arm_and_die, initargs=(way,))
+    try:
+        for _ in range(2):
+            with pytest.raises(shmarray.WorkerDiedError) as caught:
+                door.call(deaths.pid)
+            assert caught.value.exitcode == WAYS[way][1]
+            assert str(caught.value.pid) in str(caught.value)
+    finally:
+        door.close()
+
+
+@pytest.mark.parametrize(("kind", "method", "way"), ENDS)
+def test_one_worker_that_dies_at_its_start(kind, method, way, tmp_path):
+    """A pool goes on; an executor is broken."""
+    door = Door(kind, method, initializer=deaths.arm_and_die_once, initargs=(way, str(tmp_path / "dead")))
+    try:
+        if kind == "Pool":
+            assert door.pool.map_async(abs, range(-4, 0), chunksize=1).get(LIMIT) == [4, 3, 2, 1]
+        else:
+            with pytest.raises(shmarray.WorkerDiedError) as caught:
+                _until_it_refuses(door)(LIMIT)
+            assert caught.value.exitcode == WAYS[way][1]
+    finally:
+        door.close()
+
+
+@pytest.mark.parametrize(("kind", "method", "way"), ENDS)
+def test_workers_that_die_while_they_end_after_their_last_task(kind, method, way):
+    """The answers were there before; new workers take their places."""
+    if kind == "Pool":
+        door = Door(kind, method, maxtasksperchild=2)
+    elif method == "fork":  # the stdlib: max_tasks_per_child is incompatible with it; so at the end of all
+        door = Door(kind, method)
+    else:
+        door = Door(kind, method, max_tasks_per_child=2)
+    try:
+        gets = [door.start(deaths.die_at_exit, way) for _ in range(8)]
+        pids = {get(LIMIT) for get in gets}
+        assert len(pids) >= (4 if kind == "Pool" or method != "fork" else 1)
+        assert (door.call(deaths.double, np.ones(SMALL)) == 2).all()
+    finally:
+        door.close()
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+@pytest.mark.parametrize("stop", ["close", "terminate", "exit"])
+def test_a_worker_that_is_killed_while_all_end_holds_up_nobody(kind, stop):
+    """It may hold the lock for which the others wait, to read that they are to end."""
+    for victim in range(2):
+        door = Door(kind, "fork")
+        door.man()
+        pids = door.workers()
+        if stop == "exit":
+            door.pool.__exit__(None, None, None)
+        os.kill(pids[victim], signal.SIGKILL)
+        if kind == "Executor":
+            door.pool.shutdown()
+            continue
+        if stop == "close":
+            door.pool.close()
+        else:
+            door.pool.terminate()
+        door.pool.join()
+
+
+@pytest.mark.parametrize("task", [deaths.sleep_deaf, deaths.sleep_in_c])
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_tasks_that_take_no_notice_of_sigterm_hold_up_no_end(kind, task, tmp_path):
+    """A pool that is terminated, and an executor that another worker's death has broken."""
+    door = Door(kind, "fork")
+    path = str(tmp_path / "pid")
+    get = door.start(task, path)
+    wait_until(lambda: os.path.exists(path), LIMIT)
+    if kind == "Pool":
+        door.close()
+    else:
+        with pytest.raises(shmarray.WorkerDiedError, match="die_running"):
+            door.call(deaths.die_running, "SIGKILL", 0)
+        with pytest.raises(shmarray.WorkerDiedError, match="die_running"):
+            get(LIMIT)
+        door.close()
+    wait_until(lambda: not _runs(int(Path(path).read_text(encoding="ascii"))), LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_child_that_a_dead_worker_left_behind_hides_nothing(kind, tmp_path):
+    """It has inherited all descriptors of the worker, and looks at its arrays."""
+    path = str(tmp_path / "pid")
+    door = Door(kind, "fork")
+    try:
+        with pytest.raises(shmarray.WorkerDiedError, match="fork_and_die"):
+            door.call(deaths.fork_and_die, "SIGKILL", path)
+        if kind == "Pool":
+            assert (door.call(deaths.double, np.ones(SMALL)) == 2).all()
+    finally:
+        os.kill(int(Path(path).read_text(encoding="ascii")), signal.SIGKILL)
+        door.close()
+
+
+def test_a_call_that_was_cancelled_meanwhile_does_not_keep_the_others_from_their_error():
+    """Before 3.12 the stdlib's thread ends when it tells a cancelled one."""
+    with TemporaryDirectory() as place:
+        door = Door("Executor", "fork")
+        door.man()
+        for name in "ab":
+            door.start(deaths.wait_for, f"{place}/{name}")
+        futures = [door.pool.submit(deaths.pid) for _ in range(20)]
+        assert futures[10].cancel()
+        os.kill(door.workers()[0], signal.SIGKILL)
+        for future in futures[:10] + futures[11:]:
+            with pytest.raises(shmarray.WorkerDiedError):
+                future.result(LIMIT)
+        door.close()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_replaced_again_and_again_serve_all_calls(method):
+    """Where the stdlib's count of idle workers is late, it waits for one that has ended."""
+    for _ in range(1 if method == "spawn" else 4):
+        door = Door("Executor", method, max_tasks_per_child=1)
+        gets = [door.start(deaths.pid) for _ in range(6)]
+        door.pool.shutdown(wait=False)
+        assert len({get(LIMIT) for get in gets}) == 6
+        door.close()
+
+
+# --- helpers -------------------------------------------------------------------------
+
+
+def _runs(pid):
+    with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def _has_room(hand):
+    """Whether more of a long message is about to be sent."""
+    return hand.flight[0].is_being_sent and bool(select.select([], [hand.sock], [], 0)[1])
+
+
+def _waits_in(pid):
+    """Where in the kernel a process waits; empty if that cannot be known."""
+    with suppress(OSError), open(f"/proc/{pid}/wchan", encoding="ascii") as file:
+        return file.read()
+    return ""
+
+
+def _end(pid, way):
+    """Have a worker die where it waits; again, if the signal came just before it began to wait."""
+
+    def is_over():
+        with suppress(ProcessLookupError):
+            os.kill(pid, deaths.SIGNALS[way])
+        return not _runs(pid)
+
+    wait_until(is_over, LIMIT)
+
+
+def _waits_for_message(pids):
+    """The one of some idle workers that has, of an executor, the lock of the queue."""
+    return _one_that_waits_in(pids, "pipe_read", "skb_wait")
+
+
+def _one_that_waits_in(pids, *places):
+    found = []
+
+    def look():
+        found[:] = [pid for pid in pids if any(place in _waits_in(pid) for place in places)]
+        return found
+
+    wait_until(look, LIMIT)
+    return found[0]
