@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="a little: --scale quick")
     parser.add_argument("--rounds", type=int, help="how often all take turns")
     parser.add_argument("--only", default="", metavar="TEXT", help="groups and workloads with this in their name")
-    parser.add_argument("--peers", nargs="+", metavar="PEER", help="these and ours only")
+    parser.add_argument("--peers", nargs="+", metavar="PEER", help="these, ours and the limit only")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmarks", help="where the results go")
     parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="results of an earlier run")
     parser.add_argument("--write", action="store_true", help="update README.md, benchmarks/README.md and docs/pictures")
@@ -67,7 +67,7 @@ def _all(scale: Scale, options: argparse.Namespace, missing: dict[str, str]) -> 
         if options.only in name:
             yield from run(scale, missing)
     unwanted = {peer: "not asked for" for peer in peers.PEERS if options.peers and peer not in options.peers}
-    for own in peers.OWN:
+    for own in (*peers.OWN, "limit"):
         unwanted.pop(own, None)
     with measure.Stage(unwanted | missing) as stage:
         for work in table(scale):

@@ -54,8 +54,11 @@ class Limit:
         processes = [context.Process(target=self._serve, args=(place, ends)) for place in range(self._workers)]
         for process in processes:
             process.start()
+        workers = [near for near, _ in ends]
         try:
-            yield lambda: self._call([near for near, _ in ends])
+            for worker in workers:
+                worker.recv_bytes()
+            yield lambda: self._call(workers)
         finally:
             for near, far in ends:
                 near.close()
@@ -79,6 +82,9 @@ class Limit:
         # Always the same ones, so that what a worker writes to is mapped there from the second call on.
         tasks = range(place, len(self._sources), self._workers)
         caller = ends[place][1]
+        for task in tasks:
+            self._sources[task].max()  # mapped here, as an array is where it was made
+        caller.send_bytes(b"ready")
         try:
             while caller.recv_bytes():
                 kinds = {self._carry(task, next(boxes)) for task in tasks}
