@@ -17,6 +17,7 @@ LAYERS = [
     "shmarray.pool",
     "shmarray.pool.executor",
     "shmarray.pool.manager",
+    "shmarray.pool.recruiter",
     "shmarray.pool.pool",
     "shmarray.pool.engine",
     "shmarray.pool.crew",

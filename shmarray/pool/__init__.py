@@ -4,6 +4,7 @@ From top to bottom; each module imports only those below it::
 
     executor    ProcessPoolExecutor: the stdlib's engine, our parcels
     manager     the managing thread of an executor, and deaths there
+    recruiter   starts the workers of an executor
     pool        Pool: the stdlib's face on our engine
     engine      the feeding and the collecting thread, deaths
     crew        the workers: started, given tasks, buried

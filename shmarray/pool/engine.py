@@ -31,7 +31,7 @@ from shmarray.pool.stdlib import CLOSE, RUN, TERMINATE, MapResult, asked_for
 from shmarray.pool.traffic import Traffic, Trip
 
 # Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
-_GRACE = 2.0
+_GRACE = 1.0
 # Seconds that a worker may be idle while another has tasks it has not read: tiny tasks come
 # to it by themselves in that time, and moving them costs more than they do.
 _SHARING = 0.002

@@ -5,7 +5,6 @@ unpacked when it is set on the future.  What the stdlib itself pickles and unpic
 inert, because an error there breaks the executor.
 """
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,14 +14,15 @@ from contextlib import suppress
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import forks, parcel
+from shmarray.pool import parcel
 from shmarray.pool.arena import Arena
 from shmarray.pool.link import Message
-from shmarray.pool.manager import Manager, watch_end
+from shmarray.pool.manager import Manager
 from shmarray.pool.obituary import how_it_ended
 from shmarray.pool.parcel import Contents
-from shmarray.pool.serve import Descriptor, Start, executor_worker, interrupts_held, prepare
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, managers_at_exit, private_ends
+from shmarray.pool.recruiter import Recruiter
+from shmarray.pool.serve import executor_worker
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, managers_at_exit
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.worker import Errand
 
@@ -74,12 +74,10 @@ class ProcessPoolExecutor(Executor):
         **options: Any,
     ) -> None:
         super().__init__(max_workers, mp_context, initializer, initargs, **options)
-        self._user_start = self._initializer, self._initargs
-        self._initializer = prepare
-        self._lives = forks.Descriptors()
-        self._life_of: dict[Any, int] = {}
         self._was_used = False
-        self._desk = _Desk(Arena.create(), self._processes)  # type: ignore[arg-type]
+        arena = Arena.create()
+        self._recruiter = Recruiter(self, arena)
+        self._desk = _Desk(arena)
         self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
         # The queue that tells of calls that do not pickle has to look there too.
         queue: Any = self._call_queue  # type: ignore[attr-defined]
@@ -96,7 +94,7 @@ class ProcessPoolExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the stdlib's
         super().shutdown(wait, cancel_futures=cancel_futures)
         if not self._was_used:  # else that is for the end of the managing thread
-            _close(self._desk, self._lives, self._life_of)
+            _close(self._desk, self._recruiter)
 
     shutdown.__doc__ = Executor.shutdown.__doc__
 
@@ -105,36 +103,15 @@ class ProcessPoolExecutor(Executor):
         self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
 
     def _spawn_process(self) -> None:
-        with forks.lock:
-            self._forget_dead()
-            before = set(self._processes.values())
-            reader, writer = self._lives.pipe()
-            arena = self._desk.traffic.arena
-            file = None if arena is None else Descriptor(os.dup(arena.file.fd))
-            start = Start(Descriptor(reader), file, private_ends(self))
-            self._initargs = (start, ExecutorManners, *self._user_start)
-            try:
-                with interrupts_held(self._mp_context):
-                    super()._spawn_process()  # type: ignore[misc]
-                new = set(self._processes.values()) - before
-                self._life_of.update(dict.fromkeys(new, writer))
-                watch_end(new)
-            finally:
-                self._initargs = ()
-                start.close()
+        self._recruiter.start_one()
 
     def _adjust_process_count(self) -> None:
         # The stdlib counts idle workers with a semaphore that it raises late, so that it may
         # count one that has ended by max_tasks_per_child, and wait for it for ever (gh-115634).
         if self._processes:
             super()._adjust_process_count()
-        else:
-            self._spawn_process()
-
-    def _forget_dead(self) -> None:
-        # Not those that are about to end: the kernel would kill them, with locks of the queues in their hands.
-        for process in [process for process in self._life_of if not process.is_alive()]:
-            self._lives.close(self._life_of.pop(process))
+        elif not self._shutdown_thread:  # else that is the managing thread's
+            self._recruiter.start_one()
 
     def _start_executor_manager_thread(self) -> None:
         if self._executor_manager_thread is not None:
@@ -143,18 +120,17 @@ class ProcessPoolExecutor(Executor):
         if not self._safe_to_dynamically_spawn_children:
             self._launch_processes()
         self._was_used = True
-        self._executor_manager_thread = manager = Manager(self, self._desk.broken)
+        self._executor_manager_thread = manager = Manager(self, self._desk.broken, self._recruiter)
         manager.start()
         managers_at_exit[manager] = self._executor_manager_thread_wakeup
         # When it ends, the workers are joined: nobody uses the boxes.  That may be long
         # after shutdown(wait=False), or after the executor is garbage.
-        weakref.finalize(manager, _close, self._desk, self._lives, self._life_of).atexit = False
+        weakref.finalize(manager, _close, self._desk, self._recruiter).atexit = False
 
 
-def _close(desk: "_Desk", lives: forks.Descriptors, life_of: dict[Any, int]) -> None:
+def _close(desk: "_Desk", recruiter: Recruiter) -> None:
     desk.close()
-    lives.close_all()
-    life_of.clear()
+    recruiter.close()
 
 
 def _perform(call: Any) -> "_Sent":
@@ -201,9 +177,8 @@ class _Call:
 class _Desk:
     """Where an executor's calls are packed and its results unpacked."""
 
-    def __init__(self, arena: Arena | None, processes: dict[int, Any]) -> None:
+    def __init__(self, arena: Arena | None) -> None:
         self.traffic = Traffic(arena, 1)
-        self._processes = processes
         self._trips: dict[int, Trip] = {}
         self._failures: dict[int, BaseException] = {}
         self._keeper = Keeper()
@@ -266,7 +241,6 @@ class _Desk:
         return WorkerDiedError(f"the executor is broken: {death}", death.pid, death.exitcode, death.task)
 
     def close(self) -> None:
-        self._processes = {}  # they have descriptors, and futures hold this
         if self.traffic.arena is not None:
             self.traffic.arena.close()
 

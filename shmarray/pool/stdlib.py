@@ -148,10 +148,43 @@ def guarded_results(executor: Any, wait_for_more: Callable[[Connection], object]
     return SimpleNamespace(_reader=GuardedReader(executor._result_queue._reader, wait_for_more))
 
 
-def private_ends(executor: Any) -> tuple[Any, ...]:
-    """The connections of an executor's queues: who holds them is taken for a worker."""
-    calls, results = executor._call_queue, executor._result_queue
-    return calls._reader, calls._writer, results._reader, results._writer
+class WorkerStarter:
+    """What an executor starts its workers with and from, without the executor.
+
+    Attributes
+    ----------
+    context : multiprocessing context
+    most : int
+        How many workers there may be.
+    processes : dict
+        The workers, by pid; the executor's own dictionary.
+    initializer, initargs
+        As given to the executor.
+    connections : tuple
+        The ends of its queues.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        self.context = executor._mp_context
+        self.most: int = executor._max_workers
+        self.processes: dict[int, Any] = executor._processes
+        self.initializer, self.initargs = executor._initializer, executor._initargs
+        calls, results = executor._call_queue, executor._result_queue
+        self.connections = calls._reader, calls._writer, results._reader, results._writer
+        # All that `_spawn_process` looks at.
+        names = ("_mp_context", "_call_queue", "_result_queue", "_max_tasks_per_child", "_processes")
+        self._parts = SimpleNamespace(**{name: getattr(executor, name) for name in names})
+
+    def start(self, initializer: Callable[..., object], initargs: tuple[Any, ...]) -> Any:
+        """Start a worker, and return its process."""
+        self._parts._initializer, self._parts._initargs = initializer, initargs
+        before = set(self.processes)
+        try:
+            _process.ProcessPoolExecutor._spawn_process(self._parts)
+        finally:
+            self._parts._initargs = ()
+        (pid,) = set(self.processes) - before
+        return self.processes[pid]
 
 
 __all__ = [
@@ -169,10 +202,10 @@ __all__ = [
     "StockManager",
     "StockPool",
     "Task",
+    "WorkerStarter",
     "asked_for",
     "guarded_results",
     "is_told_of_by",
     "managers_at_exit",
-    "private_ends",
     "registered",
 ]
