@@ -26,6 +26,7 @@ LAYERS = [
     "shmarray.pool.worker",
     "shmarray.pool.link",
     "shmarray.pool.obituary",
+    "shmarray.pool.interrupts",
     "shmarray.pool.arena",
     "shmarray.pool.boxes",
     "shmarray.pool.parcel",

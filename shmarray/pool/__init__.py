@@ -11,6 +11,7 @@ From top to bottom; each module imports only those below it::
     traffic     the caller's side of parcels: boxes lent, and taken back
     serve       how a worker process starts, gets its tasks, ends
     obituary    how a process ended, and what tells of it
+    interrupts  what Ctrl-C must not interrupt
     link        messages over a pair of sockets
     worker      what runs in a worker: open the parcel, call, pack the result
     arena       boxes: lent, taken back, given back to the system

