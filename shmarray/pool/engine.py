@@ -110,10 +110,14 @@ class Engine:
         Also called by the garbage collector, in any thread: in one of ours, the collecting
         thread does the rest on its own.
         """
+        self.begin_to_terminate()
+        self.join(_GRACE)
+
+    def begin_to_terminate(self) -> None:
+        """Have the collecting thread end everything, without waiting for it."""
         self.state = TERMINATE
         self.tasks.put(None)
         self.wake()
-        self.join(_GRACE)
 
     def join(self, patience: float | None = None) -> None:
         """Wait for the end; for the user's generators only so many seconds."""

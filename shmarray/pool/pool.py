@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.pool import interrupts
 from shmarray.pool.arena import Arena
 from shmarray.pool.crew import Crew
 from shmarray.pool.engine import Engine
@@ -97,9 +98,10 @@ class Pool(StockPool):
         self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
         self._cache.notifier = engine
         self._taskqueue = engine.tasks
-        engine.start()
-        self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
-        self._state = RUN
+        with interrupts.deferred():  # or workers without a pool
+            engine.start()
+            self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
+            self._state = RUN
 
     def _check_running(self) -> None:
         super()._check_running()  # type: ignore[misc]
@@ -143,6 +145,8 @@ class Pool(StockPool):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
+        with interrupts.deferred():  # and after this it goes on by itself
+            self._engine.begin_to_terminate()
         self._terminate()
 
     def join(self) -> None:

@@ -4,11 +4,13 @@
 and one of JSON after it; the last KeyboardInterrupt is not caught.
 """
 
+import gc
 import json
 import os
 import random
 import sys
 import threading
+import time
 
 import numpy as np
 
@@ -38,9 +40,17 @@ def state():
     """What must be as before when the pools are gone; of children the two that multiprocessing keeps."""
     return {
         "children": len(children()),
-        "threads": threading.active_count(),
+        "threads": sorted(thread.name for thread in threading.enumerate()),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
+
+
+def wait_for_state(wanted):
+    """What was interrupted just before or after its with-block is garbage, and ends as such."""
+    deadline = time.monotonic() + 10
+    while state() != wanted and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
 
 
 def main(kind, method, rounds):
@@ -48,7 +58,8 @@ def main(kind, method, rounds):
         pool.submit(deaths.pid).result() if kind == "Executor" else pool.apply(deaths.pid)
     if kind == "Pool":
         pool.join()
-    print(json.dumps(state()), flush=True)
+    before = state()
+    print(json.dumps(before), flush=True)
     for _ in range(int(rounds) - 1):
         try:
             print("ready", flush=True)
@@ -56,6 +67,7 @@ def main(kind, method, rounds):
                 use(kind, method)
         except KeyboardInterrupt:
             pass
+        wait_for_state(before)
         print(json.dumps(state()), flush=True)
     print("ready", flush=True)
     while True:
