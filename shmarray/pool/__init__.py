@@ -4,6 +4,7 @@ From top to bottom; each module imports only those below it::
 
     executor    ProcessPoolExecutor: the stdlib's engine, our parcels
     manager     the managing thread of an executor, and deaths there
+    recruiter   starts the workers of an executor
     pool        Pool: the stdlib's face on our engine
     progress    bars over some of Pool's methods
     engine      the feeding and the collecting thread, deaths
@@ -11,6 +12,7 @@ From top to bottom; each module imports only those below it::
     traffic     the caller's side of parcels: boxes lent, and taken back
     serve       how a worker process starts, gets its tasks, ends
     obituary    how a process ended, and what tells of it
+    interrupts  what Ctrl-C must not interrupt
     link        messages over a pair of sockets
     worker      what runs in a worker: open the parcel, call, pack the result
     arena       boxes: lent, taken back, given back to the system

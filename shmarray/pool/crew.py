@@ -12,11 +12,11 @@ from typing import Any
 
 from shmarray.core import send_packet
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import forks, link
+from shmarray.pool import forks, interrupts, link
 from shmarray.pool.arena import Arena
 from shmarray.pool.link import Receiver
 from shmarray.pool.obituary import exit_code, how_it_ended, watch
-from shmarray.pool.serve import Descriptor, Start, interrupts_held, serve
+from shmarray.pool.serve import Descriptor, Start, serve
 from shmarray.pool.traffic import Keeper, Trip
 
 # So many more than there are workers may die before they are ready, one after the other.
@@ -117,7 +117,7 @@ class Crew:
     def _start(self) -> Hand:
         # Under the lock of forks, so that no other thread's child inherits the ends meant
         # for this worker; it closes its copies of all the others (after_fork_in_child).
-        with forks.lock, ExitStack() as lent, ExitStack() as kept:
+        with interrupts.deferred(), forks.lock, ExitStack() as lent, ExitStack() as kept:
             sock, far = map(kept.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             reader, writer = self._lives.pipe()
             lent.callback(os.close, reader)
@@ -130,7 +130,7 @@ class Crew:
                     self.hands.append(hand)
                 hand.process.name = hand.process.name.replace("Process", "PoolWorker")
                 hand.process.daemon = True
-                with interrupts_held(self._context):
+                with interrupts.blocked_in_children(self._context), interrupts.silent(hand.process):
                     hand.process.start()
                 forks.own([hand.process])
                 hand.watch = watch(hand.process)

@@ -26,14 +26,14 @@ from typing import Any
 
 from shmarray.core import PacketSpace
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import link, parcel
+from shmarray.pool import interrupts, link, parcel
 from shmarray.pool.arena import Arena
 from shmarray.pool.crew import Crew, Hand
 from shmarray.pool.stdlib import CLOSE, RUN, TERMINATE, MapResult, asked_for
 from shmarray.pool.traffic import Traffic, Trip
 
 # Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
-_GRACE = 2.0
+_GRACE = 1.0
 # Seconds that a worker may be idle while another has tasks it has not read: tiny tasks come
 # to it by themselves in that time, and moving them costs more than they do
 # (benchmarks/constants.py: _SHARING).
@@ -83,9 +83,10 @@ class Engine:
     def start(self) -> None:
         """Start the workers and the threads; whatever starting a process raises, with nothing left."""
         try:
-            self._man()
-            self._collector.start()
-            self._feeder.start()
+            with interrupts.deferred():
+                self._man()
+                self._collector.start()
+                self._feeder.start()
         except BaseException:  # Ctrl-C too: there is no pool yet that one could terminate
             if self._collector.ident is not None:
                 self.terminate()
@@ -113,10 +114,14 @@ class Engine:
         Also called by the garbage collector, in any thread: in one of ours, the collecting
         thread does the rest on its own.
         """
+        self.begin_to_terminate()
+        self.join(_GRACE)
+
+    def begin_to_terminate(self) -> None:
+        """Have the collecting thread end everything, without waiting for it."""
         self.state = TERMINATE
         self.tasks.put(None)
         self.wake()
-        self.join(_GRACE)
 
     def join(self, patience: float | None = None) -> None:
         """Wait for the end; for the user's generators only so many seconds."""

@@ -5,23 +5,23 @@ unpacked when it is set on the future.  What the stdlib itself pickles and unpic
 inert, because an error there breaks the executor.
 """
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import forks, link, parcel
+from shmarray.pool import interrupts, link, parcel
 from shmarray.pool.arena import Arena
-from shmarray.pool.manager import Manager, watch_end
+from shmarray.pool.manager import Manager
 from shmarray.pool.obituary import how_it_ended
-from shmarray.pool.serve import Descriptor, Start, executor_worker, interrupts_held, prepare
+from shmarray.pool.recruiter import Recruiter
+from shmarray.pool.serve import executor_worker
 from shmarray.pool.sharing import Repeated, repeated
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, equip, managers_at_exit, private_ends, unwrapped
+from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, equip, managers_at_exit, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.wakeup import Wakeup
 
@@ -86,20 +86,18 @@ class ProcessPoolExecutor(Executor):
         **options: Any,
     ) -> None:
         super().__init__(max_workers, mp_context, initializer, initargs, **options)
-        self._user_start = self._initializer, self._initargs
-        self._initializer = prepare
-        self._lives = forks.Descriptors()
-        self._life_of: dict[Any, int] = {}
         self._was_used = False
-        self._desk = _Desk(Arena.create(self._max_workers), self._processes)  # type: ignore[arg-type, attr-defined]
+        self._recruiter = Recruiter(self)
+        self._desk = _Desk(self._recruiter.arena)
         equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
         # What the map that this thread is in has to say to its submits.
         self._mapping = threading.local()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        call: Any = _Call(self._desk, (fn, args, kwargs), getattr(self._mapping, "sharing", None))
         try:
-            call = _Call(self._desk, (fn, args, kwargs), getattr(self._mapping, "sharing", None))
-            return super().submit(_perform, call)  # type: ignore[arg-type]
+            with interrupts.deferred():  # half submitted, the call would be waited for at the end, for ever
+                return super().submit(_perform, call)
         except BrokenProcessPool as error:
             raise self._desk.broken_for_good() from error
 
@@ -121,7 +119,7 @@ class ProcessPoolExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the stdlib's
         super().shutdown(wait, cancel_futures=cancel_futures)
         if not self._was_used:  # else that is for the end of the managing thread
-            _close(self._desk, self._lives, self._life_of)
+            _close(self._desk, self._recruiter)
 
     shutdown.__doc__ = Executor.shutdown.__doc__
 
@@ -130,35 +128,15 @@ class ProcessPoolExecutor(Executor):
         self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
 
     def _spawn_process(self) -> None:
-        with forks.lock, ExitStack() as lent:
-            self._forget_dead()
-            before = set(self._processes.values())
-            reader, writer = self._lives.pipe()
-            lent.callback(os.close, reader)
-            start = Start(Descriptor(reader), self._desk.traffic.arena, lent, private_ends(self))
-            self._initargs = (start, ExecutorManners, *self._user_start)
-            try:
-                with interrupts_held(self._mp_context):
-                    super()._spawn_process()  # type: ignore[misc]
-                new = set(self._processes.values()) - before
-                self._life_of.update(dict.fromkeys(new, writer))
-                watch_end(new)
-                forks.own(new)
-            finally:
-                self._initargs = ()
+        self._recruiter.start_one()
 
     def _adjust_process_count(self) -> None:
         # The stdlib counts idle workers with a semaphore that it raises late, so that it may
         # count one that has ended by max_tasks_per_child, and wait for it for ever (gh-115634).
         if self._processes:
             super()._adjust_process_count()
-        else:
-            self._spawn_process()
-
-    def _forget_dead(self) -> None:
-        # Not those that are about to end: the kernel would kill them, with locks of the queues in their hands.
-        for process in [process for process in self._life_of if not process.is_alive()]:
-            self._lives.close(self._life_of.pop(process))
+        elif not self._shutdown_thread:  # else that is the managing thread's
+            self._recruiter.start_one()
 
     def _start_executor_manager_thread(self) -> None:
         if self._executor_manager_thread is not None:
@@ -167,18 +145,17 @@ class ProcessPoolExecutor(Executor):
         if not self._safe_to_dynamically_spawn_children:
             self._launch_processes()
         self._was_used = True
-        self._executor_manager_thread = manager = Manager(self, self._desk.broken)
+        self._executor_manager_thread = manager = Manager(self, self._desk.broken, self._recruiter)
         manager.start()
         managers_at_exit[manager] = self._executor_manager_thread_wakeup
         # When it ends, the workers are joined: nobody uses the boxes.  That may be long
         # after shutdown(wait=False), or after the executor is garbage.
-        weakref.finalize(manager, _close, self._desk, self._lives, self._life_of).atexit = False
+        weakref.finalize(manager, _close, self._desk, self._recruiter).atexit = False
 
 
-def _close(desk: "_Desk", lives: forks.Descriptors, life_of: dict[Any, int]) -> None:
+def _close(desk: "_Desk", recruiter: Recruiter) -> None:
     desk.close()
-    lives.close_all()
-    life_of.clear()
+    recruiter.close()
 
 
 def _perform(message: bytes) -> bytes:
@@ -210,9 +187,8 @@ class _Call:
 class _Desk:
     """Where an executor's calls are packed and its results unpacked."""
 
-    def __init__(self, arena: Arena | None, processes: dict[int, Any]) -> None:
+    def __init__(self, arena: Arena | None) -> None:
         self.traffic = Traffic(arena, 1)
-        self._processes = processes
         self._trips: dict[int, Trip] = {}
         self._failures: dict[int, BaseException] = {}
         self._keeper = Keeper()
@@ -279,7 +255,6 @@ class _Desk:
         return WorkerDiedError(f"the executor is broken: {death}", death.pid, death.exitcode, death.task)
 
     def close(self) -> None:
-        self._processes = {}  # they have descriptors, and futures hold this
         if self.traffic.arena is not None:
             self.traffic.arena.close()
 

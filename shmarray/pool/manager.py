@@ -5,16 +5,15 @@ never comes), while it holds the lock of a queue and the executor is shutting do
 one of those that are to be ended takes no notice of SIGTERM.
 """
 
-import os
 import time
-import weakref
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
-from shmarray.pool.obituary import watch
-from shmarray.pool.stdlib import StockManager, guarded_results, is_told_of_by
+from shmarray.pool.recruiter import Recruiter
+from shmarray.pool.stdlib import StockManager, guarded_results
 
 # Seconds that the other workers of a broken executor have to end after SIGTERM.
 _GRACE = 1.0
@@ -30,12 +29,29 @@ class Manager(StockManager):  # type: ignore[misc]
     executor : ProcessPoolExecutor
     broken : callable
         Called with the pid and exit code of the worker that died, before any future is told.
+    recruiter : Recruiter
     """
 
-    def __init__(self, executor: Any, broken: Callable[[int | None, int | None], object]) -> None:
+    def __init__(self, executor: Any, broken: Callable[[int | None, int | None], object], recruiter: Recruiter) -> None:
         super().__init__(executor)
         self._tell_broken = broken
+        self._recruiter = recruiter
         self.result_queue: Any = guarded_results(executor, partial(_wait_for_more, self.processes))
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:  # noqa: BLE001 - such as: no process can be started; else all calls wait for ever
+            self.terminate_broken(traceback.format_exception(error))
+
+    def is_shutting_down(self) -> bool:
+        """Whether no more calls come; those that are there get workers in the place of those that have ended."""
+        if not super().is_shutting_down():
+            return False
+        wanted = min(self._recruiter.most, len(self.pending_work_items))
+        if self.max_tasks_per_child is not None and len(self.processes) < wanted:
+            self._recruiter.start_one()
+        return True
 
     def terminate_broken(self, cause: Any) -> None:
         self._tell_broken(*_who_died(_by_sentinel(self.processes)))
@@ -91,12 +107,3 @@ def _end(by_sentinel: dict[Any, Any]) -> None:
         left.difference_update(wait(left, deadline - time.monotonic()))
     for sentinel in left:
         by_sentinel[sentinel].kill()
-
-
-def watch_end(processes: Iterable[Any]) -> None:
-    """Have these processes' sentinels tell of their end, whatever children their tasks have left behind."""
-    for process in processes:
-        fd = watch(process)
-        if fd != process.sentinel:
-            is_told_of_by(process, fd)
-            weakref.finalize(process, os.close, fd).atexit = False

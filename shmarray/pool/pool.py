@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import util
 from typing import Any
 
+from shmarray.pool import interrupts
 from shmarray.pool.arena import Arena
 from shmarray.pool.crew import Crew
 from shmarray.pool.engine import Engine
@@ -102,9 +103,10 @@ class Pool(ShowsProgress):
         self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
         self._cache.notifier = engine
         self._taskqueue = engine.tasks
-        engine.start()
-        self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
-        self._state = RUN
+        with interrupts.deferred():  # or workers without a pool
+            engine.start()
+            self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
+            self._state = RUN
 
     def _check_running(self) -> None:
         super()._check_running()  # type: ignore[misc]
@@ -146,6 +148,8 @@ class Pool(ShowsProgress):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
+        with interrupts.deferred():  # and after this it goes on by itself
+            self._engine.begin_to_terminate()
         self._close_bars()
         self._terminate()
 

@@ -8,19 +8,17 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from shmarray.core import SparseFile
-from shmarray.pool import link
+from shmarray.pool import interrupts, link
 from shmarray.pool.boxes import Boxes
 from shmarray.pool.link import Message, Receiver
 from shmarray.pool.parcel import Contents
 from shmarray.pool.stdlib import DupFd, PoolManners
 from shmarray.pool.worker import Worker
-
-_INTERRUPT = {signal.SIGINT}
 
 
 class Descriptor:
@@ -41,7 +39,6 @@ class Descriptor:
 
 
 def _received(duplicate: Any) -> Descriptor:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)  # this is a worker that starts: see interrupts_held
     fd = duplicate.detach()
     os.set_inheritable(fd, False)
     return Descriptor(fd)
@@ -68,7 +65,7 @@ class Start:
         self._life = life
         self._files = [Descriptor.copy_of(file.fd, until) for file in boxes.files] if boxes else []
         self.private = private
-        self.is_interruptible = signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self.is_interruptible = not interrupts.is_blocked()
 
     def begin(self) -> Boxes | None:
         """In the worker: what it has of the boxes from now on, until the caller ends."""
@@ -76,27 +73,11 @@ class Start:
         return Boxes([SparseFile(file.fd) for file in self._files]) if self._files else None
 
 
-@contextmanager
-def interrupts_held(context: Any) -> Iterator[None]:
-    """Start processes that Ctrl-C cannot interrupt before they are ready to be: they would print a traceback.
-
-    They inherit what this thread blocks.  The forkserver must not, it serves others too;
-    a KeyboardInterrupt ends its children without a word, until they have unpickled a `Descriptor`.
-    """
-    if context.get_start_method() == "forkserver":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _begin(worker: Worker, start: Start, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    interrupts.restore()
     worker.install_interrupt()
     if start.is_interruptible:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+        interrupts.unblock()
     if initializer is not None:
         worker.interruptible(initializer, initargs, {})
 

@@ -29,6 +29,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from multiprocessing import pool, reduction
 from multiprocessing import process as processes
@@ -173,10 +174,52 @@ def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
     executor._executor_manager_thread_wakeup = executor._call_queue.thread_wakeup = wakeup
 
 
-def private_ends(executor: Any) -> tuple[Any, ...]:
-    """The connections of an executor's queues: who holds them is taken for a worker."""
-    calls, results = executor._call_queue, executor._result_queue
-    return calls._reader, calls._writer, results._reader, results._writer
+class WorkerStarter:
+    """What an executor starts its workers with and from, without the executor.
+
+    Attributes
+    ----------
+    context : multiprocessing context
+    most : int
+        How many workers there may be.
+    processes : dict
+        The workers, by pid; the executor's own dictionary.
+    initializer, initargs
+        As given to the executor.
+    connections : tuple
+        The ends of its queues.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        self.context = executor._mp_context
+        self.most: int = executor._max_workers
+        self.processes: dict[int, Any] = executor._processes
+        self.initializer, self.initargs = executor._initializer, executor._initargs
+        calls, results = executor._call_queue, executor._result_queue
+        self.connections = calls._reader, calls._writer, results._reader, results._writer
+        # All that `_spawn_process` looks at.
+        names = ("_call_queue", "_result_queue", "_max_tasks_per_child", "_processes")
+        self._parts = SimpleNamespace(**{name: getattr(executor, name) for name in names})
+
+    def start(
+        self,
+        initializer: Callable[..., object],
+        initargs: tuple[Any, ...],
+        starting: Callable[[Any], AbstractContextManager[None]],
+    ) -> Any:
+        """Start a worker, in the context that `starting` makes for its process, and return that."""
+        made = []
+
+        def make(**options: Any) -> Any:
+            made.append(self.context.Process(**options))
+            stack.enter_context(starting(made[0]))
+            return made[0]
+
+        parts = SimpleNamespace(**vars(self._parts), _initializer=initializer, _initargs=initargs)
+        parts._mp_context = SimpleNamespace(Process=make)
+        with ExitStack() as stack:
+            _process.ProcessPoolExecutor._spawn_process(parts)
+        return made[0]
 
 
 def items_done(result: Any, length: int) -> int:
@@ -200,6 +243,7 @@ __all__ = [
     "StockManager",
     "StockPool",
     "Task",
+    "WorkerStarter",
     "asked_for",
     "disown",
     "equip",
@@ -207,7 +251,6 @@ __all__ = [
     "is_told_of_by",
     "items_done",
     "managers_at_exit",
-    "private_ends",
     "registered",
     "unwrapped",
 ]

@@ -171,3 +171,7 @@ def run_own_child(_):
     child.start()
     child.join()
     return child.exitcode
+
+
+def nap():
+    time.sleep(0.01)

@@ -19,7 +19,7 @@ import shmarray
 from shmarray.core import SparseFile
 from tests.faults import deaths
 from tests.faults.deaths import WAYS
-from tests.helpers.processes import FORK_WARNING
+from tests.helpers.processes import FORK_WARNING, runs
 from tests.pool.tasks import START_METHODS, arena_of, make, wait_until
 
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
@@ -315,7 +315,7 @@ def test_the_executor_says_who_died_and_over_what_and_ends(method, stage, way):
         assert victim in {None, caught.value.pid}
         with pytest.raises(shmarray.WorkerDiedError, match=str(caught.value.pid)):
             door.start(deaths.pid)
-        wait_until(lambda: not any(map(_runs, before)), LIMIT)
+        wait_until(lambda: not any(map(runs, before)), LIMIT)
         arena = arena_of(door.pool)
     finally:
         door.close()
@@ -388,15 +388,13 @@ def test_workers_that_die_while_they_end_after_their_last_task(kind, method, way
 
 
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
-@pytest.mark.parametrize("stop", ["close", "terminate", "exit"])
+@pytest.mark.parametrize("stop", ["close", "terminate"])
 def test_a_worker_that_is_killed_while_all_end_holds_up_nobody(kind, stop):
     """It may hold the lock for which the others wait, to read that they are to end."""
     for victim in range(2):
         door = Door(kind, "fork")
         door.man()
         pids = door.workers()
-        if stop == "exit":
-            door.pool.__exit__(None, None, None)
         os.kill(pids[victim], signal.SIGKILL)
         if kind == "Executor":
             door.pool.shutdown()
@@ -424,7 +422,7 @@ def test_tasks_that_take_no_notice_of_sigterm_hold_up_no_end(kind, task, tmp_pat
         with pytest.raises(shmarray.WorkerDiedError, match="die_running"):
             get(LIMIT)
         door.close()
-    wait_until(lambda: not _runs(int(Path(path).read_text(encoding="ascii"))), LIMIT)
+    wait_until(lambda: not runs(int(Path(path).read_text(encoding="ascii"))), LIMIT)
 
 
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
@@ -458,24 +456,24 @@ def test_a_call_that_was_cancelled_meanwhile_does_not_keep_the_others_from_their
         door.close()
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_replaced_again_and_again_serve_all_calls(method):
-    """Where the stdlib's count of idle workers is late, it waits for one that has ended."""
+@pytest.mark.parametrize(
+    ("method", "end"), [("forkserver", "shutdown"), ("forkserver", "garbage"), ("spawn", "shutdown")]
+)
+def test_calls_that_wait_when_an_executor_ends_get_new_workers_for_those_that_have_ended(method, end):
+    """The stdlib counts idle workers late, and a shut down executor has forgotten its queues."""
     for _ in range(1 if method == "spawn" else 4):
         door = Door("Executor", method, max_tasks_per_child=1)
-        gets = [door.start(deaths.pid) for _ in range(6)]
-        door.pool.shutdown(wait=False)
-        assert len({get(LIMIT) for get in gets}) == 6
-        door.close()
+        gets = [door.start(deaths.pid) for _ in range(4)]
+        manager = door.pool._executor_manager_thread
+        if end == "shutdown":
+            door.pool.shutdown(wait=False)
+        del door
+        assert len({get(LIMIT) for get in gets}) == 4
+        manager.join(LIMIT)
+        assert not manager.is_alive()
 
 
 # --- helpers -------------------------------------------------------------------------
-
-
-def _runs(pid):
-    with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-        return stat.read().rpartition(")")[2].split()[0] not in "ZX"
-    return False
 
 
 def _has_room(hand):
@@ -496,7 +494,7 @@ def _end(pid, way):
     def is_over():
         with suppress(ProcessLookupError):
             os.kill(pid, deaths.SIGNALS[way])
-        return not _runs(pid)
+        return not runs(pid)
 
     wait_until(is_over, LIMIT)
 

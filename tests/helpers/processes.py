@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from multiprocessing import Pipe
 
 # pytest-xdist runs tests beside a thread of its own, of which a forked child knows nothing.
@@ -127,3 +128,10 @@ def children():
         except FileNotFoundError:
             continue  # the thread has ended
     return found
+
+
+def runs(pid):
+    """Whether a process is there, and no zombie."""
+    with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    return False

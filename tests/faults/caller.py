@@ -1,0 +1,53 @@
+"""A program with all that shmarray has, which says what there is, and then dies as it is told.
+
+``python -m tests.faults.caller method way names...``: a line of JSON on stdout, and then it
+waits for one on stdin.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+
+import numpy as np
+
+import shmarray
+from tests.faults import deaths
+from tests.pool.tasks import arena_of, make, wait_until
+
+
+def main(method, way, scoped, kept):
+    shmarray.create(kept, 10)
+    with shmarray.scoped(1000, name=scoped), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        pool, executor = make("Pool", method, 3), make("Executor", method, 3)
+        held = pool.apply(deaths.double, (np.ones(200_000),)), executor.submit(np.ones, 200_000).result()
+        waiting = "idle" if way == "raise" else "busy"  # an executor's running calls are waited for at exit
+        for name, task in (("deaf", deaths.sleep_deaf), ("in_c", deaths.sleep_in_c)):
+            pool.apply_async(task, (f"{place}/pool-{name}",))
+            if waiting == "busy":
+                executor.submit(task, f"{place}/executor-{name}")
+        wait_until(lambda: len([n for n in os.listdir(place) if "." not in n]) == (4 if waiting == "busy" else 2), 60)
+        say(
+            pids=[process.pid for process in (*pool._pool, *executor._processes.values())],
+            inodes=[os.fstat(arena_of(door).file.fd).st_ino for door in (pool, executor)],
+        )
+        sys.stdin.readline()
+        die(way)
+        del held
+
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+
+def die(way):
+    if way == "os._exit":
+        os._exit(3)
+    if way == "raise":
+        raise ZeroDivisionError("uncaught")
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
