@@ -30,7 +30,7 @@ def main(method, way, scoped, kept):
         wait_until(lambda: len([n for n in os.listdir(place) if "." not in n]) == (4 if waiting == "busy" else 2), 60)
         say(
             pids=[process.pid for process in (*pool._pool, *executor._processes.values())],
-            inodes=[os.fstat(arena_of(door).file.fd).st_ino for door in (pool, executor)],
+            inodes=[os.fstat(file.fd).st_ino for door in (pool, executor) for file in arena_of(door).files],
         )
         sys.stdin.readline()
         die(way)
