@@ -248,7 +248,7 @@ def test_it_ends_as_the_program_says(body, unclosed, method, end, tmp_path, name
         with suppress(ProcessLookupError):
             os.killpg(program.pid, 9)
         program.communicate()
-    assert stderr.splitlines()[-1:] == ([complaint] if complaint else [])
+    assert stderr.splitlines()[-1:] == ([complaint] if complaint else []), stderr
     assert stderr.count("Traceback") == (1 if complaint else 0), stderr
     assert program.returncode == status
     assert not raw.names(name)
