@@ -25,7 +25,7 @@ import shmarray
 from benchmarks.report import seconds
 from benchmarks.workloads import KB, MB, arrays, double, identity, look, numbers, size_text, total
 from shmarray.core import copying
-from shmarray.pool import arena, boxes, engine, parcel, pool, traffic
+from shmarray.pool import arena, boxes, engine, parcel, sharing, traffic
 
 # Where a constant lives: several places if it was imported by name.
 Places = tuple[tuple[Any, str], ...]
@@ -152,7 +152,7 @@ def _worth_sharing() -> Constant:
         rows += [Row(f"{size_text(size)} in 100 tasks, written to", partial(_spread, change, size))]
     columns = {"a copy each": _NONE, "one, private": _ALL}
     question = "the size from which an array in many tasks is copied once"
-    return Constant("_WORTH_SHARING", question, ((pool, "_WORTH_SHARING"),), columns, rows)
+    return Constant("_WORTH_SHARING", question, ((sharing, "_WORTH_SHARING"),), columns, rows)
 
 
 def _deep() -> Constant:
