@@ -56,9 +56,13 @@ def _measure(options: argparse.Namespace) -> Results:
         scale = replace(scale, rounds=options.rounds)
     results = Results(processes.machine(), peers.versions(), peers.missing(), scale.name, [])
     print(report.headline(results), flush=True)
-    for records in _all(scale, options, results.missing):
-        print(report.terminal(records), flush=True)
-        results.records += records
+    try:
+        for records in _all(scale, options, results.missing):
+            print(report.terminal(records), flush=True)
+            results.records += records
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was measured until now is written")
+        options.write = False  # documents have all of it, or stay as they are
     return results
 
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -109,19 +109,13 @@ class Host:
 def serve(name: str, commands: Connection) -> None:
     """Be the host: do what is asked until there is nobody to ask."""
     warnings.simplefilter("ignore")
+    # Signals to the group, by Ctrl-C or by a peer, are not for both: who asks ends who is asked.
+    os.setsid()
     # A spawned process would spawn by default, and not do what the system's default is.
     multiprocessing.set_start_method(None, force=True)
-    stand = _Stand(name)
-    with commands:
-        while True:
-            try:
-                command = commands.recv()
-            except (EOFError, KeyboardInterrupt):
-                break
-            if not command:
-                break
+    with _Stand(name) as stand, commands, suppress(EOFError, ConnectionError):
+        while command := commands.recv():
             commands.send(_outcome(getattr(stand, command[0]), command[1:]))
-    stand.close()
 
 
 def _outcome(method: Any, arguments: tuple[Any, ...]) -> tuple[Any, str]:
@@ -166,6 +160,12 @@ class _Stand:
     def close(self) -> None:
         self._peer = None
         self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def call(self, calls: int) -> tuple[float, float]:
         used = processes.processor_time(os.getpid())

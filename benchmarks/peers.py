@@ -125,7 +125,7 @@ class Joblib(Peer):
         from joblib.externals import loky
 
         self.joblib = joblib
-        self.stack.callback(lambda: loky.get_reusable_executor().shutdown(wait=True))
+        self.stack.callback(lambda: loky.get_reusable_executor(self.workers, reuse=True).shutdown())
 
     def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
         parallel = self.joblib.Parallel(self.workers, batch_size=chunksize or "auto")
