@@ -228,8 +228,8 @@ class Arena(Boxes):
         self._words = None
         if not self.is_lending():
             self.file.close()
-        if self._janitor is not None and self._janitor is not threading.current_thread():
-            self._janitor.join()
+        if self._janitor is not None and self._janitor.ident not in {None, threading.get_ident()}:
+            self._janitor.join()  # unstarted, as another thread may be about to do, it ends by itself
 
     def _free_all_except(self, held: set[int]) -> None:
         with suppress(OSError):

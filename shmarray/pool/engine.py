@@ -121,8 +121,7 @@ class Engine:
 
     def join(self, patience: float | None = None) -> None:
         """Wait for the end; for the user's generators only so many seconds."""
-        current = threading.current_thread()
-        if current in (self._feeder, self._collector):
+        if threading.get_ident() in {self._feeder.ident, self._collector.ident}:
             return
         if self._collector.ident is not None:
             self._collector.join()

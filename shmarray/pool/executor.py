@@ -6,11 +6,11 @@ inert, because an error there breaks the executor.
 """
 
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
@@ -73,15 +73,16 @@ class ProcessPoolExecutor(Executor):
         initargs: tuple[Any, ...] = (),
         **options: Any,
     ) -> None:
-        super().__init__(max_workers, mp_context, initializer, initargs, **options)
-        self._was_used = False
-        arena = Arena.create()
-        self._recruiter = Recruiter(self, arena)
-        self._desk = _Desk(arena)
-        self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
-        # The queue that tells of calls that do not pickle has to look there too.
-        queue: Any = self._call_queue  # type: ignore[attr-defined]
-        queue.pending_work_items = self._pending_work_items
+        with interrupts.deferred():  # or descriptors without an owner
+            super().__init__(max_workers, mp_context, initializer, initargs, **options)
+            self._was_used = False
+            arena = Arena.create()
+            self._recruiter = Recruiter(self, arena)
+            self._desk = _Desk(arena)
+            self._pending_work_items = _WorkItems(self._desk, self._pending_work_items)
+            # The queue that tells of calls that do not pickle has to look there too.
+            queue: Any = self._call_queue  # type: ignore[attr-defined]
+            queue.pending_work_items = self._pending_work_items
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         try:
@@ -120,13 +121,11 @@ class ProcessPoolExecutor(Executor):
         # As the stdlib does it, with a thread of our own.
         if not self._safe_to_dynamically_spawn_children:
             self._launch_processes()
-        self._was_used = True
-        self._executor_manager_thread = manager = Manager(self, self._desk.broken, self._recruiter)
+        ended = partial(_close, self._desk, self._recruiter)
+        self._executor_manager_thread = manager = Manager(self, self._desk.broken, self._recruiter, ended)
         manager.start()
+        self._was_used = True
         managers_at_exit[manager] = self._executor_manager_thread_wakeup
-        # When it ends, the workers are joined: nobody uses the boxes.  That may be long
-        # after shutdown(wait=False), or after the executor is garbage.
-        weakref.finalize(manager, _close, self._desk, self._recruiter).atexit = False
 
 
 def _close(desk: "_Desk", recruiter: Recruiter) -> None:

@@ -91,17 +91,20 @@ class Pool(StockPool):
         _check(processes, initializer, maxtasksperchild)
         self._processes = processes
         self._owner = os.getpid()
-        arena = Arena.create()
-        arguments = (initializer, tuple(initargs), maxtasksperchild)
-        crew = Crew(_Maker(self.Process, self._ctx), self._ctx, processes, self._pool, arguments, arena)
-        self._cache: dict[int, Any] = PoolCache()
-        self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
-        self._cache.notifier = engine
-        self._taskqueue = engine.tasks
         with interrupts.deferred():  # or workers without a pool
+            self._engine = engine = self._made(initializer, tuple(initargs), maxtasksperchild)
             engine.start()
             self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
             self._state = RUN
+
+    def _made(self, *arguments: Any) -> Engine:
+        arena = Arena.create()
+        crew = Crew(_Maker(self.Process, self._ctx), self._ctx, self._processes, self._pool, arguments, arena)
+        self._cache: dict[int, Any] = PoolCache()
+        engine = Engine(crew, self._cache, arena, self.tasks_ahead)
+        self._cache.notifier = engine
+        self._taskqueue = engine.tasks
+        return engine
 
     def _check_running(self) -> None:
         super()._check_running()  # type: ignore[misc]
