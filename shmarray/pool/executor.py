@@ -266,19 +266,25 @@ class _Future(Future[Any]):
 
     def set_result(self, result: Any) -> None:
         if not isinstance(result, _Result):
-            super().set_result(result)
+            self._set(super().set_result, result)
             return
         is_value, value = self.desk.unpack(result)
         del result
-        if is_value:
-            super().set_result(value)
-        else:
-            super().set_exception(value)
+        self._set(super().set_result if is_value else super().set_exception, value)
 
     def set_exception(self, exception: BaseException | None) -> None:
         if type(exception) is not BrokenProcessPool:
-            super().set_exception(exception)
+            self._set(super().set_exception, exception)
             return
         # One that was cancelled meanwhile ends the stdlib's thread (before 3.12), and all others wait for ever.
         with suppress(InvalidStateError):
-            super().set_exception(self.desk.death(exception))
+            self._set(super().set_exception, self.desk.death(exception))
+
+    @staticmethod
+    def _set(method: Callable[[Any], None], value: Any) -> None:
+        try:
+            method(value)
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - of a callback; the stdlib logs Exceptions, these would end its thread
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))

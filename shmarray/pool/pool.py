@@ -130,6 +130,8 @@ class Pool(StockPool):
         return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
+        if type(iterable) not in (list, tuple):
+            iterable = _carefully(iterable)
         if not isinstance(func, _Sharing):
             yield from super()._guarded_task_generation(result_job, func, iterable)  # type: ignore[misc]
             return
@@ -168,6 +170,42 @@ def _check(processes: int, initializer: Any, maxtasksperchild: Any) -> None:
         raise ValueError("maxtasksperchild must be a positive int or None")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
+
+
+def _carefully(iterable: Iterable[Any]) -> Iterator[Any]:
+    """The items of what may be the user's generator.
+
+    The stdlib sends an Exception of it to the call.  Others, such as KeyboardInterrupt,
+    would end the thread that feeds all workers; so they go as one.
+    """
+    iterator = None
+    while True:
+        try:
+            if iterator is None:
+                iterator = iter(iterable)
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
+            raise _CarriedError(error) from None
+        yield item
+        del item
+
+
+class _CarriedError(Exception):
+    """An exception that is no Exception, until it is unpickled."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        return _itself, (self._error,)
+
+
+def _itself(error: BaseException) -> BaseException:
+    return error
 
 
 class _Maker:
