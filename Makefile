@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format docs bench bench-quick bench-constants clean
+.PHONY: demo test soak check format docs bench bench-quick bench-constants clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# SHMARRAY_SOAK_SECONDS (120 by default) for each of the two front doors, SHMARRAY_SEED to repeat a run.
+soak: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m soak -n 2 -s tests/faults $(ARGS)
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff format --check .

@@ -309,8 +309,8 @@ class Arena(Boxes):
         self._shared.clear()
         self._words = None
         self.files = tuple(SparseFile(-1) for _ in self.files)  # each lease holds its own
-        if self._janitor is not None and self._janitor is not threading.current_thread():
-            self._janitor.join()
+        if self._janitor is not None and self._janitor.ident not in {None, threading.get_ident()}:
+            self._janitor.join()  # unstarted, as another thread may be about to do, it ends by itself
 
     def _free_all_except(self, held: set[int]) -> None:
         with suppress(OSError):

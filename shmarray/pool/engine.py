@@ -125,8 +125,7 @@ class Engine:
 
     def join(self, patience: float | None = None) -> None:
         """Wait for the end; for the user's generators only so many seconds."""
-        current = threading.current_thread()
-        if current in (self._feeder, self._collector):
+        if threading.get_ident() in {self._feeder.ident, self._collector.ident}:
             return
         if self._collector.ident is not None:
             self._collector.join()
@@ -138,8 +137,11 @@ class Engine:
     def _feed(self) -> None:
         """Iterate over the calls' tasks (the user's generators run here) and send them."""
         for sequence, set_length in iter(self.tasks.get, None):
-            if not self._feed_call(sequence, set_length):
-                break
+            try:
+                if not self._feed_call(sequence, set_length):
+                    break
+            except BaseException as error:  # noqa: BLE001 - such as MemoryError: without this thread all calls hang
+                self._fail_all(error)
             sequence = set_length = None  # noqa: PLW2901 - or they would live until the next call
         self._fed = True
         self.wake()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
@@ -85,11 +86,12 @@ class ProcessPoolExecutor(Executor):
         initargs: tuple[Any, ...] = (),
         **options: Any,
     ) -> None:
-        super().__init__(max_workers, mp_context, initializer, initargs, **options)
-        self._was_used = False
-        self._recruiter = Recruiter(self)
-        self._desk = _Desk(self._recruiter.arena)
-        equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
+        with interrupts.deferred():  # or descriptors without an owner
+            super().__init__(max_workers, mp_context, initializer, initargs, **options)
+            self._was_used = False
+            self._recruiter = Recruiter(self)
+            self._desk = _Desk(self._recruiter.arena)
+            equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
         # What the map that this thread is in has to say to its submits.
         self._mapping = threading.local()
 
@@ -144,13 +146,11 @@ class ProcessPoolExecutor(Executor):
         # As the stdlib does it, with a thread of our own.
         if not self._safe_to_dynamically_spawn_children:
             self._launch_processes()
-        self._was_used = True
-        self._executor_manager_thread = manager = Manager(self, self._desk.broken, self._recruiter)
+        ended = partial(_close, self._desk, self._recruiter)
+        self._executor_manager_thread = manager = Manager(self, self._desk.broken, self._recruiter, ended)
         manager.start()
+        self._was_used = True
         managers_at_exit[manager] = self._executor_manager_thread_wakeup
-        # When it ends, the workers are joined: nobody uses the boxes.  That may be long
-        # after shutdown(wait=False), or after the executor is garbage.
-        weakref.finalize(manager, _close, self._desk, self._recruiter).atexit = False
 
 
 def _close(desk: "_Desk", recruiter: Recruiter) -> None:
@@ -281,15 +281,21 @@ class _Future(Future[Any]):
     def set_result(self, result: Any) -> None:
         is_value, value = self.desk.unpack(result)
         del result
-        if is_value:
-            super().set_result(value)
-        else:
-            super().set_exception(value)
+        self._set(super().set_result if is_value else super().set_exception, value)
 
     def set_exception(self, exception: BaseException | None) -> None:
         if type(exception) is not BrokenProcessPool:
-            super().set_exception(exception)
+            self._set(super().set_exception, exception)
             return
         # One that was cancelled meanwhile ends the stdlib's thread (before 3.12), and all others wait for ever.
         with suppress(InvalidStateError):
-            super().set_exception(self.desk.death(exception))
+            self._set(super().set_exception, self.desk.death(exception))
+
+    @staticmethod
+    def _set(method: Callable[[Any], None], value: Any) -> None:
+        try:
+            method(value)
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - of a callback; the stdlib logs Exceptions, these would end its thread
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))

@@ -30,7 +30,7 @@ class _Deferring:
 def deferred() -> Iterator[None]:
     """Have Ctrl-C wait until the end of the block; in other threads than the main one it never comes."""
     handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+    if not callable(handler) or threading.get_ident() != threading.main_thread().ident:
         yield
         return
     deferring = _Deferring(handler)
@@ -65,9 +65,10 @@ def is_blocked() -> bool:
 
 def restore() -> None:
     """In a worker that was forked while they were `deferred`."""
-    handler = signal.getsignal(signal.SIGINT)
-    if isinstance(handler, _Deferring):
-        signal.signal(signal.SIGINT, handler.handler)
+    handler: Any = signal.getsignal(signal.SIGINT)
+    while isinstance(handler, _Deferring):
+        handler = handler.handler
+        signal.signal(signal.SIGINT, handler)
 
 
 def unblock() -> None:

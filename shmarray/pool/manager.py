@@ -30,12 +30,22 @@ class Manager(StockManager):  # type: ignore[misc]
     broken : callable
         Called with the pid and exit code of the worker that died, before any future is told.
     recruiter : Recruiter
+    ended : callable
+        Called when the workers are joined, and nobody uses the boxes.  That may be long
+        after ``shutdown(wait=False)``, or after the executor is garbage.
     """
 
-    def __init__(self, executor: Any, broken: Callable[[int | None, int | None], object], recruiter: Recruiter) -> None:
+    def __init__(
+        self,
+        executor: Any,
+        broken: Callable[[int | None, int | None], object],
+        recruiter: Recruiter,
+        ended: Callable[[], object],
+    ) -> None:
         super().__init__(executor)
         self._tell_broken = broken
         self._recruiter = recruiter
+        self._ended = ended
         self.result_queue: Any = guarded_results(executor, partial(_wait_for_more, self.processes))
 
     def run(self) -> None:
@@ -43,6 +53,10 @@ class Manager(StockManager):  # type: ignore[misc]
             super().run()
         except Exception as error:  # noqa: BLE001 - such as: no process can be started; else all calls wait for ever
             self.terminate_broken(traceback.format_exception(error))
+        finally:
+            # Not when this object is garbage: that may be in the main thread, where Ctrl-C would
+            # raise inside of a finalizer, and be lost.
+            self._ended()
 
     def is_shutting_down(self) -> bool:
         """Whether no more calls come; those that are there get workers in the place of those that have ended."""

@@ -96,17 +96,20 @@ class Pool(ShowsProgress):
         _check(processes, initializer, maxtasksperchild)
         self._processes = processes
         self._owner = os.getpid()
-        arena = Arena.create(processes)
-        arguments = (initializer, tuple(initargs), maxtasksperchild)
-        crew = Crew(_Maker(self.Process, self._ctx), self._ctx, processes, self._pool, arguments, arena)
-        self._cache: dict[int, Any] = PoolCache()
-        self._engine = engine = Engine(crew, self._cache, arena, self.tasks_ahead)
-        self._cache.notifier = engine
-        self._taskqueue = engine.tasks
         with interrupts.deferred():  # or workers without a pool
+            self._engine = engine = self._made(initializer, tuple(initargs), maxtasksperchild)
             engine.start()
             self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
             self._state = RUN
+
+    def _made(self, *arguments: Any) -> Engine:
+        arena = Arena.create(self._processes)
+        crew = Crew(_Maker(self.Process, self._ctx), self._ctx, self._processes, self._pool, arguments, arena)
+        self._cache: dict[int, Any] = PoolCache()
+        engine = Engine(crew, self._cache, arena, self.tasks_ahead)
+        self._cache.notifier = engine
+        self._taskqueue = engine.tasks
+        return engine
 
     def _check_running(self) -> None:
         super()._check_running()  # type: ignore[misc]
@@ -130,6 +133,8 @@ class Pool(ShowsProgress):
         return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
+        if type(iterable) not in (list, tuple):
+            iterable = _carefully(iterable)
         if not isinstance(func, _Sharing):
             yield from super()._guarded_task_generation(result_job, func, iterable)  # type: ignore[misc]
             return
@@ -169,6 +174,42 @@ def _check(processes: int, initializer: Any, maxtasksperchild: Any) -> None:
         raise ValueError("maxtasksperchild must be a positive int or None")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
+
+
+def _carefully(iterable: Iterable[Any]) -> Iterator[Any]:
+    """The items of what may be the user's generator.
+
+    The stdlib sends an Exception of it to the call.  Others, such as KeyboardInterrupt,
+    would end the thread that feeds all workers; so they go as one.
+    """
+    iterator = None
+    while True:
+        try:
+            if iterator is None:
+                iterator = iter(iterable)
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
+            raise _CarriedError(error) from None
+        yield item
+        del item
+
+
+class _CarriedError(Exception):
+    """An exception that is no Exception, until it is unpickled."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        return _itself, (self._error,)
+
+
+def _itself(error: BaseException) -> BaseException:
+    return error
 
 
 class _Maker:

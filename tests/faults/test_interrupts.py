@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -24,23 +25,23 @@ def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
     print("seed", seed)
     rng = random.Random(seed)
     program = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.interrupted", kind, method, str(ROUNDS)],
+        [sys.executable, "-X", "faulthandler", "-m", "tests.faults.interrupted", kind, method, str(ROUNDS)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # or select would not see what is in the buffer
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": ROOT},
         start_new_session=True,
     )
     with program:
         try:
-            before = json.loads(program.stdout.readline() or "{}")
+            before = json.loads(_line(program))
             for _ in range(ROUNDS - 1):
                 _interrupt(program, rng)
-                assert json.loads(program.stdout.readline() or "{}") == before
+                assert json.loads(_line(program)) == before
             _interrupt(program, rng)
             assert program.wait(20) == -signal.SIGINT
-            errors = program.stderr.read()
+            errors = program.stderr.read().decode()
             # Of chained ones the first is what the stdlib was just handling.
             assert errors.count("Traceback") - errors.count("During handling of the above") == 1, errors
             assert errors.splitlines()[-1] == "KeyboardInterrupt"
@@ -48,8 +49,17 @@ def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
             program.kill()
 
 
+def _line(program):
+    """What it says next; if it hangs, why."""
+    if not select.select([program.stdout], [], [], 30)[0]:
+        program.send_signal(signal.SIGABRT)
+    line = program.stdout.readline()
+    assert line, program.stderr.read().decode()
+    return line
+
+
 def _interrupt(program, rng):
     """The moment is random on purpose: in starting, calling, waiting or ending."""
-    assert program.stdout.readline() == "ready\n", program.stderr.read()
+    assert _line(program) == b"ready\n"
     time.sleep(rng.random() * 0.2)
     os.killpg(program.pid, signal.SIGINT)

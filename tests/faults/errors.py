@@ -1,0 +1,67 @@
+"""Things that raise wherever they are told to; importable under every start method."""
+
+import numpy as np
+
+from tests.faults import deaths
+
+BIG = 20_000  # items of 8 bytes: travels in a box
+
+
+class OwnBaseError(BaseException):
+    """Neither Exception nor any that the stdlib knows."""
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, and does not unpickle: its __init__ takes what its args do not say."""
+
+    def __init__(self, first, second):
+        super().__init__(first)
+        self.second = second
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self):
+        raise TypeError("this error does not pickle")
+
+
+KINDS = {kind.__name__: kind for kind in (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, OwnBaseError)}
+
+
+class RaisesWhen:
+    """Raises when it is pickled, or unpickled; next to an array, so that there is a box to lose."""
+
+    def __init__(self, when, kind):
+        self.when = when
+        self.kind = kind
+
+    def __reduce__(self):
+        if self.when == "pickled":
+            raise KINDS[self.kind]("told to")
+        return raise_it, (self.kind,)
+
+
+def raise_it(kind, *_):
+    raise KINDS[kind]("told to")
+
+
+def raise_two(_):
+    raise TwoArgumentsError(1, 2)
+
+
+def raise_unpicklable(_):
+    raise UnpicklableError
+
+
+def give_what_raises(when, kind, _):
+    return np.ones(BIG), RaisesWhen(when, kind)
+
+
+def arm_and_raise(kind):
+    """Initializer."""
+    deaths.arm()
+    raise_it(kind)
+
+
+def raising_generator(kind, count):
+    yield from range(count)
+    raise_it(kind)

@@ -1,0 +1,107 @@
+"""Errors of the user's code, wherever it runs: each reaches its call, the others go on, and no box is lost."""
+
+import threading
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+
+import shmarray
+from tests.faults import deaths, errors
+from tests.faults.errors import BIG, KINDS, RaisesWhen
+from tests.helpers.processes import FORK_WARNING
+from tests.pool.tasks import START_METHODS, arena_of, call, make, wait_until
+
+pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+
+LIMIT = 20
+
+# Where it raises: the call, given the kind of the error.
+PLACES = {
+    "a task": lambda kind: (errors.raise_it, kind, np.ones(BIG)),
+    "pickling an argument": lambda kind: (deaths.take, np.ones(BIG), RaisesWhen("pickled", kind)),
+    "unpickling an argument": lambda kind: (deaths.take, np.ones(BIG), RaisesWhen("unpickled", kind)),
+    "pickling a result": lambda kind: (errors.give_what_raises, "pickled", kind, np.ones(BIG)),
+    "unpickling a result": lambda kind: (errors.give_what_raises, "unpickled", kind, np.ones(BIG)),
+}
+# Errors that cannot be sent themselves: the task, and words of what arrives instead.
+UNSENDABLE = {errors.raise_two: "second", errors.raise_unpicklable: "does not pickle"}
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_every_error_reaches_its_call_and_no_other(kind, method):
+    pool = make(kind, method)
+    with pool:
+        for place, prepared in PLACES.items():
+            for name, error in KINDS.items():
+                other = _start(pool, deaths.double, np.ones(BIG))
+                expected = error if (kind, place) != ("Pool", "pickling a result") else Exception
+                with pytest.raises(expected, match="told to"):
+                    _start(pool, *prepared(name))(LIMIT)
+                assert (other(LIMIT) == 2).all(), place
+        for task, words in UNSENDABLE.items():
+            with pytest.raises(Exception, match=words):
+                call(pool, task, np.ones(BIG))
+        assert (call(pool, deaths.double, np.ones(BIG)) == 2).all()
+        del other
+        arena = arena_of(pool)
+        wait_until(lambda: len(arena._free) + len(arena._empty) == arena._made - 1)
+    if kind == "Pool":
+        pool.join()
+
+
+def _start(pool, func, *args):
+    if isinstance(pool, shmarray.Pool):
+        return pool.apply_async(func, args).get
+    return pool.submit(func, *args).result
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_error_of_the_callers_iterable_reaches_the_caller_and_the_pool_goes_on(name):
+    with make("Pool", "fork") as pool:
+        with pytest.raises(KINDS[name]):
+            list(pool.imap(abs, errors.raising_generator(name, 5)))
+        with pytest.raises(KINDS[name]):
+            pool.map(abs, errors.raising_generator(name, 5))
+        assert pool.map(abs, [-1]) == [1]
+    pool.join()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("name", KINDS)
+def test_an_error_of_a_callback_stops_nothing(name, caplog):
+    """The stdlib logs those of futures, and a Pool's go where those of threads go."""
+    for kind in ("Pool", "Executor"):
+        raised = threading.Event()
+
+        def callback(_, raised=raised):
+            raised.set()
+            raise KINDS[name]("of a callback")
+
+        pool = make(kind, "fork")
+        with pool:
+            if kind == "Pool":
+                pool.apply_async(abs, (-1,), callback=callback)
+                pool.apply_async(errors.raise_it, (name,), error_callback=callback)
+            else:
+                with TemporaryDirectory() as place:  # or it might be done, and call back in this thread
+                    pool.submit(deaths.wait_for, f"{place}/go").add_done_callback(callback)
+            assert raised.wait(LIMIT)
+            assert call(pool, abs, -2) == 2
+        if kind == "Pool":
+            pool.join()
+    caplog.clear()  # the records hold the traceback, and that the executor
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_an_error_of_an_initializer_reaches_the_calls(kind, name):
+    pool = make(kind, "fork", initializer=errors.arm_and_raise, initargs=(name,))
+    with pool:
+        with pytest.raises(shmarray.WorkerDiedError) as caught:
+            call(pool, abs, -1)
+        if kind == "Pool":
+            assert "told to" in str(caught.value)
+    if kind == "Pool":
+        pool.join()

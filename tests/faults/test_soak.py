@@ -1,0 +1,38 @@
+"""At random for long: all results are right, nothing hangs, and at the end all is as at the start."""
+
+import itertools
+import os
+import random
+import time
+
+import pytest
+
+from tests.faults.soak import Day
+from tests.helpers.processes import FORK_WARNING
+from tests.pool.tasks import START_METHODS
+
+pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+
+SECONDS = float(os.environ.get("SHMARRAY_SOAK_SECONDS", "120"))
+
+
+def spend(kind, methods, scope, moments):
+    seed = int(os.environ.get("SHMARRAY_SEED", "0")) or random.randrange(1 << 30)
+    print(f"SHMARRAY_SEED={seed}", flush=True)
+    day = Day(kind, methods, seed, scope)
+    steps = sum(day.step() is None for _ in moments)
+    day.end()
+    print(f"{steps} steps")
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_short_day_with_faults_leaves_nothing(kind, name):
+    spend(kind, ["fork", "forkserver"], name, range(150))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_long_day_with_faults_leaves_nothing(kind, name):
+    end = time.monotonic() + SECONDS
+    spend(kind, START_METHODS, name, itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()))
