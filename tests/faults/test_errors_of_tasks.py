@@ -10,7 +10,7 @@ import shmarray
 from tests.faults import deaths, errors
 from tests.faults.errors import BIG, KINDS, RaisesWhen
 from tests.helpers.processes import FORK_WARNING
-from tests.pool.tasks import START_METHODS, arena_of, call, make, wait_until
+from tests.pool.tasks import START_METHODS, all_boxes_are_free, call, make, wait_until
 
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
@@ -45,8 +45,7 @@ def test_every_error_reaches_its_call_and_no_other(kind, method):
                 call(pool, task, np.ones(BIG))
         assert (call(pool, deaths.double, np.ones(BIG)) == 2).all()
         del other
-        arena = arena_of(pool)
-        wait_until(lambda: len(arena._free) + len(arena._empty) == arena._made - 1)
+        wait_until(lambda: all_boxes_are_free(pool))
     if kind == "Pool":
         pool.join()
 

@@ -20,7 +20,7 @@ from shmarray.core import SparseFile
 from tests.faults import deaths
 from tests.faults.deaths import WAYS
 from tests.helpers.processes import FORK_WARNING, runs
-from tests.pool.tasks import START_METHODS, arena_of, make, wait_until
+from tests.pool.tasks import START_METHODS, all_boxes_are_free, arena_of, make, wait_until
 
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
@@ -278,7 +278,7 @@ class TestPool:
         door.man()
         assert (door.call(deaths.double, np.ones(SMALL)) == 2).all()
         del result, others
-        wait_until(lambda: _all_boxes_are_free(door.pool), LIMIT)
+        wait_until(lambda: all_boxes_are_free(door.pool), LIMIT)
 
 
 def _has_memory(stage):
@@ -291,11 +291,6 @@ def _check_words(error, pids, way, function):
     assert function in error.task
     for word in (str(error.pid), way if way.startswith("SIG") else "", error.task):
         assert word in str(error)
-
-
-def _all_boxes_are_free(pool):
-    arena = arena_of(pool)
-    return arena is None or sum(len(shelf.full) + len(shelf.empty) for shelf in arena._shelves) == len(arena._boxes)
 
 
 # --- ProcessPoolExecutor -------------------------------------------------------------

@@ -53,6 +53,11 @@ def arena_of(pool):
     return pool._engine._arena if isinstance(pool, shmarray.Pool) else pool._desk.traffic.arena
 
 
+def all_boxes_are_free(pool):
+    arena = arena_of(pool)
+    return arena is None or sum(len(shelf.full) + len(shelf.empty) for shelf in arena._shelves) == len(arena._boxes)
+
+
 def identity(x):
     return x
 
