@@ -102,6 +102,10 @@ class ProcessPoolExecutor(Executor):
                 return super().submit(_perform, call)
         except BrokenProcessPool as error:
             raise self._desk.broken_for_good() from error
+        except OSError as error:
+            if self._broken:  # it broke while a worker was started for this call, with queues that are closed now
+                raise self._desk.broken_for_good() from error
+            raise
 
     submit.__doc__ = Executor.submit.__doc__
 

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import signal
+from contextlib import suppress
 
 import numpy as np
 
@@ -92,7 +93,8 @@ class Day:
         victims = [process.pid for process in processes if process.is_alive()]
         if victims:
             self.may_fail.add(method)
-            os.kill(self.rng.choice(victims), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it was just ending by itself
+                os.kill(self.rng.choice(victims), signal.SIGKILL)
 
     def die_in_a_task(self, method):
         self.may_fail.add(method)

@@ -1,5 +1,6 @@
 """At random for long: all results are right, nothing hangs, and at the end all is as at the start."""
 
+import gc
 import itertools
 import os
 import random
@@ -23,6 +24,9 @@ def spend(kind, methods, scope, moments):
     steps = sum(day.step() is None for _ in moments)
     day.end()
     print(f"{steps} steps")
+    del day
+    while gc.collect():  # what finalizers of one time let go of, the next finds
+        pass
 
 
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
