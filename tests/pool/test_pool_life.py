@@ -508,3 +508,19 @@ def _assert_equal(got, expected):
             _assert_equal(one, other)
         else:
             assert np.array_equal(one, other)
+
+
+def test_a_death_is_seen_although_a_forked_child_has_dropped_the_executor():
+    """The child's garbage collector must not write into the pipe that wakes its parent's managing thread."""
+    executor = make("Executor", "fork", 1)
+    worker = executor.submit(os.getpid).result(60)
+    child = os.fork()
+    if not child:
+        del executor
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(shmarray.WorkerDiedError, match=f"{worker} was killed by SIGKILL"):
+        executor.submit(time.sleep, 30).result(20)
+    executor.shutdown()
