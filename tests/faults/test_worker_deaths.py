@@ -126,6 +126,7 @@ def _stopped(door, way, argument):
     finally:
         for pid in before:
             os.kill(pid, signal.SIGCONT)
+    _end(victim, way)
     return victim, get
 
 
@@ -489,7 +490,11 @@ def _waits_in(pid):
 
 
 def _end(pid, way):
-    """Have a worker die where it waits; again, if the signal came just before it began to wait."""
+    """Have a worker die where it waits.
+
+    Again and again: the signal may come just before it begins to wait, and Python 3.13.0 sees
+    to signals nowhere else in processes that another thread than the main one has forked.
+    """
 
     def is_over():
         with suppress(ProcessLookupError):
