@@ -67,7 +67,8 @@ class ProcessPoolExecutor(Executor):
 
     As with the stdlib, a worker that dies breaks the executor.  The error is a
     `WorkerDiedError`, a `BrokenProcessPool` that names the worker, how it ended, and what it
-    was running.
+    was running.  A call that does not unpickle fails alone.  Ctrl-C in a with-block gives up
+    the calls that wait.
 
     Examples
     --------

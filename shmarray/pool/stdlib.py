@@ -18,6 +18,8 @@ From ``concurrent.futures.process``: how errors travel.  The seam is
 and of the managing thread ``processes``, ``result_queue._reader``, ``shutdown_workers``,
 ``terminate_broken`` and ``join_executor_internals``.
 
+From ``signal``: what it wraps, which takes a tenth of the time.
+
 From ``multiprocessing.connection`` and ``multiprocessing.process``: ``Connection._recv``,
 where a process keeps the descriptor that tells of its end, and the set of all children.
 """
@@ -31,6 +33,7 @@ from concurrent.futures import process
 from concurrent.futures.process import ProcessPoolExecutor as Executor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from importlib import import_module
 from multiprocessing import pool, reduction
 from multiprocessing import process as processes
 from multiprocessing.connection import Connection
@@ -44,6 +47,7 @@ _PIPE = 64 << 10
 
 # Private names are in nobody's stubs.
 _pool: Any = pool
+_signal: Any = import_module("_signal")
 _process: Any = process
 _processes: Any = processes
 _ForkingPickler: Any = reduction.ForkingPickler
@@ -51,6 +55,8 @@ _ForkingPickler: Any = reduction.ForkingPickler
 INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
 MapResult: Any = _pool.MapResult
 PoolCache: Any = _pool._PoolCache
+getsignal: Any = _signal.getsignal
+set_signal: Any = _signal.signal
 StockManager: Any = _process._ExecutorManagerThread
 managers_at_exit: Any = _process._threads_wakeups
 """The managing threads that the interpreter waits for at its end, and what wakes them."""
@@ -247,10 +253,12 @@ __all__ = [
     "asked_for",
     "disown",
     "equip",
+    "getsignal",
     "guarded_results",
     "is_told_of_by",
     "items_done",
     "managers_at_exit",
     "registered",
+    "set_signal",
     "unwrapped",
 ]

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 
 import pytest
 
 import shmarray
 from tests.helpers import raw
-from tests.helpers.processes import ROOT, runs, wait_until
+from tests.helpers.processes import FORK_WARNING, ROOT, Child, runs, wait_until
 from tests.pool.tasks import START_METHODS
+
+pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
 
 # Seconds; two are promised, where nothing else runs.
 LIMIT = 20
@@ -58,11 +61,13 @@ def test_nothing_is_left_of_a_caller_that_dies(method, way, shm_name):
             assert len(told["pids"]) >= 4  # the stdlib starts an executor's workers when they are needed
             assert all(map(runs, told["pids"]))
             assert raw.names(scoped)
+            died = time.monotonic()
             die(caller, way)
             assert caller.wait(LIMIT) == WAYS[way]
             wait_until(lambda: not any(map(runs, told["pids"])), LIMIT)
             wait_until(lambda: not raw.names(scoped), LIMIT)
             wait_until(lambda: not _is_anywhere(told["inodes"]), LIMIT)
+            print(f"all gone after {time.monotonic() - died:.2f} s")
             assert shmarray.attach(kept).shape == (10,)
             _check_stderr(caller.stderr.read(), way)
         finally:
@@ -87,3 +92,66 @@ def _check_stderr(text, way):
         assert text.count("Traceback") == 1
     else:
         assert own == []
+
+
+# --- the watcher of names ------------------------------------------------------------
+
+
+def _hold(channel, *names):
+    """Be in scopes of these names, one after the other as told, until killed."""
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(shmarray.scoped(10, name=name))
+            channel.send("inside")
+            channel.recv()
+
+
+def test_names_are_deleted_although_the_watcher_was_killed_between(shm_name):
+    first, second = shm_name(), shm_name()
+    with Child(_hold, first, second) as owner:
+        owner.receive()
+        (watcher,) = _children_of(owner.pid)
+        os.kill(watcher, signal.SIGKILL)
+        wait_until(lambda: not runs(watcher), LIMIT)
+        owner.tell()
+        owner.receive()
+        owner.kill()
+    wait_until(lambda: not raw.names(first) + raw.names(second), LIMIT)
+
+
+def test_what_another_made_under_the_name_is_not_the_watchers(name, shm_name):
+    with Child(_hold, name, shm_name("-other")) as owner:
+        owner.receive()
+        shmarray.delete(name)
+        shmarray.create(name, data=[1, 2])
+        owner.tell()
+        owner.receive()
+        (watcher,) = _children_of(owner.pid)
+        owner.kill()
+    wait_until(lambda: not runs(watcher), LIMIT)
+    assert shmarray.attach(name).tolist() == [1, 2]
+
+
+def test_a_child_that_lives_on_keeps_no_name(name):
+    def hold_and_fork(channel):
+        with shmarray.scoped(10, name=name):
+            child = os.fork()
+            if not child:
+                signal.alarm(60)
+                signal.pause()
+            channel.send(child)
+            channel.recv()
+
+    with Child(hold_and_fork) as owner:
+        child = owner.receive()
+        owner.kill()
+    try:
+        wait_until(lambda: not raw.names(name), LIMIT)
+        assert runs(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def _children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
