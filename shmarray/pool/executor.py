@@ -7,6 +7,7 @@ inert, because an error there breaks the executor.
 
 import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,7 @@ from shmarray.pool.sharing import Repeated, repeated
 from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, equip, managers_at_exit, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.wakeup import Wakeup
+from shmarray.pool.worker import Notes
 
 
 class ProcessPoolExecutor(Executor):
@@ -196,7 +198,8 @@ class _Desk:
         self.traffic = Traffic(arena, 1)
         self._trips: dict[int, Trip] = {}
         self._failures: dict[int, BaseException] = {}
-        self._keeper = Keeper()
+        # By pid: several workers may keep one box, if many calls carry it.
+        self._keepers: defaultdict[int, Keeper] = defaultdict(Keeper)
         self._count = 0
         self._lock = threading.Lock()
         self._death: WorkerDiedError | None = None
@@ -227,7 +230,7 @@ class _Desk:
     def unpack(self, result: bytes) -> tuple[bool, Any]:
         message = link.decode(result)
         trip = self._trips.pop(message.job)
-        outcome = self.traffic.unpack(trip, message, self._keeper)
+        outcome = self.traffic.unpack(trip, message, self._keepers[Notes(*message.notes).worker])
         failure = self._failures.pop(message.job, None)
         return outcome if failure is None else (False, failure)
 

@@ -40,12 +40,15 @@ class Notes(NamedTuple):
         Why the result is not in a box, though it should be.
     has_forked : bool
         Whether this worker has ever forked.
+    worker : int
+        Its pid, if it keeps or releases anything.
     """
 
     kept: tuple[int, ...] = ()
     released: tuple[int, ...] = ()
     shortage: str = ""
     has_forked: bool = False
+    worker: int = 0
 
 
 class Worker:
@@ -79,7 +82,8 @@ class Worker:
         del bundle
         kept = self._clean_up(opened, faults) if opened else ()
         released = self._released() if self._kept else ()
-        notes = Notes(kept, released, shortage, boxes is not None and boxes.has_forked)
+        worker = os.getpid() if kept or released else 0
+        notes = Notes(kept, released, shortage, boxes is not None and boxes.has_forked, worker)
         return link.encode(Message(job, index, 0, 0, contents, tuple(notes) if any(notes) else ()))
 
     # --- the call ---

@@ -524,3 +524,16 @@ def test_a_death_is_seen_although_a_forked_child_has_dropped_the_executor():
     with pytest.raises(shmarray.WorkerDiedError, match=f"{worker} was killed by SIGKILL"):
         executor.submit(time.sleep, 30).result(20)
     executor.shutdown()
+
+
+def test_what_two_workers_keep_of_one_array_stays_when_one_of_them_lets_go(tmp_path):
+    with make("Executor", "fork") as pool:
+        big = np.full(200_000, 7.0)
+        first, second = pool.map(tasks.keep_and_meet, [big, big], [str(tmp_path)] * 2)
+        wait_until(lambda: call(pool, tasks.forget_if, first) == first)
+        wait_until(lambda: call(pool, tasks.ends_of_kept, 0)[0] == first)  # and has said so
+        for i in range(6):
+            call_each(pool, tasks.total, [np.full(200_000, float(i))] * 2)
+        seen = {}
+        wait_until(lambda: seen.update([call(pool, tasks.ends_of_kept, 0)]) or second in seen)
+        assert seen[second] == [(7.0, 7.0)]
