@@ -14,13 +14,14 @@ class Wakeup:
     """
 
     def __init__(self) -> None:
-        self._closed = False
+        self._closed = True  # for __del__, if there is no descriptor left
         self._is_told = False
         self._pid = os.getpid()
         # Finalizers call `wakeup`, in any thread.
         self._lock = threading.RLock()
         reader, self._writer = os.pipe()
         self._reader = _End(reader)
+        self._closed = False
 
     def close(self) -> None:
         with self._lock:
