@@ -48,6 +48,7 @@ LAYERS = [
     "shmarray.pool.traffic",
     "shmarray.pool.serve",
     "shmarray.pool.worker",
+    "shmarray.pool.calls",
     "shmarray.pool.link",
     "shmarray.pool.obituary",
     "shmarray.pool.interrupts",

@@ -28,8 +28,9 @@ from shmarray.core import PacketSpace
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import interrupts, link, parcel
 from shmarray.pool.arena import Arena
+from shmarray.pool.calls import Functions, shortened
 from shmarray.pool.crew import Crew, Hand
-from shmarray.pool.stdlib import CLOSE, RUN, TERMINATE, MapResult, asked_for
+from shmarray.pool.stdlib import CLOSE, RUN, TERMINATE, MapResult
 from shmarray.pool.traffic import Traffic, Trip
 
 # Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
@@ -68,6 +69,7 @@ class Engine:
         self._room = threading.Condition(self._lock)
         self._traffic = Traffic(arena, ahead)
         self._back: deque[tuple[Trip, bytes]] = deque()
+        self._functions = Functions()
         self._fed = False
         self._refill = 0
         self._is_waiting = False
@@ -150,6 +152,7 @@ class Engine:
         task = None
         index = -1
         job = None
+        self._functions = Functions()
         for task in sequence:
             job, index = task[:2]
             if self.state == TERMINATE:
@@ -160,6 +163,7 @@ class Engine:
                 except _Terminated:
                     return False
         sequence = task = None  # the traceback of an error knows this frame, too
+        self._functions = Functions()
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
@@ -183,11 +187,12 @@ class Engine:
 
     def _pack(self, task: Any) -> tuple[Trip, bytes]:
         job, index, func, args, kwargs = task[:5]
-        bundle = parcel.take_apart((func, args, kwargs), *task[5:])
+        short, func = shortened(func, args, kwargs, self._functions)
+        bundle = parcel.take_apart(short, *task[5:])
         if bundle.pieces:
             ahead = self._traffic.ahead
             self._wait(lambda: self._crew.idlest(ahead), ahead)
-        trip = Trip(job, index, asked_for(func, args))
+        trip = Trip(job, index, func)
         return trip, link.encode(self._traffic.pack(bundle, trip))
 
     def _place(self, trip: Trip, data: bytes) -> None:

@@ -18,12 +18,13 @@ from typing import Any
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import interrupts, link, parcel
 from shmarray.pool.arena import Arena
+from shmarray.pool.calls import shortened
 from shmarray.pool.manager import Manager
 from shmarray.pool.obituary import how_it_ended
 from shmarray.pool.recruiter import Recruiter
 from shmarray.pool.serve import executor_worker
 from shmarray.pool.sharing import Repeated, repeated
-from shmarray.pool.stdlib import Executor, ExecutorManners, asked_for, equip, managers_at_exit, unwrapped
+from shmarray.pool.stdlib import Executor, ExecutorManners, equip, managers_at_exit, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.wakeup import Wakeup
 from shmarray.pool.worker import Notes
@@ -160,6 +161,10 @@ class ProcessPoolExecutor(Executor):
         managers_at_exit[manager] = self._executor_manager_thread_wakeup
 
 
+# What is sent in the place of a call that does not pickle.
+_NOTHING, _ = shortened(bool, (), {})
+
+
 def _close(desk: "_Desk", recruiter: Recruiter) -> None:
     desk.close()
     recruiter.close()
@@ -217,14 +222,14 @@ class _Desk:
         is sent as one that does nothing, and fails when that is answered.
         """
         number = self.next_number()
-        func, args, _ = call = unwrapped(*call)
         group, arrays = (sharing.group, sharing.arrays) if sharing else (None, None)
-        trip = self._trips[number] = Trip(number, 0, asked_for(func, args), group)
+        trip = self._trips[number] = Trip(number, 0, call[0], group)
         try:
-            message = self.traffic.pack(parcel.take_apart(call, arrays), trip)
+            short, trip.func = shortened(*unwrapped(*call))
+            message = self.traffic.pack(parcel.take_apart(short, arrays), trip)
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             self._failures[number] = ExecutorManners.unpicklable(error)
-            message = self.traffic.pack(parcel.take_apart((bool, (), {})), trip)
+            message = self.traffic.pack(parcel.take_apart(_NOTHING), trip)
         return link.encode(message)
 
     def unpack(self, result: bytes) -> tuple[bool, Any]:

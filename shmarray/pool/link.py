@@ -124,6 +124,8 @@ class Receiver:
 
     def _completed(self, packet: bytes) -> bytes | None:
         """The message of which this was the last packet."""
+        if len(packet) < PACKET and not self._parts:
+            return packet
         if self._parts:
             self._missing -= len(packet)
         else:

@@ -54,6 +54,9 @@ _ForkingPickler: Any = reduction.ForkingPickler
 
 INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
 MapResult: Any = _pool.MapResult
+mapstar: Any = _pool.mapstar
+starmapstar: Any = _pool.starmapstar
+process_chunk: Any = _process._process_chunk
 PoolCache: Any = _pool._PoolCache
 getsignal: Any = _signal.getsignal
 set_signal: Any = _signal.signal
@@ -111,13 +114,6 @@ class ExecutorManners:
         error.__traceback__ = None  # it holds the arguments
         error.__cause__ = _process._RemoteTraceback(f'\n"""\n{text}"""')
         return error
-
-
-def asked_for(func: Any, args: tuple[Any, ...]) -> Any:
-    """The user's function in a task: chunks of map, starmap and Executor.map have it inside."""
-    if func in (_pool.mapstar, _pool.starmapstar) and args and isinstance(args[0], tuple):
-        return args[0][0]
-    return args[0] if func is _process._process_chunk else func
 
 
 def unwrapped(
@@ -250,7 +246,6 @@ __all__ = [
     "StockPool",
     "Task",
     "WorkerStarter",
-    "asked_for",
     "disown",
     "equip",
     "getsignal",
@@ -258,7 +253,10 @@ __all__ = [
     "is_told_of_by",
     "items_done",
     "managers_at_exit",
+    "mapstar",
+    "process_chunk",
     "registered",
     "set_signal",
+    "starmapstar",
     "unwrapped",
 ]

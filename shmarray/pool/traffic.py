@@ -21,7 +21,7 @@ from shmarray.pool.worker import Notes
 _COPY_OUT = 512 << 10
 # Tasks that a worker may have unread when neither arguments nor results take boxes; with
 # fewer, it waits for the caller's threads to be scheduled (benchmarks/constants.py: DEEP).
-DEEP = 24
+DEEP = 64
 
 
 class Keeper:

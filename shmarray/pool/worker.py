@@ -19,6 +19,7 @@ from shmarray.core import Part
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import link, parcel
 from shmarray.pool.boxes import Boxes, Lent
+from shmarray.pool.calls import restored
 from shmarray.pool.link import Message
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Span
 from shmarray.pool.stdlib import Manners
@@ -41,7 +42,7 @@ class Notes(NamedTuple):
     has_forked : bool
         Whether this worker has ever forked.
     worker : int
-        Its pid, if it keeps or releases anything.
+        Its pid.
     """
 
     kept: tuple[int, ...] = ()
@@ -82,9 +83,10 @@ class Worker:
         del bundle
         kept = self._clean_up(opened, faults) if opened else ()
         released = self._released() if self._kept else ()
-        worker = os.getpid() if kept or released else 0
-        notes = Notes(kept, released, shortage, boxes is not None and boxes.has_forked, worker)
-        return link.encode(Message(job, index, 0, 0, contents, tuple(notes) if any(notes) else ()))
+        notes: tuple[Any, ...] = ()
+        if kept or released or shortage or (boxes is not None and boxes.has_forked):
+            notes = tuple(Notes(kept, released, shortage, boxes is not None and boxes.has_forked, os.getpid()))
+        return link.encode(Message(job, index, 0, 0, contents, notes))
 
     # --- the call ---
 
@@ -107,11 +109,11 @@ class Worker:
 
     def _open(self, contents: Contents, opened: list[Lent]) -> Any:
         if not contents.spans:
-            return parcel.put_together(contents.pickled, ())
+            return restored(parcel.put_together(contents.pickled, ()))
         buffers = self._buffers(contents, opened)
         if not contents.pickled:
-            return parcel.put_together(buffers[0], buffers[1:])
-        return parcel.put_together(contents.pickled, buffers)
+            return restored(parcel.put_together(buffers[0], buffers[1:]))
+        return restored(parcel.put_together(contents.pickled, buffers))
 
     def _buffers(self, contents: Contents, opened: list[Lent]) -> list[Octets]:
         loose = np.array(np.frombuffer(contents.loose, np.uint8)) if contents.loose else np.empty(0, np.uint8)

@@ -17,6 +17,7 @@ import pytest
 
 import shmarray
 from shmarray.core import SparseFile
+from shmarray.pool.traffic import DEEP
 from tests.faults import deaths
 from tests.faults.deaths import WAYS
 from tests.helpers.processes import FORK_WARNING, in_child, runs
@@ -144,7 +145,7 @@ def packing(door, way):
 
 def sending(door, way):
     """It waits for room for its result; under the executor it has sent half of it, and holds the lock of the queue."""
-    for get in [door.start(deaths.pid) for _ in range(30)]:
+    for get in [door.start(deaths.pid) for _ in range(DEEP)]:
         get(LIMIT)  # so that the pool has seen small results, and gives each worker many tasks at a time
     victim, gets = _sending(door, way, deaths.give_much, 40)
 

@@ -1,0 +1,86 @@
+"""Calls as they travel: shorter, and the same when they arrive."""
+
+import math
+import pickle
+from multiprocessing.pool import mapstar, starmapstar
+from types import FunctionType
+
+import pytest
+
+import shmarray
+from shmarray.pool import parcel, stdlib
+from shmarray.pool.calls import Functions, restored, shortened
+from tests.pool import tasks
+
+CALLS = {
+    "plain": (tasks.double, (1,), {}),
+    "keywords": (tasks.double, (), {"x": 1}),
+    "map": (mapstar, ((tasks.double, (1, 2)),), {}),
+    "starmap": (starmapstar, ((tasks.double, ((1,), (2,))),), {}),
+    "chunk of an executor": (stdlib.process_chunk, (tasks.double, ((1,), (2,))), {}),
+    "builtin function": (mapstar, ((math.sqrt, (1, 2)),), {}),
+    "bytes in the place of a function": (b"not callable", (1,), {}),
+}
+
+
+@pytest.mark.parametrize("functions", [None, Functions()], ids=["each by itself", "once"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_call_arrives_as_it_was(call, functions):
+    short, asked = shortened(*call, functions)
+    inner = call[1][0] if call[0] in (mapstar, starmapstar) else call[1]
+    assert asked is (call[0] if call[0] in (tasks.double, b"not callable") else inner[0])
+    assert restored(pickle.loads(parcel.take_apart(short).pickle)) == call
+
+
+def test_a_function_is_pickled_once_for_all_tasks():
+    functions = Functions()
+    first = functions.pickled(tasks.double)
+    assert first is functions.pickled(tasks.double)
+    assert pickle.loads(functions.pickled(tasks.add_one_in_place)) is tasks.add_one_in_place
+
+
+def test_a_function_whose_pickling_somebody_has_defined_is_pickled_with_each_task(monkeypatch):
+    functions = Functions()
+    functions.pickled(tasks.double)
+    monkeypatch.setitem(stdlib.registered, FunctionType, lambda func: (str, (func.__name__,)))
+    assert Functions().pickled(tasks.double) is None
+
+
+class Adds:
+    """A callable that changes."""
+
+    def __init__(self):
+        self.amount = 0
+
+    def __call__(self, x):
+        return self.amount + x
+
+
+def test_what_is_no_function_is_pickled_as_it_is_with_each_task(start_method):
+    add = Adds()
+
+    def items():
+        for amount in range(5):
+            add.amount = 10 * amount
+            yield 1
+
+    with tasks.make("Pool", start_method, 2) as pool:
+        assert list(pool.imap(add, items())) == [1, 11, 21, 31, 41]
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_functions_of_the_stdlib_that_are_called_wrongly_fail_as_others_do(kind):
+    with tasks.make(kind, "fork", 1) as pool:
+        for func in (mapstar, stdlib.process_chunk):
+            with pytest.raises((TypeError, IndexError)):
+                tasks.call(pool, func)
+            with pytest.raises((TypeError, IndexError)):
+                tasks.call(pool, func, 5)
+        assert tasks.call(pool, len, "abc") == 3
+
+
+def test_a_function_without_a_name_fails_its_call_alone():
+    with shmarray.Pool(1) as pool:
+        with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+            pool.map(lambda x: x, [1, 2])
+        assert pool.map(len, ["abc"]) == [3]
