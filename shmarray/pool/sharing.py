@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 # tasks write to it (benchmarks/constants.py: _WORTH_SHARING).
 _WORTH_SHARING = 1 << 20
 
+# What an array may be, or be in.
+_CARRIERS = frozenset((np.ndarray, list, tuple, dict))
+
 Repeated = dict[int, NDArray[Any]]
 """Arrays by their id."""
 
 
 def repeated(iterable: Any, chunksize: int) -> Repeated:
     """The large arrays that occur in at least two chunks of an iterable."""
-    if type(iterable) not in (list, tuple):
+    if type(iterable) not in (list, tuple) or _CARRIERS.isdisjoint(map(type, iterable)):
         return {}
     first: dict[int, int] = {}
     found: Repeated = {}
