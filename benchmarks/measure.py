@@ -100,7 +100,8 @@ class Contest:
 
     def _first_calls(self) -> None:
         for number in range(1 if self._work.at else self._scale.firsts):
-            self._each(lambda entrant, number=number: self._first_call(entrant, number))
+            for name in self._in_turn(number):
+                self._guarded(lambda entrant, number=number: self._first_call(entrant, number), self._entrants[name])
 
     def _first_call(self, entrant: _Entrant, number: int) -> None:
         if number and (PEERS[entrant.record.peer].starts_slowly or self._is_spent(entrant)):
@@ -113,24 +114,31 @@ class Contest:
         entrant.spent += seconds
 
     def _round(self, number: int) -> None:
-        """One turn each; who begins changes, so that nobody always follows the same one."""
-        names = list(self._entrants)
-        start = number % len(names) if names else 0
+        """One turn each."""
         for entrant in self._entrants.values():
             entrant.record.later.append(None)
-        for name in names[start:] + names[:start]:
+        for name in self._in_turn(number):
             entrant = self._entrants[name]
             if not self._is_spent(entrant):
                 self._guarded(self._turn, entrant)
 
+    def _in_turn(self, number: int) -> list[str]:
+        """Who takes part; who begins changes, so that nobody always follows the same one, and has its warm memory."""
+        names = list(self._entrants)
+        start = number % len(names) if names else 0
+        return names[start:] + names[:start]
+
     def _turn(self, entrant: _Entrant) -> None:
-        """Some calls, the first of which is not timed.
+        """Some calls, the first of which are not timed.
 
         An idle pool of ours gives its memory back after a second, which is about as long
-        as the others take for their turns.  All the others have the same calls.
+        as the others take for their turns; it has it again after one call, and has it
+        mapped again after two.  All others have the same calls, but for the slow.
         """
         before, _ = entrant.host.call()
         calls = 1 if before > _LONG else 2
+        if calls > 1:
+            entrant.spent += entrant.host.call()[0]
         seconds, cpu = entrant.host.call(calls)
         entrant.record.later[-1] = seconds
         entrant.cpu.append(cpu)
