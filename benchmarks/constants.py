@@ -161,7 +161,7 @@ def _deep() -> Constant:
         Row("1000 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 1000)),
         Row("one of 50 ms, then 1000 of 0.1 ms", partial(_map, busy, copies, 0.05, 1, 1e-4, 1000)),
     ]
-    columns = {str(depth): depth for depth in (2, 8, 24, 72)}
+    columns = {str(depth): depth for depth in (2, 8, 24, 64)}
     return Constant("DEEP", "tasks without arrays that a worker may have unread", ((traffic, "DEEP"),), columns, rows)
 
 

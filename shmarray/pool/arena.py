@@ -5,6 +5,7 @@ where the speed comes from.  Memory that nobody has used for a second goes back 
 system, so an idle pool holds only what its caller still has.
 """
 
+import errno
 import gc
 import os
 import threading
@@ -28,6 +29,9 @@ _WORDS_PER_PAGE = 512
 # file take 13.2 ms for 16 MB each, on two files 7.0
 # (benchmarks/constants.py: _FILES_FOR_RESULTS).
 _FILES_FOR_RESULTS = 8
+# Results that its user may hold in boxes; more are copied out.  Each is a mapping, of which the
+# kernel lets a process have 65,530 (vm.max_map_count), and the program needs some for itself.
+_MOST_HELD = 16 << 10
 
 
 class Use(IntEnum):
@@ -206,7 +210,15 @@ class Arena(Boxes):
             np.copyto(target, octets[offset : offset + len(target)])
 
     def deliver(self, box: Box) -> NDArray[np.uint8]:
-        """The whole box for the user of the pool; taken back when all arrays over it are garbage."""
+        """The whole box for the user of the pool; taken back when all arrays over it are garbage.
+
+        Raises
+        ------
+        OSError
+            ENOMEM: no further mapping is to be had.
+        """
+        if len(self._lent) >= _MOST_HELD:
+            raise OSError(errno.ENOMEM, f"{len(self._lent)} results are held already")
         self._start_janitor()
         lease, _ = self.lease(box.index, self.shared(box.index, box.reserved))
         self._wake_janitor()

@@ -16,9 +16,10 @@ from shmarray.pool.link import Message
 from shmarray.pool.parcel import LOOSE, Bundle, Contents, Octets, Repeated, Span
 from shmarray.pool.worker import Notes
 
-# Results smaller than this are copied out, which takes as long as making their box an
-# array's memory, and the box is free at once (benchmarks/constants.py: _COPY_OUT).
-_COPY_OUT = 512 << 10
+# Results smaller than this are copied out: making their box an array's memory takes as long,
+# and there may be a hundred thousand of them.  For 128 kB copying takes 1.5 times as long,
+# for 1 MB four times (benchmarks/constants.py: _COPY_OUT).
+_COPY_OUT = 128 << 10
 # Tasks that a worker may have unread when neither arguments nor results take boxes; with
 # fewer, it waits for the caller's threads to be scheduled (benchmarks/constants.py: DEEP).
 DEEP = 64

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy._core._rational_tests import rational
 
 import shmarray
+from shmarray.core import copying
 from tests.helpers import raw
 from tests.helpers.processes import in_child
 from tests.helpers.strategies import layouts, same_dtype
@@ -277,7 +278,8 @@ def test_a_matrix_takes_the_shape_that_is_given(name):
 
 @pytest.mark.parametrize("size", [1 << 10, 1 << 16, 9 << 20], ids=["1kB", "64kB", "9MB"])
 @pytest.mark.parametrize("kind", ["contiguous", "fortran", "strided", "converted", "read-only"])
-def test_data_of_every_size_and_kind_arrives_whole(name, size, kind):
+def test_data_of_every_size_and_kind_arrives_whole(name, size, kind, monkeypatch):
+    monkeypatch.setattr(copying, "_TWO_THREADS", 8 << 20)
     source = np.arange(size // 4, dtype="i4").reshape(2, -1)
     dtype = None
     if kind == "fortran":

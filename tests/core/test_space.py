@@ -108,7 +108,7 @@ def test_a_shm_of_64_mb_refuses_what_does_not_fit(portable):
 
 @needs_mount
 def test_running_out_in_the_middle_leaves_nothing():
-    """Another takes the space between the look and the reservation: 8 MB and more go through two threads."""
+    """Another takes the space between the look and the reservation: 32 MB and more go through two threads."""
     code = """
 import os, numpy as np, shmarray
 from shmarray.core import space

@@ -193,7 +193,7 @@ def test_a_file_system_that_is_full_in_the_middle_of_a_copy(make):
 import os, numpy as np, shmarray
 from shmarray.core import space
 space.check = lambda *_: None  # another takes the space between the look and the copy
-name, data = "file:///mnt/x.npy", np.ones(30 << 20, "u1")
+name, data = "file:///mnt/x.npy", np.ones(33 << 20, "u1")
 for size in (1, 12):
     filler = open("/mnt/filler", "wb")
     filler.write(bytes(size << 20)); filler.close()

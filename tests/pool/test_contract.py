@@ -9,6 +9,7 @@ import pytest
 from numpy.ma import MaskedArray
 
 import shmarray
+from shmarray.pool import arena
 from tests.pool import tasks
 from tests.pool.tasks import call
 
@@ -244,7 +245,15 @@ def test_results_in_the_pools_memory_are_plain_arrays_when_they_are_passed_on(po
 
 
 def test_a_thousand_results_can_be_kept(pool):
-    results = tasks.call_each(pool, tasks.ones, [70_000] * 300)
-    assert all(len(r) == 70_000 for r in results)
+    results = tasks.call_each(pool, tasks.ones, [20_000] * 1000)
+    assert all(len(r) == 20_000 and r.all() for r in results)
     del results
     gc.collect()
+
+
+def test_more_results_than_there_may_be_mappings_are_copied_out(pool, monkeypatch):
+    monkeypatch.setattr(arena, "_MOST_HELD", 3)
+    results = tasks.call_each(pool, tasks.double, [np.full(100_000, i) for i in range(10)])
+    assert len(tasks.arena_of(pool)._lent) <= 3
+    assert [r[-1] for r in results] == list(range(0, 20, 2))
+    assert all(r.flags.writeable for r in results)
