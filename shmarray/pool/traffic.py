@@ -1,6 +1,7 @@
 """The caller's side of parcels: lends the boxes for a task, and takes them back when it is answered or lost."""
 
 import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -349,6 +350,10 @@ def _put_together(contents: Contents, buffers: list[Octets]) -> tuple[bool, Any]
             return parcel.put_together(contents.pickled, buffers)  # type: ignore[no-any-return]
         return parcel.put_together(buffers[0], buffers[1:])  # type: ignore[no-any-return]
     except BaseException as error:  # noqa: BLE001 - user code: whatever unpickling it raises
+        # The frames of the error hold the buffers, and those that called them, by who waits for
+        # it, the error: the box would not be free before the garbage collector runs.
+        traceback.clear_frames(error.__traceback__)
+        buffers.clear()
         return False, error
 
 

@@ -52,8 +52,8 @@ def raise_unpicklable(_):
     raise UnpicklableError
 
 
-def give_what_raises(when, kind, _):
-    return np.ones(BIG), RaisesWhen(when, kind)
+def give_what_raises(when, kind, like):
+    return np.ones_like(like), RaisesWhen(when, kind)
 
 
 def arm_and_raise(kind):

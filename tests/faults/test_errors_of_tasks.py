@@ -1,6 +1,8 @@
 """Errors of the user's code, wherever it runs: each reaches its call, the others go on, and no box is lost."""
 
+import gc
 import threading
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -67,6 +69,18 @@ def test_an_error_of_the_callers_iterable_reaches_the_caller_and_the_pool_goes_o
     pool.join()
 
 
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_result_that_does_not_unpickle_gives_its_box_back_without_the_garbage_collector(kind):
+    with make(kind, "fork", 1) as pool:
+        gc.disable()
+        try:
+            with pytest.raises(ValueError, match="told to"):
+                call(pool, errors.give_what_raises, "unpickled", "ValueError", np.ones(10 * BIG))
+            wait_until(lambda: all_boxes_are_free(pool))
+        finally:
+            gc.enable()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("name", KINDS)
 def test_an_error_of_a_callback_stops_nothing(name, caplog):
@@ -84,8 +98,10 @@ def test_an_error_of_a_callback_stops_nothing(name, caplog):
                 pool.apply_async(abs, (-1,), callback=callback)
                 pool.apply_async(errors.raise_it, (name,), error_callback=callback)
             else:
-                with TemporaryDirectory() as place:  # or it might be done, and call back in this thread
+                with TemporaryDirectory() as place:
                     pool.submit(deaths.wait_for, f"{place}/go").add_done_callback(callback)
+                    Path(place, "go").touch()  # not before, or it would call back in this thread
+                    assert raised.wait(LIMIT)
             assert raised.wait(LIMIT)
             assert call(pool, abs, -2) == 2
         if kind == "Pool":
