@@ -1,5 +1,6 @@
 """What others put into shared memory, and do to it: an error that says so or nothing at all, never other memory."""
 
+import faulthandler
 import os
 import pickle
 import signal
@@ -365,7 +366,7 @@ array[-1]
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_worker_that_touches_what_was_cut_off_is_said_to_have_died_of_it(kind, name):
     array = shmarray.create(name, 100_000)
-    with tasks.make(kind, "fork") as pool:
+    with tasks.make(kind, "fork", initializer=faulthandler.disable) as pool:
         tasks.call(pool, abs, -1)
         os.truncate(raw.path(name), 4096)
         with pytest.raises(shmarray.WorkerDiedError, match="SIGBUS"):
