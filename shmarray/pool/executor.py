@@ -24,7 +24,8 @@ from shmarray.pool.obituary import how_it_ended
 from shmarray.pool.recruiter import Recruiter
 from shmarray.pool.serve import executor_worker
 from shmarray.pool.sharing import Repeated, repeated
-from shmarray.pool.stdlib import Executor, ExecutorManners, equip, managers_at_exit, unwrapped
+from shmarray.pool.stdlib import Executor, ExecutorManners, equip, managers_at_exit, unwrapped, use_semaphores
+from shmarray.pool.tokens import Tokens
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.wakeup import Wakeup
 from shmarray.pool.worker import Notes
@@ -96,6 +97,9 @@ class ProcessPoolExecutor(Executor):
             self._recruiter = Recruiter(self)
             self._desk = _Desk(self._recruiter.arena)
             equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
+            context: Any = self._mp_context
+            if context.get_start_method() != "fork":
+                use_semaphores(self, Tokens)
         # What the map that this thread is in has to say to its submits.
         self._mapping = threading.local()
 

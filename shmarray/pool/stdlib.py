@@ -15,6 +15,7 @@ From ``concurrent.futures.process``: how errors travel.  The seam is
 ``ProcessPoolExecutor._pending_work_items``, ``_spawn_process``, ``_initializer``,
 ``_initargs``, ``_max_workers``, ``_processes``, ``_adjust_process_count`` and
 ``_start_executor_manager_thread``, ``_executor_manager_thread_wakeup`` (also in ``_call_queue``),
+the locks of ``_call_queue`` and ``_result_queue``,
 and of the managing thread ``processes``, ``result_queue._reader``, ``shutdown_workers``,
 ``terminate_broken`` and ``join_executor_internals``.
 
@@ -176,6 +177,13 @@ def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
     executor._executor_manager_thread_wakeup = executor._call_queue.thread_wakeup = wakeup
 
 
+def use_semaphores(executor: Any, semaphore: Callable[[int], Any]) -> None:
+    """Give the queues of a new executor others than their own, made by how many may be in at once."""
+    calls, results = executor._call_queue, executor._result_queue
+    calls._rlock, calls._wlock, calls._sem = semaphore(1), semaphore(1), semaphore(calls._maxsize)
+    results._rlock, results._wlock = semaphore(1), semaphore(1)
+
+
 class WorkerStarter:
     """What an executor starts its workers with and from, without the executor.
 
@@ -259,4 +267,5 @@ __all__ = [
     "set_signal",
     "starmapstar",
     "unwrapped",
+    "use_semaphores",
 ]

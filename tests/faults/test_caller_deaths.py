@@ -61,6 +61,8 @@ def test_nothing_is_left_of_a_caller_that_dies(method, way, shm_name):
             assert len(told["pids"]) >= 4  # the stdlib starts an executor's workers when they are needed
             assert all(map(runs, told["pids"]))
             assert raw.names(scoped)
+            # No semaphores, which nobody deletes when the stdlib's tracker is killed too.
+            assert set(told["named"]) <= {scoped, kept}
             died = time.monotonic()
             die(caller, way)
             assert caller.wait(LIMIT) == WAYS[way]
