@@ -83,7 +83,7 @@ class Door:
 
 def idle(door, way):
     door.man()
-    victim = _waits_for_message(door.workers())
+    victim = _waits_for_message(door)
     _end(victim, way)
     return victim, None
 
@@ -91,7 +91,7 @@ def idle(door, way):
 def idle_behind_another(door, way):
     """Under the executor, one of two idle workers holds the lock of the queue, and the other waits for it."""
     door.man()
-    holder = _waits_for_message(door.workers())
+    holder = _waits_for_message(door)
     victim = next(pid for pid in door.workers() if pid != holder)
     _end(victim, way)
     return victim, None
@@ -113,7 +113,7 @@ receiving.needs_no_memory = True  # with shared memory no message is as long as 
 def _stopped(door, way, argument):
     door.man()
     before = door.workers()
-    victim = _waits_for_message(before)
+    victim = _waits_for_message(door)
     for pid in before:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -189,7 +189,7 @@ def _sending(door, way, func, count):
         try:
             Path(place, "first").touch()
             assert reached.wait(LIMIT)
-            victim = _one_that_waits_in(door.workers(), "pipe_write", "alloc_send")
+            victim = _one_of(door.workers(), _waits_for_room)
             _end(victim, way)
         finally:
             go.set()
@@ -502,6 +502,10 @@ def _waits_in(pid):
     return ""
 
 
+def _waits_for_room(pid):
+    return any(place in _waits_in(pid) for place in ("pipe_write", "alloc_send"))
+
+
 def _end(pid, way):
     """Have a worker die where it waits.
 
@@ -517,16 +521,27 @@ def _end(pid, way):
     wait_until(is_over, LIMIT)
 
 
-def _waits_for_message(pids):
+def _waits_for_message(door):
     """The one of some idle workers that has, of an executor, the lock of the queue."""
-    return _one_that_waits_in(pids, "pipe_read", "skb_wait")
+    if door.kind == "Pool":
+        return _one_of(door.workers(), lambda pid: "skb_wait" in _waits_in(pid))
+    queue = os.readlink(f"/proc/self/fd/{door.pool._call_queue._reader.fileno()}")
+    return _one_of(door.workers(), lambda pid: _waits_for(pid) == queue)
 
 
-def _one_that_waits_in(pids, *places):
+def _waits_for(pid):
+    """What the system call that a process waits in is about, by its descriptor; empty if it is about none."""
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/syscall", encoding="ascii") as file:
+        _, descriptor, *_ = file.read().split()
+        return os.readlink(f"/proc/{pid}/fd/{int(descriptor, 16)}")
+    return ""
+
+
+def _one_of(pids, condition):
     found = []
 
     def look():
-        found[:] = [pid for pid in pids if any(place in _waits_in(pid) for place in places)]
+        found[:] = filter(condition, pids)
         return found
 
     wait_until(look, LIMIT)
