@@ -159,7 +159,8 @@ class ProcessPoolExecutor(Executor):
         if not self._safe_to_dynamically_spawn_children:
             self._launch_processes()
         ended = partial(_close, self._desk, self._recruiter)
-        self._executor_manager_thread = manager = Manager(self, self._desk.broken, self._recruiter, ended)
+        manager = Manager(self, self._desk.broken, self._recruiter, self._desk.left, ended)
+        self._executor_manager_thread = manager
         manager.start()
         self._was_used = True
         managers_at_exit[manager] = self._executor_manager_thread_wakeup
@@ -242,6 +243,12 @@ class _Desk:
         outcome = self.traffic.unpack(trip, message, self._keepers[Notes(*message.notes).worker])
         failure = self._failures.pop(message.job, None)
         return outcome if failure is None else (False, failure)
+
+    def left(self, pid: int) -> None:
+        """A worker has ended well, and lets go of what it kept."""
+        keeper = self._keepers.pop(pid, None)
+        if keeper is not None:
+            self.traffic.bury(keeper, ())
 
     def broken(self, pid: int | None, code: int | None) -> None:
         """A worker has died, and so has the executor."""

@@ -30,6 +30,8 @@ class Manager(StockManager):  # type: ignore[misc]
     broken : callable
         Called with the pid and exit code of the worker that died, before any future is told.
     recruiter : Recruiter
+    left : callable
+        Called with the pid of a worker that has ended after its last task.
     ended : callable
         Called when the workers are joined, and nobody uses the boxes.  That may be long
         after ``shutdown(wait=False)``, or after the executor is garbage.
@@ -40,12 +42,15 @@ class Manager(StockManager):  # type: ignore[misc]
         executor: Any,
         broken: Callable[[int | None, int | None], object],
         recruiter: Recruiter,
+        left: Callable[[int], object],
         ended: Callable[[], object],
     ) -> None:
         super().__init__(executor)
         self._tell_broken = broken
         self._recruiter = recruiter
+        self._tell_left = left
         self._ended = ended
+        self._leaving: list[int] = []
         self.result_queue: Any = guarded_results(executor, partial(_wait_for_more, self.processes))
 
     def run(self) -> None:
@@ -66,6 +71,17 @@ class Manager(StockManager):  # type: ignore[misc]
         if self.max_tasks_per_child is not None and len(self.processes) < wanted:
             self._recruiter.start_one()
         return True
+
+    def process_result_item(self, item: Any) -> None:
+        super().process_result_item(item)
+        leaving = getattr(item, "exit_pid", None)
+        if leaving is not None:  # it is joined after this
+            self._leaving.append(leaving)
+
+    def wait_result_broken_or_wakeup(self) -> Any:
+        while self._leaving:
+            self._tell_left(self._leaving.pop())
+        return super().wait_result_broken_or_wakeup()
 
     def terminate_broken(self, cause: Any) -> None:
         self._tell_broken(*_who_died(_by_sentinel(self.processes)))

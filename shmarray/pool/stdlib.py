@@ -16,7 +16,8 @@ From ``concurrent.futures.process``: how errors travel.  The seam is
 ``_initargs``, ``_max_workers``, ``_processes``, ``_adjust_process_count`` and
 ``_start_executor_manager_thread``, ``_executor_manager_thread_wakeup`` (also in ``_call_queue``),
 the locks of ``_call_queue`` and ``_result_queue``,
-and of the managing thread ``processes``, ``result_queue._reader``, ``shutdown_workers``,
+and of the managing thread ``processes``, ``result_queue._reader``, ``process_result_item``,
+``wait_result_broken_or_wakeup``, ``shutdown_workers``,
 ``terminate_broken`` and ``join_executor_internals``.
 
 From ``signal``: what it wraps, which takes a tenth of the time.

@@ -94,6 +94,18 @@ def test_boxes_that_tasks_keep_for_a_while_come_back(kind):
         assert len(arena_of(pool)._boxes) < 16
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "options"),
+    [("Pool", "fork", {"maxtasksperchild": 1}), ("Executor", "spawn", {"max_tasks_per_child": 1})],
+)
+def test_boxes_that_a_worker_kept_come_back_when_it_has_done_its_last_task(kind, method, options):
+    with tasks.make(kind, method, 1, **options) as pool:
+        for i in range(3):
+            call(pool, tasks.keep_last, np.full(100_000, float(i)))
+        call(pool, abs, -1)  # the answer comes after the last of those has been seen to end
+        tasks.wait_until(lambda: tasks.all_boxes_are_free(pool))
+
+
 def test_a_child_that_a_task_forks_sees_the_argument_as_it_was(kind):
     with make(kind, "fork", 1) as pool:
         for i in range(3):
