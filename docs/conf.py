@@ -32,5 +32,6 @@ html_theme_options = {
     "fixed_sidebar": True,
 }
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
+html_show_copyright = False  # the licence says it
 html_copy_source = False
 html_show_sourcelink = False
