@@ -22,8 +22,8 @@ Short = tuple[int, bool, Any, tuple[Any, ...]]
 class Functions:
     """Pickles the function of many tasks once.
 
-    Only what pickle writes by its name, so that it is the same at any time; all other
-    callables may have changed since the last task.
+    Only what is exactly a function, which pickle writes by its name whatever is registered
+    for its type; all other callables may have changed since the last task.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,11 @@ class Functions:
 
     def pickled(self, func: Any) -> bytes | None:
         """Its pickle; None if it is to be pickled with each task."""
-        if func is self._last:
-            return self._pickled
-        if type(func) is not FunctionType or parcel.knows_better(FunctionType):
+        if type(func) is not FunctionType:
             return None
-        self._pickled = parcel.take_apart(func).pickle
-        self._last = func
+        if func is not self._last:
+            self._pickled = parcel.take_apart(func).pickle
+            self._last = func
         return self._pickled
 
 

@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from shmarray.core import PacketSpace
-from shmarray.errors import WorkerDiedError
+from shmarray.errors import SharedMemoryFullError, WorkerDiedError
 from shmarray.pool import interrupts, link, parcel
 from shmarray.pool.arena import Arena
 from shmarray.pool.calls import Functions, shortened
@@ -180,7 +180,8 @@ class Engine:
                 raise _Terminated from None
             job, index = task[:2]
             task = None
-            traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
+            if isinstance(error, SharedMemoryFullError):
+                traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
             self._tell(job, index, (False, error))
         else:
             self._place(trip, data)
@@ -301,8 +302,7 @@ class Engine:
         hand.is_full = False
         if self._is_waiting and len(hand.flight) <= self._refill:
             self._notify()
-        result = self._traffic.unpack(trip, message, hand.keeper)
-        self._tell(trip.job, trip.index, result)
+        self._tell(trip.job, trip.index, self._traffic.unpack(trip, message, hand.keeper))
         return None
 
     def _tell(self, job: int, index: int, result: tuple[bool, Any]) -> None:

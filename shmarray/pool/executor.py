@@ -228,9 +228,9 @@ class _Desk:
         """
         number = self.next_number()
         group, arrays = (sharing.group, sharing.arrays) if sharing else (None, None)
-        trip = self._trips[number] = Trip(number, 0, call[0], group)
+        short, func = shortened(*unwrapped(*call))
+        trip = self._trips[number] = Trip(number, 0, func, group)
         try:
-            short, trip.func = shortened(*unwrapped(*call))
             message = self.traffic.pack(parcel.take_apart(short, arrays), trip)
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             self._failures[number] = ExecutorManners.unpicklable(error)

@@ -9,6 +9,7 @@ in the pickle, give back read-only what was read-only, and copy memory maps.
 """
 
 import copyreg
+import io
 import pickle
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -97,11 +98,6 @@ def take_apart(obj: object, repeated: Mapping[int, NDArray[Any]] | None = None) 
     return bundle
 
 
-def knows_better(kind: type) -> bool:
-    """Whether somebody has said how objects of that type are pickled."""
-    return kind in _Packer.dispatch_table
-
-
 def put_together(pickled: Any, buffers: Sequence[Octets]) -> Any:
     """The object again, its arrays lying in these buffers."""
     return pickle.loads(pickled, buffers=buffers)  # noqa: S301 - from our own process's child or parent
@@ -128,8 +124,8 @@ class _Packer(pickle.Pickler):
             pieces.append(np.frombuffer(raw, np.uint8))
             return False
 
-        self._chunks: list[bytes] = []
-        super().__init__(_Sink(self._chunks), 5, buffer_callback=out_of_band)
+        self._file = io.BytesIO()
+        super().__init__(self._file, 5, buffer_callback=out_of_band)
         self._pieces = pieces
         self._marked = marked
         self._repeated: Mapping[int, NDArray[Any]] = {}
@@ -138,15 +134,15 @@ class _Packer(pickle.Pickler):
         if repeated:
             self._repeated = repeated
         self.dump(obj)
-        chunks = self._chunks
-        bundle = Bundle(chunks[0] if len(chunks) == 1 else b"".join(chunks), self._pieces.copy())
+        bundle = Bundle(self._file.getvalue(), self._pieces.copy())
         self._forget(repeated)
         return bundle
 
     def _forget(self, repeated: Mapping[int, NDArray[Any]] | None) -> None:
         """Keep nothing of the object."""
         self.clear_memo()
-        self._chunks.clear()
+        self._file.seek(0)
+        self._file.truncate()
         if self._pieces:
             self._pieces.clear()
             self._marked.clear()
@@ -196,13 +192,6 @@ class _Packer(pickle.Pickler):
         source = Repeated(array) if id(array) in self._repeated else np.asarray(array)
         self._marked[id(marker)] = marker, source
         return _restore, (cls, marker, array.dtype, array.shape, _order(array))
-
-
-class _Sink:
-    """A file whose write is the list's own append: what a pickler writes is mostly one piece, and needs no copy."""
-
-    def __init__(self, chunks: list[bytes]) -> None:
-        self.write = chunks.append
 
 
 _idle_packers: list[_Packer] = []

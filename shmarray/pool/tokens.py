@@ -60,7 +60,7 @@ class Tokens:
         return int.from_bytes(count, sys.byteorder)
 
     def _is_zero(self) -> bool:
-        return not wait([self._reader], 0)
+        return not self._get_value()
 
     # ---
 

@@ -1,7 +1,6 @@
 """The caller's side of parcels: lends the boxes for a task, and takes them back when it is answered or lost."""
 
 import threading
-import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -346,13 +345,10 @@ class Traffic:
 
 def _put_together(contents: Contents, buffers: list[Octets]) -> tuple[bool, Any]:
     try:
-        if contents.pickled:
-            return parcel.put_together(contents.pickled, buffers)  # type: ignore[no-any-return]
-        return parcel.put_together(buffers[0], buffers[1:])  # type: ignore[no-any-return]
+        return parcel.put_together(contents.pickled or buffers.pop(0), buffers)  # type: ignore[no-any-return]
     except BaseException as error:  # noqa: BLE001 - user code: whatever unpickling it raises
-        # The frames of the error hold the buffers, and those that called them, by who waits for
-        # it, the error: the box would not be free before the garbage collector runs.
-        traceback.clear_frames(error.__traceback__)
+        # The error holds this frame, and behind Pool's door itself, by the frame of `get`: the
+        # box would not be free before the garbage collector runs.
         buffers.clear()
         return False, error
 

@@ -14,6 +14,7 @@ import numpy as np
 
 import shmarray
 from tests.faults import deaths
+from tests.helpers.raw import mapped_inodes
 from tests.pool.tasks import arena_of, make, wait_until
 
 
@@ -31,17 +32,18 @@ def main(method, way, scoped, kept):
         say(
             pids=[process.pid for process in (*pool._pool, *executor._processes.values())],
             inodes=[os.fstat(file.fd).st_ino for door in (pool, executor) for file in arena_of(door).files],
-            named=sorted({*os.listdir("/dev/shm")} & {os.path.basename(path) for path in mapped()}),
+            named=[name for name in os.listdir("/dev/shm") if inode(name) in mapped_inodes()],
         )
         sys.stdin.readline()
         die(way)
         del held
 
 
-def mapped():
-    """The files that this process has in its memory."""
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
-        return {line.split()[5] for line in lines if len(line.split()) == 6}
+def inode(name):
+    try:
+        return os.stat(f"/dev/shm/{name}").st_ino
+    except FileNotFoundError:
+        return None  # another program's, just deleted
 
 
 def say(**what):

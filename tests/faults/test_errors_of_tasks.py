@@ -69,13 +69,14 @@ def test_an_error_of_the_callers_iterable_reaches_the_caller_and_the_pool_goes_o
     pool.join()
 
 
+@pytest.mark.parametrize("error", ["ValueError", "a chain"])
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
-def test_a_result_that_does_not_unpickle_gives_its_box_back_without_the_garbage_collector(kind):
+def test_a_result_that_does_not_unpickle_gives_its_box_back_without_the_garbage_collector(kind, error):
     with make(kind, "fork", 1) as pool:
         gc.disable()
         try:
             with pytest.raises(ValueError, match="told to"):
-                call(pool, errors.give_what_raises, "unpickled", "ValueError", np.ones(10 * BIG))
+                call(pool, errors.give_what_raises, "unpickled", error, np.ones(10 * BIG))
             wait_until(lambda: all_boxes_are_free(pool))
         finally:
             gc.enable()

@@ -59,3 +59,9 @@ def mapped_ranges():
         for line in lines:
             if "/dev/shm/" in line or "/memfd:shmarray" in line or ".npy" in line:
                 yield line.split(" ", 1)[0]
+
+
+def mapped_inodes(pid="self"):
+    """The inodes of all files that a process has mapped."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        return {int(line.split()[4]) for line in lines} - {0}

@@ -3,7 +3,6 @@
 import math
 import pickle
 from multiprocessing.pool import mapstar, starmapstar
-from types import FunctionType
 
 import pytest
 
@@ -20,6 +19,7 @@ CALLS = {
     "chunk of an executor": (stdlib.process_chunk, (tasks.double, ((1,), (2,))), {}),
     "builtin function": (mapstar, ((math.sqrt, (1, 2)),), {}),
     "bytes in the place of a function": (b"not callable", (1,), {}),
+    "None in the place of a function": (None, (1,), {}),
 }
 
 
@@ -28,7 +28,7 @@ CALLS = {
 def test_a_call_arrives_as_it_was(call, functions):
     short, asked = shortened(*call, functions)
     inner = call[1][0] if call[0] in (mapstar, starmapstar) else call[1]
-    assert asked is (call[0] if call[0] in (tasks.double, b"not callable") else inner[0])
+    assert asked is (call[0] if call[0] in (tasks.double, b"not callable", None) else inner[0])
     assert restored(pickle.loads(parcel.take_apart(short).pickle)) == call
 
 
@@ -37,13 +37,6 @@ def test_a_function_is_pickled_once_for_all_tasks():
     first = functions.pickled(tasks.double)
     assert first is functions.pickled(tasks.double)
     assert pickle.loads(functions.pickled(tasks.add_one_in_place)) is tasks.add_one_in_place
-
-
-def test_a_function_whose_pickling_somebody_has_defined_is_pickled_with_each_task(monkeypatch):
-    functions = Functions()
-    functions.pickled(tasks.double)
-    monkeypatch.setitem(stdlib.registered, FunctionType, lambda func: (str, (func.__name__,)))
-    assert Functions().pickled(tasks.double) is None
 
 
 class Adds:
@@ -76,6 +69,8 @@ def test_functions_of_the_stdlib_that_are_called_wrongly_fail_as_others_do(kind)
                 tasks.call(pool, func)
             with pytest.raises((TypeError, IndexError)):
                 tasks.call(pool, func, 5)
+        with pytest.raises(TypeError, match="not callable"):
+            tasks.call(pool, None, 5)
         assert tasks.call(pool, len, "abc") == 3
 
 

@@ -603,3 +603,20 @@ def test_a_file_put_in_the_place_of_a_mapped_one_is_another_file(pool, tmp_path)
     (tmp_path / "new").rename(path)
     assert not mapped.any()
     assert not np.frombuffer(call(pool, look_and_mark, mapped, 0)[-1]).any()
+
+
+class Appends:
+    """Changes what is pickled beside it."""
+
+    def __init__(self, octets):
+        self.octets = octets
+
+    def __reduce__(self):
+        self.octets.append(1)
+        return int, ()
+
+
+def test_bytes_that_change_while_they_are_pickled_arrive_as_they_were():
+    octets = bytearray(b"x" * 100_000)
+    arrived, _ = pickle.loads(parcel.take_apart([octets, Appends(octets)]).pickle)
+    assert arrived == b"x" * 100_000

@@ -8,6 +8,7 @@ import pytest
 
 import shmarray
 from shmarray.pool.tokens import Tokens
+from tests.helpers import raw
 from tests.pool import tasks
 
 
@@ -65,16 +66,18 @@ def test_processes_keep_each_other_out(start_method, tmp_path):
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_an_executor_has_no_semaphores_in_dev_shm(method):
-    names = set()
     with tasks.make("Executor", method, 2) as executor:
+        before = raw.mapped_inodes()
         assert executor.submit(len, "abc").result(60) == 3
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
-            names = {line for line in lines if "/dev/shm/sem." in line and "(deleted)" not in line}
-        pids = list(executor._processes)
-        for pid in pids:
-            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
-                names |= {line for line in lines if "/dev/shm/sem." in line}
-    assert not names
+        semaphores = {entry.inode() for entry in os.scandir("/dev/shm") if entry.name.startswith("sem.")}
+        ours = before.union(*map(raw.mapped_inodes, executor._processes))
+        assert not semaphores & ours
+
+
+def test_those_of_the_stdlib_would_be_found():
+    semaphore = multiprocessing.get_context("spawn").Lock()
+    entries = {entry.name: entry.inode() for entry in os.scandir("/dev/shm")}
+    assert entries[f"sem.{semaphore._semlock.name.lstrip('/')}"] in raw.mapped_inodes()
 
 
 def test_without_descriptors_there_is_no_executor_and_nothing_is_left(monkeypatch):
