@@ -57,7 +57,6 @@ LAYERS = [
     "shmarray.pool.parcel",
     "shmarray.pool.references",
     "shmarray.pool.sharing",
-    "shmarray.pool.tokens",
     "shmarray.pool.wakeup",
     "shmarray.pool.scope",
     "shmarray.pool.watcher",

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import interrupts, link, parcel
+from shmarray.pool import interrupts, link, parcel, watcher
 from shmarray.pool.arena import Arena
 from shmarray.pool.calls import shortened
 from shmarray.pool.manager import Manager
@@ -24,8 +24,7 @@ from shmarray.pool.obituary import how_it_ended
 from shmarray.pool.recruiter import Recruiter
 from shmarray.pool.serve import executor_worker
 from shmarray.pool.sharing import Repeated, repeated
-from shmarray.pool.stdlib import Executor, ExecutorManners, equip, managers_at_exit, unwrapped, use_semaphores
-from shmarray.pool.tokens import Tokens
+from shmarray.pool.stdlib import Executor, ExecutorManners, equip, managers_at_exit, named_semaphores, unwrapped
 from shmarray.pool.traffic import Keeper, Traffic, Trip
 from shmarray.pool.wakeup import Wakeup
 from shmarray.pool.worker import Notes
@@ -97,9 +96,8 @@ class ProcessPoolExecutor(Executor):
             self._recruiter = Recruiter(self)
             self._desk = _Desk(self._recruiter.arena)
             equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
-            context: Any = self._mp_context
-            if context.get_start_method() != "fork":
-                use_semaphores(self, Tokens)
+            for semaphore, path in named_semaphores(self):
+                watcher.watch_semaphore(semaphore, path)
         # What the map that this thread is in has to say to its submits.
         self._mapping = threading.local()
 

@@ -15,10 +15,12 @@ From ``concurrent.futures.process``: how errors travel.  The seam is
 ``ProcessPoolExecutor._pending_work_items``, ``_spawn_process``, ``_initializer``,
 ``_initargs``, ``_max_workers``, ``_processes``, ``_adjust_process_count`` and
 ``_start_executor_manager_thread``, ``_executor_manager_thread_wakeup`` (also in ``_call_queue``),
-the locks of ``_call_queue`` and ``_result_queue``,
+the names of the locks of ``_call_queue`` and ``_result_queue``,
 and of the managing thread ``processes``, ``result_queue._reader``, ``process_result_item``,
 ``wait_result_broken_or_wakeup``, ``shutdown_workers``,
 ``terminate_broken`` and ``join_executor_internals``.
+
+From ``multiprocessing.resource_tracker``: the pid of its process.
 
 From ``signal``: what it wraps, which takes a tenth of the time.
 
@@ -36,7 +38,7 @@ from concurrent.futures.process import ProcessPoolExecutor as Executor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from importlib import import_module
-from multiprocessing import pool, reduction
+from multiprocessing import pool, reduction, resource_tracker
 from multiprocessing import process as processes
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool as StockPool
@@ -52,6 +54,7 @@ _pool: Any = pool
 _signal: Any = import_module("_signal")
 _process: Any = process
 _processes: Any = processes
+_resource_tracker: Any = resource_tracker
 _ForkingPickler: Any = reduction.ForkingPickler
 
 INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
@@ -178,11 +181,21 @@ def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
     executor._executor_manager_thread_wakeup = executor._call_queue.thread_wakeup = wakeup
 
 
-def use_semaphores(executor: Any, semaphore: Callable[[int], Any]) -> None:
-    """Give the queues of a new executor others than their own, made by how many may be in at once."""
+def named_semaphores(executor: Any) -> list[tuple[object, str]]:
+    """The semaphores of an executor's queues that are files, and where those are if the system has them there.
+
+    Under fork they have lost their names by now; else workers find them by these.
+    """
     calls, results = executor._call_queue, executor._result_queue
-    calls._rlock, calls._wlock, calls._sem = semaphore(1), semaphore(1), semaphore(calls._maxsize)
-    results._rlock, results._wlock = semaphore(1), semaphore(1)
+    if calls._sem._semlock.name is None or executor._mp_context.get_start_method() == "fork":
+        return []
+    locks = calls._rlock, calls._wlock, calls._sem, results._rlock, results._wlock
+    return [(lock, f"/dev/shm/sem.{lock._semlock.name.lstrip('/')}") for lock in locks]
+
+
+def tracker_pid() -> int:
+    """The process that deletes semaphores when all who use them have ended; 0 if there is none."""
+    return _resource_tracker._resource_tracker._pid or 0
 
 
 class WorkerStarter:
@@ -263,10 +276,11 @@ __all__ = [
     "items_done",
     "managers_at_exit",
     "mapstar",
+    "named_semaphores",
     "process_chunk",
     "registered",
     "set_signal",
     "starmapstar",
+    "tracker_pid",
     "unwrapped",
-    "use_semaphores",
 ]

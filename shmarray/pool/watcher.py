@@ -6,7 +6,10 @@ when the other end closes deletes those that are still the same files.  It is st
 the first name, in a session of its own, so that what kills this process's group, or a
 Ctrl-C, does not end it too.
 
-Not multiprocessing's resource tracker: that deletes whatever has the name by then, knows no
+It also deletes the semaphores of executors' queues, if multiprocessing's resource tracker was
+killed too, which else does that.
+
+Not that tracker for all: it deletes whatever has the name by then, knows no
 files and few characters, waits for all children of this process too, and complains.
 """
 
@@ -16,26 +19,41 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import spawn
 
 from shmarray.core import Removal
 from shmarray.pool import forks
+from shmarray.pool.stdlib import tracker_pid
 
 # Seconds that it may take to read what it is told: it has nothing else to do.
 _PATIENCE = 5.0
+# Milliseconds that multiprocessing's tracker may live on, in case it serves others too.
+_TRACKER = 5000
 # It imports nothing that is not there already: 10 ms to start.  In a line: whether the name
-# is there from now on, device, inode, and the path in hexadecimal digits.
+# is there from now on, device, inode, the path in hexadecimal digits, and who deletes it
+# rather, if he is alive.
 _PROGRAM = """
 import os
+def wait(pid):
+    import select
+    poll = select.poll()
+    try:
+        poll.register(os.pidfd_open(pid))
+    except (OSError, AttributeError):
+        return
+    poll.poll(%d)
 names = set()
 with open(0, "rb") as lines:
     for line in lines:
         sign, name = line[:1], line[1:]
         names.add(name) if sign == b"+" else names.discard(name)
-for name in names:
-    device, inode, path = name.split()
+for name in sorted(names, key=lambda name: len(name.split())):
+    device, inode, path, *tracker = name.split()
+    for pid in tracker:
+        wait(int(pid))
     path = bytes.fromhex(path.decode())
     try:
         status = os.lstat(path)
@@ -44,7 +62,7 @@ for name in names:
     except OSError:
         pass
 os._exit(0)
-"""
+""".replace("%d", str(_TRACKER))
 
 
 class _Watcher:
@@ -57,7 +75,7 @@ class _Watcher:
         self._is_hopeless = False
         forks.register(self)
         # Before all scopes', so that it runs after them.
-        atexit.register(self.stop)
+        atexit.register(self.end)
 
     def add(self, name: bytes) -> None:
         self._names.add(name)
@@ -118,6 +136,11 @@ class _Watcher:
             except (OSError, ValueError):
                 own.close()
 
+    def end(self) -> None:
+        """At the end of the interpreter, at which semaphores are deleted after this."""
+        self._tell([b"-" + name for name in self._names if len(name.split()) > 3])
+        self.stop()
+
     def stop(self) -> None:
         """Let it go; it deletes what is left."""
         if self._socket is not None:
@@ -160,6 +183,20 @@ def forget(removal: Removal) -> None:
     line = _line(removal)
     if line is not None:
         _watcher.discard(line)
+
+
+def watch_semaphore(semaphore: object, path: str) -> None:
+    """Have the file of a semaphore deleted when this process ends, and the tracker that would delete it is dead.
+
+    It is forgotten when the semaphore is garbage.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:  # no system with glibc: they are elsewhere
+        return
+    line = b"%d %d %s %d\n" % (status.st_dev, status.st_ino, os.fsencode(path).hex().encode(), tracker_pid())
+    _watcher.add(line)
+    weakref.finalize(semaphore, _watcher.discard, line).atexit = False
 
 
 def _line(removal: Removal) -> bytes | None:
