@@ -160,14 +160,13 @@ def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], objec
     """The portable way: the name first, then what it names."""
     fd = files.open_exclusive(name, plan.permissions)
     try:
-        remove = Removal.of(fd, name)
-        try:
-            if undo is not None:
-                undo.append(remove)
-            return segment.filled_in_place(fd, name, plan)
-        except BaseException:
-            remove()
-            raise
+        # A Ctrl-C of the time of that call comes at the beginning of the next function.
+        if undo is not None:
+            undo.append(Removal.of(fd, name))
+        return segment.filled_in_place(fd, name, plan)
+    except BaseException:
+        Removal.of(fd, name)()
+        raise
     finally:
         os.close(fd)
 

@@ -128,9 +128,32 @@ def test_an_interrupted_maker_leaves_nothing(name):
         wait_until(lambda: os.path.exists(raw.path(name)))
         os.kill(child.pid, signal.SIGUSR1)
         outcome = child.result()
-    assert raw.names(name) == ([name] if outcome == "made" else [])
-    if outcome == "made":
+    assert outcome == "interrupted" or raw.names(name)
+    if raw.names(name):  # it came when all was done
         assert shmarray.attach(name).shape == (32 << 20,)
+
+
+@pytest.mark.usefixtures("portable")
+@pytest.mark.parametrize("make", [shmarray.create, lambda name, *args: shmarray.scoped(*args, name=name).__enter__()])
+def test_an_interrupt_that_came_while_the_name_was_made_leaves_nothing(name, make, monkeypatch):
+    """It is raised where the next function begins."""
+    true_of = arrays.Removal.of
+    true_fill = arrays.segment.filled_in_place
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupted(function):
+        def call(*args):
+            for interrupt in interrupts:
+                raise interrupt
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(arrays.Removal, "of", interrupted(true_of))
+    monkeypatch.setattr(arrays.segment, "filled_in_place", interrupted(true_fill))
+    with pytest.raises(KeyboardInterrupt):
+        make(name, 10)
+    assert not raw.names(name)
 
 
 def test_files_on_a_system_without_unnamed_files(tmp_path, monkeypatch):
