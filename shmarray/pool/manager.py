@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from shmarray.pool.recruiter import Recruiter
-from shmarray.pool.stdlib import StockManager, guarded_results
+from shmarray.pool.stdlib import StockManager, guarded_results, refuse_calls
 
 # Seconds that the other workers of a broken executor have to end after SIGTERM.
 _GRACE = 1.0
@@ -85,6 +85,13 @@ class Manager(StockManager):  # type: ignore[misc]
 
     def terminate_broken(self, cause: Any) -> None:
         self._tell_broken(*_who_died(_by_sentinel(self.processes)))
+        # A submit that holds the lock may be starting a worker, which before 3.12 nobody would
+        # end, and this thread would wait for it for ever.  From now on none starts any.
+        executor = self.executor_reference()
+        if executor is not None:
+            with self.shutdown_lock:
+                refuse_calls(executor)
+        del executor
         _end(_by_sentinel(self.processes))
         super().terminate_broken(cause)
 

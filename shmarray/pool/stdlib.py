@@ -198,6 +198,12 @@ def tracker_pid() -> int:
     return _resource_tracker._resource_tracker._pid or 0
 
 
+def refuse_calls(executor: Any) -> None:
+    """As an executor does that is broken."""
+    executor._broken = "A child process terminated abruptly, the process pool is not usable anymore"
+    executor._shutdown_thread = True
+
+
 class WorkerStarter:
     """What an executor starts its workers with and from, without the executor.
 
@@ -278,6 +284,7 @@ __all__ = [
     "mapstar",
     "named_semaphores",
     "process_chunk",
+    "refuse_calls",
     "registered",
     "set_signal",
     "starmapstar",

@@ -17,6 +17,7 @@ import pytest
 
 import shmarray
 from shmarray.core import SparseFile
+from shmarray.pool.recruiter import Recruiter
 from shmarray.pool.traffic import DEEP
 from tests.faults import deaths
 from tests.faults.deaths import WAYS
@@ -488,6 +489,38 @@ def test_calls_that_wait_when_an_executor_ends_get_new_workers_for_those_that_ha
 
 
 # --- helpers -------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monkeypatch):
+    """In the thread of a submit, which holds the executor's lock meanwhile."""
+    true_start = Recruiter.start_one
+    started = []
+
+    def start(recruiter):
+        if started:
+            os.kill(started[0], signal.SIGKILL)
+            wait_until(lambda: executor._desk._death, LIMIT)  # the managing thread has seen it
+        true_start(recruiter)
+        started.append(next(pid for pid in executor._processes if pid not in started))
+
+    monkeypatch.setattr(Recruiter, "start_one", start)
+    executor = make("Executor", "spawn", 2)
+    with TemporaryDirectory() as place:
+        first = executor.submit(deaths.wait_for, f"{place}/go")
+        second = executor.submit(abs, -1)
+        for future in (first, second):
+            with pytest.raises(shmarray.WorkerDiedError):
+                future.result(LIMIT)
+        ending = threading.Thread(target=executor.shutdown)
+        ending.start()
+        ending.join(LIMIT)
+        hangs = ending.is_alive()
+        for pid in started if hangs else ():
+            os.kill(pid, signal.SIGKILL)  # so that the test ends
+        ending.join()
+    assert not hangs
+    assert len(started) == 2
+    assert not any(map(runs, started))
 
 
 def _has_room(hand):
