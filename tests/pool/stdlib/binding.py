@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import multiprocessing
+import os
 import sys
 
 from test.support import script_helper
@@ -27,3 +28,11 @@ def bind():
         return stock(option, _IN_SCRIPTS + script, *args, **env)
 
     script_helper.assert_python_ok = assert_python_ok
+
+
+def start_watcher():
+    """Executors keep it until the end, as they do the resource tracker: neither is what a test has left over."""
+    import shmarray
+
+    with shmarray.scoped(1, name=f"t{os.getpid()}-watched"):
+        pass
