@@ -11,14 +11,17 @@ From top to bottom; each module imports only those below it::
     crew        the workers: started, given tasks, buried
     traffic     the caller's side of parcels: boxes lent, and taken back
     serve       how a worker process starts, gets its tasks, ends
+    worker      what runs in a worker: open the parcel, call, pack the result
+    calls       calls as they travel: functions named once
+    link        messages over a pair of sockets
     obituary    how a process ended, and what tells of it
     interrupts  what Ctrl-C must not interrupt
-    link        messages over a pair of sockets
-    worker      what runs in a worker: open the parcel, call, pack the result
     arena       boxes: lent, taken back, given back to the system
     boxes       the shared memory of a pool, as one process sees it; forks
     parcel      objects -> (pickle, buffers) -> objects; no processes
     references  arrays that go by reference; the registration with ForkingPickler
+    sharing     which arrays of a call are copied once for all its tasks
+    wakeup      what wakes the managing thread of an executor
     scope       scoped: a shared array for the length of a with-block
     watcher     deletes the names of a process that is killed
     handle      SharedHandle: a view of shared memory, as something small to send

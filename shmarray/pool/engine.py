@@ -69,7 +69,6 @@ class Engine:
         self._room = threading.Condition(self._lock)
         self._traffic = Traffic(arena, ahead)
         self._back: deque[tuple[Trip, bytes]] = deque()
-        self._functions = Functions()
         self._fed = False
         self._refill = 0
         self._is_waiting = False
@@ -152,27 +151,26 @@ class Engine:
         task = None
         index = -1
         job = None
-        self._functions = Functions()
+        functions = Functions()
         for task in sequence:
             job, index = task[:2]
             if self.state == TERMINATE:
                 return False
             if job in self._calls:  # else it has failed already
                 try:
-                    self._feed_task(task)
+                    self._feed_task(task, functions)
                 except _Terminated:
                     return False
         sequence = task = None  # the traceback of an error knows this frame, too
-        self._functions = Functions()
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
             self._traffic.exhausted(job)
         return True
 
-    def _feed_task(self, task: Any) -> None:
+    def _feed_task(self, task: Any, functions: Functions) -> None:
         try:
-            trip, data = self._pack(task)
+            trip, data = self._pack(task, functions)
         except _Terminated:
             raise
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
@@ -186,9 +184,9 @@ class Engine:
         else:
             self._place(trip, data)
 
-    def _pack(self, task: Any) -> tuple[Trip, bytes]:
+    def _pack(self, task: Any, functions: Functions) -> tuple[Trip, bytes]:
         job, index, func, args, kwargs = task[:5]
-        short, func = shortened(func, args, kwargs, self._functions)
+        short, func = shortened(func, args, kwargs, functions)
         bundle = parcel.take_apart(short, *task[5:])
         if bundle.pieces:
             ahead = self._traffic.ahead

@@ -103,6 +103,11 @@ def put_together(pickled: Any, buffers: Sequence[Octets]) -> Any:
     return pickle.loads(pickled, buffers=buffers)  # noqa: S301 - from our own process's child or parent
 
 
+def unpacked(contents: Contents, buffers: list[Octets]) -> Any:
+    """What a parcel carries; takes from `buffers` the pickle, if that lies in a box itself."""
+    return put_together(contents.pickled or buffers.pop(0), buffers)
+
+
 class _Packer(pickle.Pickler):
     # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
     dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]

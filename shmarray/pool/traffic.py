@@ -345,7 +345,7 @@ class Traffic:
 
 def _put_together(contents: Contents, buffers: list[Octets]) -> tuple[bool, Any]:
     try:
-        return parcel.put_together(contents.pickled or buffers.pop(0), buffers)  # type: ignore[no-any-return]
+        return parcel.unpacked(contents, buffers)  # type: ignore[no-any-return]
     except BaseException as error:  # noqa: BLE001 - user code: whatever unpickling it raises
         # The error holds this frame, and behind Pool's door itself, by the frame of `get`: the
         # box would not be free before the garbage collector runs.

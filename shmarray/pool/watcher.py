@@ -30,11 +30,9 @@ from shmarray.pool.stdlib import tracker_pid
 
 # Seconds that it may take to read what it is told: it has nothing else to do.
 _PATIENCE = 5.0
-# Milliseconds that multiprocessing's tracker may live on, in case it serves others too.
-_TRACKER = 5000
 # It imports nothing that is not there already: 10 ms to start.  In a line: whether the name
-# is there from now on, device, inode, the path in hexadecimal digits, and who deletes it
-# rather, if he is alive.
+# is there from now on, device, inode, the path in hexadecimal digits, and the process that is
+# to delete it; for that it waits five seconds, in case it serves others too.
 _PROGRAM = """
 import os
 def wait(pid):
@@ -44,7 +42,7 @@ def wait(pid):
         poll.register(os.pidfd_open(pid))
     except (OSError, AttributeError):
         return
-    poll.poll(%d)
+    poll.poll(5000)
 names = set()
 with open(0, "rb") as lines:
     for line in lines:
@@ -62,7 +60,7 @@ for name in sorted(names, key=lambda name: len(name.split())):
     except OSError:
         pass
 os._exit(0)
-""".replace("%d", str(_TRACKER))
+"""
 
 
 class _Watcher:
@@ -192,9 +190,9 @@ def watch_semaphore(semaphore: object, path: str) -> None:
     """
     try:
         status = os.stat(path)
-    except FileNotFoundError:  # no system with glibc: they are elsewhere
+    except FileNotFoundError:  # the start method is fork, or this no system with glibc
         return
-    line = b"%d %d %s %d\n" % (status.st_dev, status.st_ino, os.fsencode(path).hex().encode(), tracker_pid())
+    line = _line_of(path, (status.st_dev, status.st_ino), tracker_pid())
     _watcher.add(line)
     weakref.finalize(semaphore, _watcher.discard, line).atexit = False
 
@@ -202,5 +200,8 @@ def watch_semaphore(semaphore: object, path: str) -> None:
 def _line(removal: Removal) -> bytes | None:
     if removal.path is None:
         return None
-    device, inode = removal.identity
-    return b"%d %d %s\n" % (device, inode, os.fsencode(removal.path).hex().encode())
+    return _line_of(removal.path, removal.identity)
+
+
+def _line_of(path: str, identity: tuple[int, int], *deleter: int) -> bytes:
+    return " ".join(map(str, (*identity, os.fsencode(path).hex(), *deleter))).encode() + b"\n"

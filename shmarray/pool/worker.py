@@ -83,9 +83,10 @@ class Worker:
         del bundle
         kept = self._clean_up(opened, faults) if opened else ()
         released = self._released() if self._kept else ()
+        has_forked = boxes is not None and boxes.has_forked
         notes: tuple[Any, ...] = ()
-        if kept or released or shortage or (boxes is not None and boxes.has_forked):
-            notes = tuple(Notes(kept, released, shortage, boxes is not None and boxes.has_forked, os.getpid()))
+        if kept or released or shortage or has_forked:
+            notes = tuple(Notes(kept, released, shortage, has_forked, os.getpid()))
         return link.encode(Message(job, index, 0, 0, contents, notes))
 
     # --- the call ---
@@ -108,12 +109,7 @@ class Worker:
             self._busy = False
 
     def _open(self, contents: Contents, opened: list[Lent]) -> Any:
-        if not contents.spans:
-            return restored(parcel.put_together(contents.pickled, ()))
-        buffers = self._buffers(contents, opened)
-        if not contents.pickled:
-            return restored(parcel.put_together(buffers[0], buffers[1:]))
-        return restored(parcel.put_together(contents.pickled, buffers))
+        return restored(parcel.unpacked(contents, self._buffers(contents, opened) if contents.spans else []))
 
     def _buffers(self, contents: Contents, opened: list[Lent]) -> list[Octets]:
         loose = np.array(np.frombuffer(contents.loose, np.uint8)) if contents.loose else np.empty(0, np.uint8)

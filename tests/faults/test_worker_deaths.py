@@ -488,9 +488,6 @@ def test_calls_that_wait_when_an_executor_ends_get_new_workers_for_those_that_ha
         assert not manager.is_alive()
 
 
-# --- helpers -------------------------------------------------------------------------
-
-
 def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monkeypatch):
     """In the thread of a submit, which holds the executor's lock meanwhile."""
     true_start = Recruiter.start_one
@@ -521,6 +518,9 @@ def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monk
     assert not hangs
     assert len(started) == 2
     assert not any(map(runs, started))
+
+
+# --- helpers -------------------------------------------------------------------------
 
 
 def _has_room(hand):
