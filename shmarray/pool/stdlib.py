@@ -182,11 +182,13 @@ def equip(executor: Any, work_items: Any, wakeup: Any) -> None:
 
 
 def named_semaphores(executor: Any) -> list[tuple[object, str]]:
-    """The semaphores of an executor's queues, and where glibc has their files.
+    """The semaphores of an executor's queues that are files, and where those are if the system has them there.
 
-    Under fork those are deleted by now; else workers find them by these.
+    Under fork they have lost their names by now; else workers find them by these.
     """
     calls, results = executor._call_queue, executor._result_queue
+    if calls._sem._semlock.name is None or executor._mp_context.get_start_method() == "fork":
+        return []
     locks = calls._rlock, calls._wlock, calls._sem, results._rlock, results._wlock
     return [(lock, f"/dev/shm/sem.{lock._semlock.name.lstrip('/')}") for lock in locks]
 
