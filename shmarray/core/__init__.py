@@ -26,7 +26,7 @@ from shmarray.core.arrays import (
     require,
 )
 from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
-from shmarray.core.instant import PacketSpace, receive_packet, send_packet
+from shmarray.core.instant import PacketSpace, message_socketpair, receive_packet, send_packet
 from shmarray.core.locks import lock
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
@@ -64,6 +64,7 @@ __all__ = [
     "list",
     "lock",
     "memory_limits",
+    "message_socketpair",
     "mlock",
     "msync",
     "munlock",

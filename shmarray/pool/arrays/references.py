@@ -14,8 +14,8 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from shmarray.core import inode_at, owner
+from shmarray.pool._stdlib import registered
 from shmarray.pool.handle import SharedHandle
-from shmarray.pool.stdlib import registered
 
 Reduction = tuple[Callable[..., NDArray[Any]], tuple[Any, ...]]
 

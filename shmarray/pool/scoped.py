@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shmarray.core import Order, Removal, Shape, create_temporary
-from shmarray.pool.watcher import forget, watch
+from shmarray.pool import name_reaper
 
 
 @contextmanager
@@ -101,9 +101,9 @@ class _Undo(list[Callable[[], object]]):
     def append(self, step: Callable[[], object]) -> None:
         super().append(step)
         if isinstance(step, Removal):
-            watch(step)
+            name_reaper.add(step)
 
     def remove(self, step: Callable[[], object]) -> None:
         if isinstance(step, Removal):
-            forget(step)
+            name_reaper.discard(step)
         super().remove(step)
