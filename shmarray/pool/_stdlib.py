@@ -64,7 +64,7 @@ def is_reraising(func: Any) -> bool:
 
 def with_traceback(error: BaseException) -> object:
     """An exception that brings its traceback along, as text, when it is pickled."""
-    return _pool.ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[no-any-return]
+    return _pool.ExceptionWithTraceback(error, error.__traceback__)
 
 
 def encoding_error(error: BaseException, result: object) -> BaseException:
@@ -130,7 +130,7 @@ def disown(children: Iterable[Any]) -> None:
 
 def is_importing_main() -> bool:
     """Whether this is a child of spawn or forkserver that has not finished importing its parent's main module."""
-    return getattr(multiprocessing.current_process(), "_inheriting", False)
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 
 
 __all__ = [

@@ -155,7 +155,7 @@ class ProcessPoolExecutor(StockExecutor):
         return scheduler
 
     @property
-    def _broken(self) -> Any:
+    def _broken(self) -> Any:  # type: ignore[override]
         return self._scheduler.failure or False
 
     # --- calls ---

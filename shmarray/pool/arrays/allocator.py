@@ -28,7 +28,7 @@ _WORDS_PER_PAGE = 512
 # Files for results: a write that takes new memory holds its file's lock, so two workers that
 # write to one file take turns (benchmarks/constants.py: _FILES_FOR_RESULTS).
 _FILES_FOR_RESULTS = 8
-# Results that the user may hold in blocks; more are copied out.  Each is a mapping, of which the
+# Blocks of results that the user may hold; more are copied out.  Each is a mapping, of which the
 # kernel lets a process have 65,530 (vm.max_map_count), and the program needs some for itself.
 _MOST_HELD = 16 << 10
 
@@ -119,6 +119,8 @@ class BlockAllocator(BlockMap):
         # Blocks of which parts are leased and parts are not.
         self._partly_free: dict[int, Block] = {}
         self._blocks: dict[int, Block] = {}
+        # How many blocks the user holds parts of.
+        self._held = 0
         # Whether `trim` is not called again before `wake` is.
         self._wake_needed = True
         self.wake: Callable[[], object] = bool
@@ -226,11 +228,13 @@ class BlockAllocator(BlockMap):
         OSError
             ENOMEM: no further mapping is to be had.
         """
-        if len(self._leased) + len(ranges) > _MOST_HELD:
-            raise OSError(errno.ENOMEM, f"{len(self._leased)} results are held already")
+        if self._held >= _MOST_HELD:
+            raise OSError(errno.ENOMEM, f"{self._held} results are held already")
         part = self.shared(block.index, block.reserved)
         leases = [self.lease(block.index, part, offset, size) for offset, size in ranges]
-        block.leases = [reference for _, reference in leases]
+        self._held += 1
+        block.leases = sorted((reference for _, reference in leases), key=lambda reference: reference.offset)
+        _share_pages(block)
         self._expect_trim()
         return [lease.octets() for lease, _ in leases]
 
@@ -249,6 +253,7 @@ class BlockAllocator(BlockMap):
             block.freed_at = time.monotonic()
             self._partly_free[block.index] = block
         else:
+            self._held -= 1
             self._partly_free.pop(block.index, None)
             self.give_back(block)
 
@@ -349,6 +354,7 @@ class BlockAllocator(BlockMap):
             self._release_all()
         self._shared.clear()
         self._words = None
+        self.wake = bool  # the user's arrays keep this object, and need not keep the engine
         self.files = tuple(SparseFile(-1) for _ in self.files)  # each lease holds its own
 
     def _release_all(self) -> None:
@@ -365,3 +371,13 @@ class BlockAllocator(BlockMap):
     def __del__(self) -> None:
         with suppress(AttributeError):
             self.close()
+
+
+def _share_pages(block: Block) -> None:
+    """Say which pages belong to one lease alone: a page in which another begins or ends does not."""
+    starts = [reference.offset // PAGE * PAGE for reference in block.leases[1:]]
+    end = 0
+    for reference, limit in zip(block.leases, [*starts, BLOCK_SIZE], strict=True):
+        first = max(reference.offset // PAGE * PAGE, end)
+        end = whole_pages(reference.offset + reference.size)
+        reference.pages = first, min(end, limit)

@@ -71,12 +71,16 @@ class Lease:
 
 
 class LeaseRef(weakref.ref[Lease]):
-    """What remembers a lease: whether it still lives, and which forks happened meanwhile."""
+    """What remembers a lease: whether it still lives, and which forks happened meanwhile.
 
-    __slots__ = ("index", "is_private", "offset", "sentinels", "size")
+    `pages` are the first byte and the end of the pages of its block that are this lease's alone.
+    """
+
+    __slots__ = ("index", "is_private", "offset", "pages", "sentinels", "size")
     index: int
     offset: int
     size: int
+    pages: tuple[int, int]
     is_private: bool
     sentinels: list[ForkSentinel | None]
 
@@ -88,14 +92,10 @@ class LeaseRef(weakref.ref[Lease]):
         """Have the memory freed when the lease ends, as nothing will take it back; False if it has ended."""
         lease = self()
         if lease is not None and not lease.part.private:
-            start, end = self.pages()
+            start, end = self.pages
             if start < end:
                 lease.at_end = lease.part.free_with(lease, start, end - start)
         return lease is not None
-
-    def pages(self) -> tuple[int, int]:
-        """First and last byte of the pages that are this lease's alone."""
-        return whole_pages(self.offset), (self.offset + self.size) // PAGE * PAGE
 
     def is_used_by_children(self) -> bool:
         return any(sentinel is None or sentinel.is_alive() for sentinel in self.sentinels)
@@ -199,6 +199,7 @@ class BlockMap:
             reference.index = index
             reference.offset = offset
             reference.size = size
+            reference.pages = (0, 0)
             reference.is_private = part.private
             reference.sentinels = []
             self._leased[id(reference)] = reference

@@ -86,6 +86,7 @@ class Collector:
             self._end()
 
     def close(self) -> None:
+        """Free what the thread used; no worker is left."""
         self._selector.close()
         self._waker.close()
 
@@ -238,6 +239,7 @@ class Collector:
             if worker.end is not None:
                 self._selector.unregister(worker.end.fd)
             self._returned.extend(self._workers.remove_worker(worker))
+            self._placement.forget(worker)
             left = [task for task in worker.in_flight if not task.is_being_sent]
             lost = [task for task in left if self._lending.has_begun(task.blocks)]
             self._returned.extend(task for task in left if task not in lost)

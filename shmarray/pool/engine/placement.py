@@ -67,6 +67,12 @@ class Placement:
 
     # --- under the lock of the workers ---
 
+    def forget(self, worker: WorkerHandle) -> None:
+        """Keep nothing of a worker that has ended; its process has descriptors."""
+        for queue in (self._idle, self._with_room):
+            while worker in queue:
+                queue.remove(worker)
+
     def find(self, depth: int) -> WorkerHandle | None:
         """An idle worker, or else one that has fewer than `depth` tasks."""
         while self._idle:

@@ -132,7 +132,8 @@ class Scheduler:
         """Free everything; in the collecting thread, or if that was never started."""
         self._state.phase = TERMINATE
         self._feeder.notify()
-        self._state.workers.end_all(_GRACE)
+        for worker in self._state.workers.end_all(_GRACE):
+            self._state.placement.forget(worker)
         self._collector.close()
         if self._state.lending.allocator is not None:
             self._state.lending.allocator.close()

@@ -298,7 +298,7 @@ class WorkerSet:
             with suppress(OSError):
                 worker.channel.sock.shutdown(socket.SHUT_WR)
 
-    def end_all(self, grace: float) -> None:
+    def end_all(self, grace: float) -> list[WorkerHandle]:
         """End all workers: by their closed sockets, by SIGTERM if they are busy, and at last by SIGKILL."""
         self.close_inputs()
         ends = {worker.end: worker for worker in self.workers if worker.end is not None}
@@ -310,12 +310,14 @@ class WorkerSet:
             end.signal(signal.SIGTERM)
         for end in exit_status.wait_for_all(left | busy, grace):
             end.signal(signal.SIGKILL)
-        for worker in tuple(self.workers):
+        gone = self.workers.copy()
+        for worker in gone:
             worker.process.join()
             with self.lock:
                 self._remove(worker)
             self._registry.remove(worker.process)
         self._registry.clear()
+        return gone
 
     # --- forks ---
 
