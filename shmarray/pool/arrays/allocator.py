@@ -367,6 +367,9 @@ class BlockAllocator(BlockMap):
                 self.file(index).free(offset_of(index), BLOCK_SIZE)
         for index in held:
             self._release_holes(self._blocks[index])
+        for reference in (*tuple(self._leased.values()), *self._in_children):
+            reference.sentinels.clear()  # they have descriptors, and nobody asks them any more
+        self._in_children.clear()
 
     def __del__(self) -> None:
         with suppress(AttributeError):
