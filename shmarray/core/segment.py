@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import copying, layout, space
+from shmarray.core import copying, layout
 from shmarray.core.layout import BadHeaderError, Layout
 from shmarray.core.mapping import Mapping
 from shmarray.core.names import Name
-from shmarray.core.posix import files, pages
+from shmarray.core.posix import files, pages, space
 from shmarray.errors import ArrayFormatError
 
 Shape = SupportsIndex | Sequence[SupportsIndex]

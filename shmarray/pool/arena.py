@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool.boxes import BOX_SIZE, IDLE, Boxes, Lent, offset_of, whole_pages
 

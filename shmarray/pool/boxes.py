@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import Part, SparseFile
+from shmarray.core.posix import Part, SparseFile
 from shmarray.pool import forks, parcel
 from shmarray.pool.forks import Witness
 

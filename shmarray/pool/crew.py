@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from shmarray.core import send_packet
+from shmarray.core.posix import send_packet
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import forks, interrupts, link
 from shmarray.pool.arena import Arena

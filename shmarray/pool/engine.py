@@ -24,7 +24,7 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
-from shmarray.core import PacketSpace
+from shmarray.core.posix import PacketSpace
 from shmarray.errors import SharedMemoryFullError, WorkerDiedError
 from shmarray.pool import interrupts, link, parcel
 from shmarray.pool.arena import Arena

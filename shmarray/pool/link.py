@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from shmarray.core import PacketSpace, receive_packet
+from shmarray.core.posix import PacketSpace, receive_packet
 from shmarray.pool.parcel import Contents
 
 # call, index in the call, bytes that follow, bytes of those that are the header, box for the result, its memory

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from shmarray.pool import interrupts, link
 from shmarray.pool.boxes import Boxes
 from shmarray.pool.link import Message, Receiver

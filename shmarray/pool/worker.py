@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import Part
+from shmarray.core.posix import Part
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import link, parcel
 from shmarray.pool.boxes import Boxes, Lent

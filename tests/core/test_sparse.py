@@ -7,8 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from shmarray.core import SparseFile
-from shmarray.core.posix import maps, pages
+from shmarray.core.posix import SparseFile, maps, pages
 from shmarray.errors import SharedMemoryFullError
 
 FAR = 5 << 36

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from shmarray.pool.recruiter import Recruiter
 from shmarray.pool.traffic import DEEP
 from tests.faults import deaths
