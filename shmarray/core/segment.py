@@ -19,6 +19,18 @@ from shmarray.errors import ArrayFormatError
 Shape = SupportsIndex | Sequence[SupportsIndex]
 Order = Literal["K", "C", "F"]
 
+
+class Permissions(int):
+    """Permission bits; help() and a repr show them as people write them, 0o600."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"0o{self:03o}"
+
+
+OWNER_ALONE = Permissions(0o600)
+
 # Where a name cannot be given to a finished file, it belongs to an unfinished one for a
 # while.  This stands at its beginning until then; no reader of .npy accepts it.
 _UNFINISHED = b"\x93shmarray: being made\n"
