@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from shmarray.pool.engine.placement import DEEP
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from tests.pool import tasks
 from tests.pool.tasks import allocator_of, call, call_each, make, shared_memory_of, wait_until
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool.arrays.blocks import BLOCK_SIZE, IDLE, PAGE, BlockMap, LeaseRef, offset_of, whole_pages
 from shmarray.pool.arrays.buffers import ALIGNMENT

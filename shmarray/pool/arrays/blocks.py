@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import Part, SparseFile
+from shmarray.core.posix import Part, SparseFile
 from shmarray.pool import forks
 from shmarray.pool.arrays.buffers import Octets, copy_all_into, layout, octets_of
 from shmarray.pool.forks import ForkSentinel

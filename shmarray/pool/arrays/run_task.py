@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import Part
+from shmarray.core.posix import Part
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import encoding_error, is_reraising
 from shmarray.pool.arrays import messages, pickling

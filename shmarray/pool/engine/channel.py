@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from shmarray.core import PacketSpace, message_socketpair, receive_packet, send_packet
+from shmarray.core.posix import PacketSpace, message_socketpair, receive_packet, send_packet
 
 _LENGTH = struct.Struct("=Q")
 # Well below the 208 kB that a socket holds by default.

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 
-from shmarray.core import PacketSpace
+from shmarray.core.posix import PacketSpace
 from shmarray.errors import WorkerDiedError
 from shmarray.pool._stdlib import CLOSE, RUN, TERMINATE
 from shmarray.pool.arrays import messages

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from shmarray.pool.arrays import BlockMap, ExceptionEncoder, TaskRunner, messages
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.channel import Channel, socket_of

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import space
 from shmarray.core.names import Name
-from shmarray.core.posix import files, libc, maps, pages
+from shmarray.core.posix import files, libc, maps, pages, space
 
 # Several processes reserve at once, and need some for themselves: were they let come to the
 # very limit of a control group, the kernel would end one of them.
