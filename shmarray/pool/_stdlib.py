@@ -12,6 +12,8 @@ every Python that is supported (tests/pool/test_stdlib_suites.py).
     The wrapper around the chunks of ``Executor.map``, and the class of a worker's traceback.
 ``multiprocessing.reduction``
     What was registered with ForkingPickler.
+``threading``
+    What runs at the end of the main thread, before other threads are waited for.
 ``multiprocessing.process``
     The set of all children, and whether this process is a child that still imports the main module.
 ``_signal``
@@ -20,7 +22,9 @@ every Python that is supported (tests/pool/test_stdlib_suites.py).
 
 # ruff: noqa: SLF001
 
+import atexit
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import process
 from contextlib import suppress
@@ -120,6 +124,14 @@ def chunk_function(func: Any) -> Any:
     return None
 
 
+# --- threading -----------------------------------------------------------------------
+
+
+def call_at_end_of_main_thread(function: Callable[[], object]) -> None:
+    """Call this when the main thread has ended, before atexit's functions and before other threads are waited for."""
+    getattr(threading, "_register_atexit", atexit.register)(function)
+
+
 # --- multiprocessing.process ---------------------------------------------------------
 
 
@@ -143,6 +155,7 @@ __all__ = [
     "PoolTraceback",
     "StockPool",
     "Task",
+    "call_at_end_of_main_thread",
     "chunk_function",
     "disown",
     "drop_callbacks",

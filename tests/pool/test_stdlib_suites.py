@@ -52,10 +52,14 @@ LEFT_OUT = [
     ("ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full", _NOT_FORK, f"3 {_ONCE}"),
 ]
 
+_PRIVATE = "reads private attributes of the stdlib's engine"
 _OWN_CALL = "what does not unpickle breaks the stdlib's executor; with ours that call fails, with the error itself"
 
-# Not run with our classes, whose promise is another.
+# Not run with our classes, whose promise or engine is another.
 DIFFERENT = [
+    ("ProcessPoolShutdownTest.test_del_shutdown", START_METHODS, f"{_PRIVATE}: _executor_manager_thread, _call_queue"),
+    ("ProcessPoolShutdownTest.test_shutdown_no_wait", START_METHODS, f"{_PRIVATE}: _call_queue"),
+    ("ExecutorDeadlockTest.test_shutdown_deadlock_pickle", START_METHODS, f"{_PRIVATE}: _executor_manager_thread"),
     ("ExecutorDeadlockTest.test_error_at_task_unpickle", START_METHODS, _OWN_CALL),
     ("ExecutorDeadlockTest.test_exit_at_task_unpickle", START_METHODS, _OWN_CALL),
     ("ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler", START_METHODS, _OWN_CALL),

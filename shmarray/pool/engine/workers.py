@@ -317,6 +317,8 @@ class WorkerSet:
                 self._remove(worker)
             self._registry.remove(worker.process)
         self._registry.clear()
+        # What the user gave is not kept until the garbage collector runs.
+        self._spec = self._spec._replace(initializer=None, initargs=())
         return gone
 
     # --- forks ---
