@@ -15,7 +15,6 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 autodoc_typehints = "none"  # the docstrings say it in words
-autodoc_preserve_defaults = True  # 0o600, not 384
 autodoc_member_order = "bysource"
 
 myst_heading_anchors = 3

@@ -32,6 +32,7 @@ from shmarray.errors import (
     InvalidNameError,
     SharedMemoryFullError,
     ShmArrayError,
+    TaskTimeoutError,
     WorkerDiedError,
 )
 from shmarray.pool import Pool, ProcessPoolExecutor, SharedHandle, scoped
@@ -52,6 +53,7 @@ __all__ = [
     "SharedHandle",
     "SharedMemoryFullError",
     "ShmArrayError",
+    "TaskTimeoutError",
     "WorkerDiedError",
     "__version__",
     "attach",

@@ -9,6 +9,7 @@
     +-- InvalidNameError        OSError, ValueError      no array can have this name
     +-- SharedMemoryFullError   OSError, MemoryError     the space cannot be had
     +-- WorkerDiedError         BrokenProcessPool        a worker died while it ran a task
+    +-- TaskTimeoutError        TimeoutError             a task took longer than it may
 
 Every class is also the builtin that a caller would already catch.  All of them
 survive a pickle: an exception that does not breaks the pool that carries it.
@@ -25,6 +26,7 @@ __all__ = [
     "InvalidNameError",
     "SharedMemoryFullError",
     "ShmArrayError",
+    "TaskTimeoutError",
     "WorkerDiedError",
 ]
 
@@ -112,13 +114,67 @@ class WorkerDiedError(ShmArrayError, BrokenProcessPool):
         `multiprocessing.Process.exitcode`); None if the system no longer knew.
     task : str
         What it was running.
+    items : range or None
+        Which items of the iterable the task had, to run them again; None if it was no part of
+        a map.
     """
 
-    def __init__(self, message: str = "", pid: int | None = None, exitcode: int | None = None, task: str = "") -> None:
+    def __init__(
+        self,
+        message: str = "",
+        pid: int | None = None,
+        exitcode: int | None = None,
+        task: str = "",
+        items: range | None = None,
+    ) -> None:
         super().__init__(message)
         self.pid = pid
         self.exitcode = exitcode
         self.task = task
+        self.items = items
+
+    @property
+    def index(self) -> int | None:
+        """The first of `items`, and the only one unless the task was a chunk; None if there are none."""
+        return self.items[0] if self.items else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.pid, self.exitcode, self.task)
+        return type(self), (str(self), self.pid, self.exitcode, self.task, self.items)
+
+
+class TaskTimeoutError(ShmArrayError, TimeoutError):
+    """Raised for a task that ran longer than the `task_timeout` of its pool; its worker was ended.
+
+    Attributes
+    ----------
+    pid : int or None
+        The worker.
+    timeout : float
+        The limit of the task, seconds.
+    task : str
+        What it was running.
+    items : range or None
+        As of `WorkerDiedError`.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        pid: int | None = None,
+        timeout: float = 0.0,
+        task: str = "",
+        items: range | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.timeout = timeout
+        self.task = task
+        self.items = items
+
+    @property
+    def index(self) -> int | None:
+        """The first of `items`, and the only one unless the task was a chunk; None if there are none."""
+        return self.items[0] if self.items else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.pid, self.timeout, self.task, self.items)

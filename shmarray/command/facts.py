@@ -17,7 +17,7 @@ import numpy as np
 
 import shmarray
 from shmarray.command.files import SHARED_MEMORY
-from shmarray.core import memory_limits
+from shmarray.core.posix import memory_limits
 
 _MOUNTS = "/proc/self/mountinfo"
 _CAP_IPC_LOCK = 1 << 14

@@ -1,65 +1,97 @@
-"""Named arrays: the order of the steps, and what is undone when one of them fails."""
+"""Named arrays: create, attach, require, delete."""
 
-import errno
+# In help() a signature then has the names of the types, not what they stand for.
+from __future__ import annotations
+
 import os
-import stat
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import layout, names, segment
+from shmarray.core import layout, names
 from shmarray.core.layout import Layout
 from shmarray.core.mapping import Mode, is_live, mapped
 from shmarray.core.names import Name
 from shmarray.core.posix import files
 from shmarray.core.posix.errors import explained
-from shmarray.core.segment import Blueprint, Order, Shape, UnfinishedError, may_be_array, read_layout
+from shmarray.core.publishing import publish
+from shmarray.core.segment import OWNER_ALONE, Order, Shape, UnfinishedError, may_be_array, planned, read_layout
 from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
 
 # How long attach waits for a maker that cannot make it under no name: a reservation of some GB takes that long.
 _PATIENCE = 5.0  # seconds
 _POLL = 0.002  # seconds
 _FLAGS = {"r+": os.O_RDWR, "r": os.O_RDONLY, "c": os.O_RDONLY}
-# Below this, asking whether the name is free costs more than making the array for nothing.
-_WORTH_A_LOOK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayInfo:
-    """What `list` says of an array.
-
-    Attributes
-    ----------
-    name : str
-        As `attach` and `delete` take it.
-    dtype : numpy.dtype
-    shape : tuple of int
-    order : {'C', 'F'}
-    nbytes : int
-        Bytes of the data.
-    permissions : int
-        As given to `create`, such as ``0o600``.
-    uid : int
-        The user it belongs to.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    order: Literal["C", "F"]
-    nbytes: int
-    permissions: int
-    uid: int
+_S = TypeVar("_S", bound=np.generic)
+_DTypeOf = type[_S] | np.dtype[_S]
 
 
 # --- create --------------------------------------------------------------------------
 
 
+@overload
+def create(
+    name: str,
+    shape: Shape,
+    dtype: None = None,
+    *,
+    data: None = None,
+    order: Order = "K",
+    permissions: int = OWNER_ALONE,
+) -> NDArray[np.float64]: ...
+@overload
+def create(
+    name: str,
+    shape: Shape | None,
+    dtype: _DTypeOf[_S],
+    *,
+    data: ArrayLike | None = None,
+    order: Order = "K",
+    permissions: int = OWNER_ALONE,
+) -> NDArray[_S]: ...
+@overload
+def create(
+    name: str,
+    shape: Shape | None = None,
+    *,
+    dtype: _DTypeOf[_S],
+    data: ArrayLike | None = None,
+    order: Order = "K",
+    permissions: int = OWNER_ALONE,
+) -> NDArray[_S]: ...
+@overload
+def create(
+    name: str,
+    shape: Shape | None = None,
+    dtype: None = None,
+    *,
+    data: NDArray[_S],
+    order: Order = "K",
+    permissions: int = OWNER_ALONE,
+) -> NDArray[_S]: ...
+@overload
+def create(
+    name: str,
+    shape: Shape,
+    dtype: DTypeLike | None = None,
+    *,
+    data: ArrayLike | None = None,
+    order: Order = "K",
+    permissions: int = OWNER_ALONE,
+) -> NDArray[Any]: ...
+@overload
+def create(
+    name: str,
+    shape: Shape | None = None,
+    dtype: DTypeLike | None = None,
+    *,
+    data: ArrayLike,
+    order: Order = "K",
+    permissions: int = OWNER_ALONE,
+) -> NDArray[Any]: ...
 def create(
     name: str,
     shape: Shape | None = None,
@@ -67,7 +99,7 @@ def create(
     *,
     data: ArrayLike | None = None,
     order: Order = "K",
-    permissions: int = 0o600,
+    permissions: int = OWNER_ALONE,
 ) -> NDArray[Any]:
     """Make a new named array in shared memory, zeroed or a copy of `data`.
 
@@ -129,82 +161,8 @@ def create(
     array([100,   1,   4,   9])
     >>> shmarray.delete("doc-squares")
     """
-    plan = segment.planned(shape, dtype, data, order, permissions)
+    plan = planned(shape, dtype, data, order, permissions)
     return publish(names.parse(name).absolute(), plan)
-
-
-def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None = None) -> NDArray[Any]:
-    """Make an array and give it its name; `undo` gets, before that, what takes the name away again."""
-    # A hint that saves the copy; the link decides.
-    if plan.layout.size > _WORTH_A_LOOK and files.taken(name):
-        raise explained(FileExistsError(errno.EEXIST, ""), name)
-    try:
-        fd = files.open_unnamed(name, plan.permissions)
-        if fd is None:
-            return _publish_in_place(name, plan, undo)
-        try:
-            if undo is not None:
-                undo.append(Removal.of(fd, name))
-            array = segment.filled(fd, name, plan)
-            files.link(fd, name)
-        finally:
-            os.close(fd)
-    except ShmArrayError:
-        raise
-    except OSError as error:
-        raise _not_created(error, name) from error
-    return array
-
-
-def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
-    """The portable way: the name first, then what it names."""
-    fd = files.open_exclusive(name, plan.permissions)
-    try:
-        # A Ctrl-C of the time of that call comes at the beginning of the next function.
-        if undo is not None:
-            undo.append(Removal.of(fd, name))
-        return segment.filled_in_place(fd, name, plan)
-    except BaseException:
-        Removal.of(fd, name)()
-        raise
-    finally:
-        os.close(fd)
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """What removes the name of a file, unless it is gone or another's.
-
-    Attributes
-    ----------
-    name : Name
-    identity : Identity
-        By which the file is known.
-    """
-
-    name: Name
-    identity: files.Identity
-
-    @classmethod
-    def of(cls, fd: int, name: Name) -> "Removal":
-        return cls(name, files.identity(os.fstat(fd)))
-
-    @property
-    def path(self) -> str | None:
-        """Where any program finds the file; None where shared memory is in no directory."""
-        return files.path_of(self.name)
-
-    def __call__(self) -> None:
-        if files.is_name_of(self.name, self.identity):
-            with suppress(FileNotFoundError):
-                files.unlink(self.name)
-
-
-def _not_created(error: OSError, name: Name) -> OSError:
-    if error.errno == errno.ENOENT:
-        where = os.path.dirname(name.path) if name.kind == "file" else "/dev/shm"
-        return FileNotFoundError(errno.ENOENT, "no array can be made in that directory", where)
-    return explained(error, name)
 
 
 # --- attach --------------------------------------------------------------------------
@@ -278,11 +236,28 @@ def _attached(name: Name, mode: Mode) -> NDArray[Any]:
     return mapping.array(found.shape, found.dtype, found.offset, None, found.order)
 
 
-# --- require, delete, list -----------------------------------------------------------
+# --- require, delete -----------------------------------------------------------------
 
 
+@overload
 def require(
-    name: str, shape: Shape, dtype: DTypeLike | None = None, *, order: Literal["C", "F"] = "C", permissions: int = 0o600
+    name: str, shape: Shape, dtype: None = None, *, order: Literal["C", "F"] = "C", permissions: int = OWNER_ALONE
+) -> NDArray[np.float64]: ...
+@overload
+def require(
+    name: str, shape: Shape, dtype: _DTypeOf[_S], *, order: Literal["C", "F"] = "C", permissions: int = OWNER_ALONE
+) -> NDArray[_S]: ...
+@overload
+def require(
+    name: str, shape: Shape, dtype: DTypeLike, *, order: Literal["C", "F"] = "C", permissions: int = OWNER_ALONE
+) -> NDArray[Any]: ...
+def require(
+    name: str,
+    shape: Shape,
+    dtype: DTypeLike | None = None,
+    *,
+    order: Literal["C", "F"] = "C",
+    permissions: int = OWNER_ALONE,
 ) -> NDArray[Any]:
     """Attach an array if it is there, create it if it is not.
 
@@ -380,40 +355,3 @@ def _deletable(name: Name) -> bool:
         return may_be_array(fd)
     finally:
         os.close(fd)
-
-
-def list_arrays() -> list[ArrayInfo]:
-    """All arrays in shared memory that this user may read, sorted by name.
-
-    Returns
-    -------
-    list of ArrayInfo
-        A snapshot.  Whatever is no array is passed over, and so is what cannot be opened
-        or goes away meanwhile.  Arrays in files (``file://``) are not listed.
-
-    Raises
-    ------
-    OSError
-        With ENOTSUP, on a system that has no list of its shared memory objects.
-    """
-    found = (_info(name) for name in sorted(files.file_names()))
-    return [info for info in found if info is not None]
-
-
-# In help, and where pickle looks for it: the name that it has for its users.
-list_arrays.__module__, list_arrays.__name__, list_arrays.__qualname__ = "shmarray.core", "list", "list"
-
-
-def _info(text: str) -> ArrayInfo | None:
-    name = Name(text, "shm", text)
-    try:
-        fd = files.open_existing(name, os.O_RDONLY)
-        try:
-            status = os.fstat(fd)
-            plan = read_layout(fd, status.st_size, name)
-        finally:
-            os.close(fd)
-    except (OSError, UnfinishedError):
-        return None
-    permissions = stat.S_IMODE(status.st_mode)
-    return ArrayInfo(text, plan.dtype, plan.shape, plan.order, plan.nbytes, permissions, status.st_uid)

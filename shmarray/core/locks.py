@@ -1,5 +1,7 @@
 """Locks on arrays, held by the kernel: whoever dies lets go."""
 
+from __future__ import annotations
+
 import os
 import threading
 import time

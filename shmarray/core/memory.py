@@ -1,5 +1,7 @@
 """The memory behind an array: msync, mlock, munlock, as the system calls."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from numpy.typing import NDArray

@@ -9,15 +9,27 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import copying, layout, space
+from shmarray.core import copying, layout
 from shmarray.core.layout import BadHeaderError, Layout
 from shmarray.core.mapping import Mapping
 from shmarray.core.names import Name
-from shmarray.core.posix import files, pages
+from shmarray.core.posix import files, pages, space
 from shmarray.errors import ArrayFormatError
 
 Shape = SupportsIndex | Sequence[SupportsIndex]
 Order = Literal["K", "C", "F"]
+
+
+class Permissions(int):
+    """Permission bits; help() and a repr show them as people write them, 0o600."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"0o{self:03o}"
+
+
+OWNER_ALONE = Permissions(0o600)
 
 # Where a name cannot be given to a finished file, it belongs to an unfinished one for a
 # while.  This stands at its beginning until then; no reader of .npy accepts it.

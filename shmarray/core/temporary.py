@@ -10,10 +10,10 @@ from typing import Any
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shmarray.core import names
-from shmarray.core.arrays import publish
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.segment import Blueprint, Order, Shape, filled, planned
+from shmarray.core.publishing import publish
+from shmarray.core.segment import OWNER_ALONE, Blueprint, Order, Shape, filled, planned
 from shmarray.errors import ArrayExistsError
 
 Undo = list[Callable[[], object]]
@@ -27,7 +27,7 @@ def create_temporary(
     *,
     data: ArrayLike | None = None,
     order: Order = "K",
-    permissions: int = 0o600,
+    permissions: int = OWNER_ALONE,
 ) -> NDArray[Any]:
     """Make a shared array, with a name or without.
 

@@ -13,7 +13,7 @@ from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBacken
 
 from shmarray.joblib.by_value import ByValue, Calls
 from shmarray.joblib.workers import SHELF, Wish, Workers
-from shmarray.pool.stdlib import PoolManners
+from shmarray.pool._stdlib import with_traceback
 
 
 class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -171,4 +171,4 @@ def _perform(batch: Any, calls: Any) -> ByValue:
     try:
         return ByValue(batch())
     except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
-        return ByValue(PoolManners.failed(error, None))
+        return ByValue(with_traceback(error))

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from shmarray.pool.references import by_reference
-from shmarray.pool.stdlib import registered
+from shmarray.pool._stdlib import registered
+from shmarray.pool.arrays.references import by_reference
 
 try:
     from joblib.externals.cloudpickle import Pickler

@@ -1,36 +1,38 @@
-"""ProcessPoolExecutor: the stdlib's executor and engine, with our parcels.
+"""ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor on our engine."""
 
-A call is packed when the stdlib pickles it, in the thread of its call queue; a result is
-unpacked when it is set on the future.  What the stdlib itself pickles and unpickles is
-inert, because an error there breaks the executor.
-"""
-
+import atexit
+import itertools
+import logging
+import multiprocessing
+import os
 import threading
+import traceback
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import ProcessPoolExecutor as StockExecutor
+from typing import Any, ParamSpec, TypeVar
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import interrupts, link, parcel, watcher
-from shmarray.pool.arena import Arena
-from shmarray.pool.calls import shortened
-from shmarray.pool.manager import Manager
-from shmarray.pool.obituary import how_it_ended
-from shmarray.pool.recruiter import Recruiter
-from shmarray.pool.serve import executor_worker
-from shmarray.pool.sharing import Repeated, repeated
-from shmarray.pool.stdlib import Executor, ExecutorManners, equip, managers_at_exit, named_semaphores, unwrapped
-from shmarray.pool.traffic import Keeper, Traffic, Trip
-from shmarray.pool.wakeup import Wakeup
-from shmarray.pool.worker import Notes
+from shmarray.pool._stdlib import ExecutorTraceback, chunk_function, process_chunk
+from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
+from shmarray.pool.engine import signals
+from shmarray.pool.engine.calls import checked_limits, guarded
+from shmarray.pool.engine.feeder import Extra
+from shmarray.pool.engine.scheduler import Scheduler
+from shmarray.pool.engine.state import PoolState
+from shmarray.pool.engine.worker_main import WorkerSpec
+from shmarray.pool.engine.workers import WorkerSet
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Calls are cancelled until a worker is about to have them: so it has no more than these ahead,
+# unless they are tiny.
+_TASKS_AHEAD = 2
 
 
-class ProcessPoolExecutor(Executor):
+class ProcessPoolExecutor(StockExecutor):
     """`concurrent.futures.ProcessPoolExecutor`, with arrays going through shared memory.
 
     Parameters
@@ -41,37 +43,48 @@ class ProcessPoolExecutor(Executor):
     initializer : callable, optional
         Called in each worker when it starts, with `initargs`.
     initargs : tuple, optional
-    **options
-        What else the running Python's `concurrent.futures.ProcessPoolExecutor` takes.
+    max_tasks_per_child : int, optional
+        After so many calls a worker is replaced; not with the start method fork.
+    replace_workers : bool, optional
+        Whether a worker that dies fails only the call that it ran, and is replaced.  By
+        default it breaks the executor, as with the stdlib.
+    task_timeout : float, optional
+        Seconds that a call may take; a chunk of a `map` may take that for each of its items.
+        The worker of one that takes longer is killed and replaced, and the call raises
+        `TaskTimeoutError`.
 
     Raises
     ------
     ValueError, TypeError
-        As that does.
+        As `concurrent.futures.ProcessPoolExecutor` does, and for a bad limit.
 
     Notes
     -----
-    All methods are those of the stdlib's, and so is what tasks and callers see of plain
-    arrays: a call has its own, writable copy, and so has who asks for the result.  Arrays
+    All methods are those of the stdlib's executor, and so is what tasks and callers see of
+    plain arrays: a call has its own, writable copy, and so has the caller of a result.  Arrays
     that `create`, `attach` or `scoped` gave, and memory maps, are the same memory on both
     sides.
 
-    A large array that many calls of one `map` carry is copied once, with the first of them;
+    A large array that many calls of one `map` have is copied once, with the first of them;
     leave it alone until the results are there, as with the stdlib, whose calls would have
     it as it was at one time or another.
 
-    Memory in use, beyond what the caller holds: arguments and results of the calls that run
-    and of as many more, plus one; results that wait to be taken; and what was in use in
-    the last second.  An idle executor gives all of it back after a second.
+    Memory in use, beyond what the caller holds: for each worker the arguments and results of
+    two calls, or of more that have less than 4 MB together; results that wait to be taken; and
+    what was in use in the last second.  An idle executor gives all of it back after a second.
 
     Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
     through a pipe, with one RuntimeWarning; where memory itself does not suffice, the call
     raises `SharedMemoryFullError`, a MemoryError.
 
-    As with the stdlib, a worker that dies breaks the executor.  The error is a
-    `WorkerDiedError`, a `BrokenProcessPool` that names the worker, how it ended, and what it
-    was running.  A call that does not unpickle fails alone.  Ctrl-C in a with-block gives up
+    A worker that dies breaks the executor: all calls that are not done, and later ones, raise
+    a `WorkerDiedError`, a `BrokenProcessPool` that names the worker, how it ended, and what it
+    was running.  A call that does not unpickle fails alone.  Ctrl-C in a with-block cancels
     the calls that wait.
+
+    A call can be cancelled until a worker is about to have it: workers have few calls ahead,
+    except tiny ones.  Safe to use from many threads.  A forked child cannot use its parent's
+    executor, but may make its own.
 
     Examples
     --------
@@ -82,242 +95,364 @@ class ProcessPoolExecutor(Executor):
     100000.0
     """
 
-    def __init__(
+    def __init__(  # no call of the base: nothing of its engine is used
         self,
         max_workers: int | None = None,
         mp_context: Any = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
-        **options: Any,
+        *,
+        max_tasks_per_child: int | None = None,
+        replace_workers: bool = False,
+        task_timeout: float | None = None,
     ) -> None:
-        with interrupts.deferred():  # or descriptors without an owner
-            super().__init__(max_workers, mp_context, initializer, initargs, **options)
-            self._was_used = False
-            self._recruiter = Recruiter(self)
-            self._desk = _Desk(self._recruiter.arena)
-            equip(self, _WorkItems(self._desk, self._pending_work_items), Wakeup())
-            for semaphore, path in named_semaphores(self):
-                watcher.watch_semaphore(semaphore, path)
-        # What the map that this thread is in has to say to its submits.
-        self._mapping = threading.local()
+        if max_workers is None:
+            max_workers = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if mp_context is None:
+            mp_context = multiprocessing.get_context("spawn" if max_tasks_per_child is not None else None)
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._forks = mp_context.get_start_method(allow_none=False) == "fork"
+        _check_quota(max_tasks_per_child, forks=self._forks)
+        checked_limits(_TASKS_AHEAD, task_timeout)
+        # Monitoring programs read these four.
+        self._max_workers = max_workers
+        self._mp_context: Any = mp_context
+        self._processes: dict[int, Any] | None = {}  # type: ignore[assignment]
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._is_shut_down = False
+        self._numbers = itertools.count(1)
+        if initializer is not None:
+            initializer, initargs = _initialize, (initializer, tuple(initargs))
+        encoder = ExceptionEncoder(wraps_encoding_errors=False)
+        spec = WorkerSpec(initializer, tuple(initargs), max_tasks_per_child, encoder)
+        with signals.deferred():  # or descriptors without an owner
+            self._scheduler = self._made(spec, replace_workers, task_timeout)
+            self._finalizer = weakref.finalize(self, _close, self._scheduler)
+            self._finalizer.atexit = False
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        call: Any = _Call(self._desk, (fn, args, kwargs), getattr(self._mapping, "sharing", None))
-        try:
-            with interrupts.deferred():  # half submitted, the call would be waited for at the end, for ever
-                return super().submit(_perform, call)
-        except BrokenProcessPool as error:
-            raise self._desk.broken_for_good() from error
-        except OSError as error:
-            if self._broken:  # it broke while a worker was started for this call, with queues that are closed now
-                raise self._desk.broken_for_good() from error
-            raise
+    def _made(self, spec: WorkerSpec, replace_workers: bool, task_timeout: float | None) -> Scheduler:
+        allocator = BlockAllocator.create(self._max_workers)
+        assert self._processes is not None  # noqa: S101
+        registry = _Registry(self._processes)
+        method = self._mp_context.get_start_method()
+        self._workers = WorkerSet(self._mp_context.Process, method, 0, spec, registry, allocator, daemon=False)
+        self._lending = Lending(allocator, ExecutorTraceback)
+        self._calls = _Calls()
+        state = PoolState(
+            self._workers,
+            self._lending,
+            self._calls,
+            registry,
+            ahead=_TASKS_AHEAD,
+            replaces_workers=replace_workers,
+        )
+        scheduler = Scheduler(state, task_timeout)
+        self._calls.on_empty = scheduler.wake
+        return scheduler
 
-    submit.__doc__ = Executor.submit.__doc__
+    @property
+    def _broken(self) -> Any:  # type: ignore[override]
+        return self._scheduler.failure or False
+
+    # --- calls ---
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        func, arguments, extra = _without_map(fn, args)
+        with signals.deferred(), self._lock:
+            self._check_running()
+            future: Future[T] = Future()
+            job = next(self._numbers)
+            self._calls.add(job, future)
+            try:
+                self._ensure_workers()
+            except BaseException:
+                self._calls.remove(job)
+                raise
+            task = (job, 0, func, arguments, kwargs, extra)
+            self._scheduler.tasks.put(((task,), None))
+            return future
+
+    submit.__doc__ = StockExecutor.submit.__doc__
 
     def map(
-        self, fn: Callable[..., Any], *iterables: Any, timeout: float | None = None, chunksize: int = 1, **options: Any
-    ) -> Iterator[Any]:
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **options: Any,
+    ) -> Iterator[T]:
+        arrays: RepeatedArrays = {}
         if chunksize >= 1:
-            arrays = {key: array for each in iterables for key, array in repeated(each, chunksize).items()}
-            self._mapping.sharing = _Sharing(self._desk, arrays) if arrays else None
-        try:
-            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **options)
-        finally:
-            self._mapping.sharing = None
+            for iterable in iterables:
+                arrays.update(repeated_arrays(iterable, chunksize))
+        function = _MapFunction(fn, arrays, -next(self._numbers), self._lending)
+        return super().map(function, *iterables, timeout=timeout, chunksize=chunksize, **options)
 
-    map.__doc__ = Executor.map.__doc__  # noqa: A003 - the stdlib's name
+    map.__doc__ = StockExecutor.map.__doc__  # noqa: A003 - the stdlib's name
+
+    def _check_running(self) -> None:
+        if self._owner != os.getpid():
+            raise RuntimeError("cannot schedule new futures: the executor belongs to the process that forked this one")
+        failure = self._scheduler.failure
+        if isinstance(failure, WorkerDiedError) and not self._is_shut_down:
+            raise WorkerDiedError(str(failure), failure.pid, failure.exitcode, failure.task, failure.items)
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if failure is not None:
+            raise RuntimeError("the executor has ended because of an error") from failure
+        if _running.is_ending:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def _ensure_workers(self) -> None:
+        """Have as many workers as there are calls, if there may be so many; under fork all at once.
+
+        A process with threads should not fork.
+        """
+        wanted = self._max_workers if self._forks else min(self._max_workers, len(self._calls))
+        if self._scheduler.was_started:
+            if wanted > self._workers.size:
+                self._workers.size = wanted
+                self._scheduler.spawn_missing()
+            return
+        self._workers.size = wanted
+        self._scheduler.start()
+        _running.add(self._scheduler)
+
+    # --- the end ---
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the stdlib's
-        super().shutdown(wait, cancel_futures=cancel_futures)
-        if not self._was_used:  # else that is for the end of the managing thread
-            _close(self._desk, self._recruiter)
+        with self._lock:
+            is_first, self._is_shut_down = not self._is_shut_down, True
+        if self._owner != os.getpid():
+            return
+        if cancel_futures:
+            self._calls.cancel()
+        if is_first:
+            _close(self._scheduler)
+        if wait and self._scheduler.was_started:
+            self._scheduler.join()
+        self._processes = None
 
-    shutdown.__doc__ = Executor.shutdown.__doc__
+    shutdown.__doc__ = StockExecutor.shutdown.__doc__
+
+    def terminate_workers(self) -> None:
+        """Cancel the calls that wait, end the workers by SIGTERM, and shut down without waiting.
+
+        Calls that were running raise `WorkerDiedError`.  Safe to call from any thread.
+        """
+        self._end_workers("terminate")
+
+    def kill_workers(self) -> None:
+        """As `terminate_workers`, by SIGKILL."""
+        self._end_workers("kill")
+
+    def _end_workers(self, method: str) -> None:
+        processes = tuple((self._processes or {}).values())
+        self.shutdown(wait=False, cancel_futures=True)
+        if self._owner != os.getpid() or not self._scheduler.was_started:
+            return
+        with self._workers.lock:  # a process is reaped under it, and its pid is its own until then
+            for process in processes:
+                if process.exitcode is None:
+                    getattr(process, method)()
+        self._scheduler.fail_for_good(WorkerDiedError(f"the workers were ended by {method}_workers()"))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         # Ctrl-C: as when the stdlib's idle workers die of it, the calls that wait are given up.
         self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
 
-    def _spawn_process(self) -> None:
-        self._recruiter.start_one()
 
-    def _adjust_process_count(self) -> None:
-        # The stdlib counts idle workers with a semaphore that it raises late, so that it may
-        # count one that has ended by max_tasks_per_child, and wait for it for ever (gh-115634).
-        if self._processes:
-            super()._adjust_process_count()
-        elif not self._shutdown_thread:  # else that is the managing thread's
-            self._recruiter.start_one()
-
-    def _start_executor_manager_thread(self) -> None:
-        if self._executor_manager_thread is not None:
-            return
-        # As the stdlib does it, with a thread of our own.
-        if not self._safe_to_dynamically_spawn_children:
-            self._launch_processes()
-        ended = partial(_close, self._desk, self._recruiter)
-        manager = Manager(self, self._desk.broken, self._recruiter, self._desk.left, ended)
-        self._executor_manager_thread = manager
-        manager.start()
-        self._was_used = True
-        managers_at_exit[manager] = self._executor_manager_thread_wakeup
-
-
-# What is sent in the place of a call that does not pickle.
-_NOTHING, _ = shortened(bool, (), {})
-
-
-def _close(desk: "_Desk", recruiter: Recruiter) -> None:
-    desk.close()
-    recruiter.close()
-
-
-def _perform(message: bytes) -> bytes:
-    """Carry out a call, in a worker; raises nothing."""
-    return executor_worker().perform(message)
-
-
-class _Sharing:
-    """The arrays that many calls of one map carry; they share them until the last of these is packed or dropped."""
-
-    def __init__(self, desk: "_Desk", arrays: Repeated) -> None:
-        self.arrays = arrays
-        self.group = -desk.next_number()  # calls by themselves have their own, positive numbers
-        weakref.finalize(self, desk.traffic.exhausted, self.group).atexit = False
-
-
-class _Call:
-    """A call that is packed when the stdlib's queue pickles it."""
-
-    def __init__(self, desk: "_Desk", call: tuple[Callable[..., Any], Any, Any], sharing: _Sharing | None) -> None:
-        self._desk = desk
-        self._sharing = sharing
-        self.call = call
-
-    def __reduce__(self) -> Any:
-        return bytes, (self._desk.pack(self.call, self._sharing),)
-
-
-class _Desk:
-    """Where an executor's calls are packed and its results unpacked."""
-
-    def __init__(self, arena: Arena | None) -> None:
-        self.traffic = Traffic(arena, 1)
-        self._trips: dict[int, Trip] = {}
-        self._failures: dict[int, BaseException] = {}
-        # By pid: several workers may keep one box, if many calls carry it.
-        self._keepers: defaultdict[int, Keeper] = defaultdict(Keeper)
-        self._count = 0
-        self._lock = threading.Lock()
-        self._death: WorkerDiedError | None = None
-
-    def next_number(self) -> int:
-        with self._lock:
-            self._count += 1
-            return self._count
-
-    def pack(self, call: tuple[Callable[..., Any], Any, Any], sharing: _Sharing | None) -> bytes:
-        """Make the call ready to send; raises nothing.
-
-        An error in the stdlib's queue would take the queue's thread along if it is no
-        Exception or has EPIPE, and can deadlock a shutdown.  So a call that does not pickle
-        is sent as one that does nothing, and fails when that is answered.
-        """
-        number = self.next_number()
-        group, arrays = (sharing.group, sharing.arrays) if sharing else (None, None)
-        short, func = shortened(*unwrapped(*call))
-        trip = self._trips[number] = Trip(number, 0, func, group)
-        try:
-            message = self.traffic.pack(parcel.take_apart(short, arrays), trip)
-        except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
-            self._failures[number] = ExecutorManners.unpicklable(error)
-            message = self.traffic.pack(parcel.take_apart(_NOTHING), trip)
-        return link.encode(message)
-
-    def unpack(self, result: bytes) -> tuple[bool, Any]:
-        message = link.decode(result)
-        trip = self._trips.pop(message.job)
-        outcome = self.traffic.unpack(trip, message, self._keepers[Notes(*message.notes).worker])
-        failure = self._failures.pop(message.job, None)
-        return outcome if failure is None else (False, failure)
-
-    def left(self, pid: int) -> None:
-        """A worker has ended well, and lets go of what it kept."""
-        keeper = self._keepers.pop(pid, None)
-        if keeper is not None:
-            self.traffic.bury(keeper, ())
-
-    def broken(self, pid: int | None, code: int | None) -> None:
-        """A worker has died, and so has the executor."""
-        task = ", ".join(
-            f"call {trip.job}, {trip.function}"
-            for trip in tuple(self._trips.values())
-            if pid and self._runner(trip) == pid
+def _check_quota(max_tasks_per_child: Any, *, forks: bool) -> None:
+    if max_tasks_per_child is None:
+        return
+    if not isinstance(max_tasks_per_child, int):
+        raise TypeError("max_tasks_per_child must be an integer")
+    if max_tasks_per_child <= 0:
+        raise ValueError("max_tasks_per_child must be >= 1")
+    if forks:
+        raise ValueError(
+            "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
+            "supply a different mp_context."
         )
-        message = f"worker {pid} {how_it_ended(code)} while it ran {task or 'no task'}; the executor is broken"
-        self._death = WorkerDiedError(message, pid, code, task)
-
-    def death(self, error: BaseException) -> BaseException:
-        """The error that says which worker died, and over what, instead of the stdlib's."""
-        death = self._death
-        if death is None:
-            return error
-        death.__cause__ = error
-        return death
-
-    def _runner(self, trip: Trip) -> int | None:
-        arena = self.traffic.arena
-        return None if arena is None or trip.result is None else abs(arena.word(trip.result.index))
-
-    def broken_for_good(self) -> BaseException:
-        death = self._death
-        if death is None:
-            return WorkerDiedError("a worker died; the executor is broken")
-        return WorkerDiedError(f"the executor is broken: {death}", death.pid, death.exitcode, death.task)
-
-    def close(self) -> None:
-        if self.traffic.arena is not None:
-            self.traffic.arena.close()
 
 
-class _WorkItems(dict[int, Any]):
-    """The calls that are not done; what is put here gets a future that knows our results."""
-
-    def __init__(self, desk: _Desk, items: dict[int, Any]) -> None:
-        super().__init__(items)
-        self._desk = desk
-
-    def __setitem__(self, work_id: int, item: Any) -> None:
-        # Before any worker has the call; later, and its result might come first.
-        item.future.__class__ = _Future
-        item.future.desk = self._desk
-        super().__setitem__(work_id, item)
+def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
+    try:
+        initializer(*initargs)
+    except BaseException:
+        logger = logging.getLogger("concurrent.futures")
+        if logger.handlers:  # without any, it would write what the caller is told by the error
+            logger.critical("Exception in initializer:", exc_info=True)
+        raise
 
 
-class _Future(Future[Any]):
-    """Opens results when they are set, and says of a broken executor why it is."""
+def _close(scheduler: Scheduler) -> None:
+    if scheduler.was_started:
+        scheduler.close()
+    else:
+        scheduler.end()
 
-    desk: _Desk
 
-    def set_result(self, result: Any) -> None:
-        is_value, value = self.desk.unpack(result)
-        del result
-        self._set(super().set_result if is_value else super().set_exception, value)
+class _Registry:
+    """The dictionary of an executor's processes, by pid."""
 
-    def set_exception(self, exception: BaseException | None) -> None:
-        if type(exception) is not BrokenProcessPool:
-            self._set(super().set_exception, exception)
-            return
-        # One that was cancelled meanwhile ends the stdlib's thread (before 3.12), and all others wait for ever.
-        with suppress(InvalidStateError):
-            self._set(super().set_exception, self.desk.death(exception))
+    def __init__(self, processes: dict[int, Any]) -> None:
+        self._processes = processes
 
-    @staticmethod
-    def _set(method: Callable[[Any], None], value: Any) -> None:
-        try:
-            method(value)
-        except Exception:
-            raise
-        except BaseException as error:  # noqa: BLE001 - of a callback; the stdlib logs Exceptions, these would end its thread
-            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
+    def add(self, process: Any, others: list[Any]) -> None:
+        self._processes[process.pid] = process
+
+    def remove(self, process: Any) -> None:
+        self._processes.pop(process.pid, None)
+
+    def clear(self) -> None:
+        self._processes.clear()
+
+
+class _Calls:
+    """The futures of an executor's calls that are not done, by number."""
+
+    can_be_cancelled = True
+
+    def __init__(self) -> None:
+        self._futures: dict[int, Future[Any]] = {}
+        self.on_empty: Callable[[], object] = bool
+
+    def __contains__(self, job: object) -> bool:
+        return job in self._futures
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def add(self, job: int, future: Future[Any]) -> None:
+        self._futures[job] = future
+
+    def remove(self, job: int) -> Future[Any] | None:
+        future = self._futures.pop(job, None)
+        if not self._futures:
+            self.on_empty()
+        return future
+
+    def begin(self, job: int) -> bool:
+        future = self._futures.get(job)
+        if future is not None and future.set_running_or_notify_cancel():
+            return True
+        self.remove(job)
+        return False
+
+    def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
+        # First it is removed: who gets the result may submit at once, and needs no further worker.
+        future = self.remove(job)
+        if future is not None:
+            succeeded, value = outcome
+            guarded(future.set_result if succeeded else future.set_exception, value)
+
+    def not_sent(self, job: int, index: int, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        error.__traceback__ = None  # it holds the arguments
+        error.__cause__ = ExecutorTraceback(f'\n"""\n{text}"""')
+        self.fail(job, index, error)
+
+    def fail(self, job: int, index: int, error: BaseException) -> None:
+        future = self.remove(job)
+        if future is not None:
+            guarded(_set_exception, future, error)
+
+    def fail_all(self, error: BaseException) -> None:
+        for job in tuple(self._futures):
+            self.fail(job, 0, error)
+
+    def cancel(self) -> None:
+        """Cancel the calls that no worker is about to have."""
+        for job, future in tuple(self._futures.items()):
+            if guarded(_cancel, future) and future.cancelled():
+                self.remove(job)
+
+    def terminated(self) -> None:
+        self.fail_all(WorkerDiedError("the executor ended before this call was done"))
+
+
+def _set_exception(future: Future[Any], error: BaseException) -> None:
+    if future.running() or future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def _cancel(future: Future[Any]) -> None:
+    if future.cancel():
+        future.set_running_or_notify_cancel()  # tells those who wait for it
+
+
+class _MapFunction:
+    """The function of one `map`, with what its calls have in common.
+
+    The stdlib's `map` calls `submit` with it, in 3.14 also long after it has returned.
+    """
+
+    def __init__(self, func: Callable[..., Any], arrays: RepeatedArrays, group: int, lending: Lending) -> None:
+        self.func = func
+        self._arrays = arrays
+        self._group = group
+        self._count = 0
+        if arrays:
+            weakref.finalize(self, lending.exhausted, group).atexit = False
+
+    def next_task(self, items: int) -> Extra:
+        """For a call that has so many of the items."""
+        first, self._count = self._count, self._count + items
+        return Extra(self._arrays, self._group, range(first, self._count), self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func(*args, **kwargs)
+
+    def __reduce__(self) -> Any:  # by a subclass that wraps what it submits
+        return _itself, (self.func,)
+
+
+def _itself(func: Any) -> Any:
+    return func
+
+
+_NO_EXTRA = Extra({})
+
+
+def _without_map(func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Extra]:
+    """A call as it is to be run, and what it has in common with others of a map."""
+    if type(func) is _MapFunction:
+        return func.func, args, func.next_task(1)
+    inner = chunk_function(func)
+    if type(inner) is _MapFunction:
+        return process_chunk, (inner.func, *args), inner.next_task(len(args[0]))
+    if inner is not None:
+        return process_chunk, (inner, *args), _NO_EXTRA
+    return func, args, _NO_EXTRA
+
+
+class _Running:
+    """The schedulers whose calls the interpreter completes at its end."""
+
+    def __init__(self) -> None:
+        self._schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+        self.is_ending = False
+        os.register_at_fork(after_in_child=self._after_fork_in_child)
+        atexit.register(self._complete)
+
+    def add(self, scheduler: Scheduler) -> None:
+        self._schedulers.add(scheduler)
+
+    def _complete(self) -> None:
+        self.is_ending = True
+        for scheduler in tuple(self._schedulers):
+            scheduler.close()
+        for scheduler in tuple(self._schedulers):
+            scheduler.join()
+
+    def _after_fork_in_child(self) -> None:
+        self._schedulers = weakref.WeakSet()  # the parent's
+
+
+_running = _Running()

@@ -1,4 +1,4 @@
-"""What a fork must not share: who is told before and after one, and how long the child lives."""
+"""What a fork must not share: what is told before and after one, and how long the child lives."""
 
 import os
 import select
@@ -8,22 +8,22 @@ from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from shmarray.pool.stdlib import disown
+from shmarray.pool._stdlib import disown
 
-# Held from before a fork until after it, so that nothing is lent to the user, and no
-# descriptor made, that the preparations do not know of.  Finalizers take no lock.
+# Held from before a fork until after it: no memory is leased to the user and no descriptor is
+# made that the preparations would miss.  Finalizers must not take it.
 lock = threading.RLock()
 
 
 class Forkable(Protocol):
-    """What wants to be told."""
+    """An object that is told of forks of this process."""
 
     def before_fork(self) -> None: ...
     def after_fork_in_child(self) -> None: ...
 
 
-class Witness:
-    """Tells whether the child of a fork, or a descendant of it, is still there.
+class ForkSentinel:
+    """Tells whether the child of a fork, or a descendant of it, still runs.
 
     They inherit the writing end of a pipe, and keep it until they end or call exec.
     """
@@ -35,9 +35,9 @@ class Witness:
         os.close(self._writer)
 
     def is_alive(self) -> bool:
-        """Whether anybody may still see what was there at the fork."""
+        """Whether a process may still see the memory as it was at the fork."""
         poll = select.poll()
-        poll.register(self._reader, 0)  # 0: the end of the other side is always told
+        poll.register(self._reader, 0)  # a hang-up is reported whatever is asked for
         return not poll.poll(0)
 
     def __del__(self) -> None:
@@ -45,8 +45,8 @@ class Witness:
             os.close(self._reader)
 
 
-class Descriptors:
-    """Descriptors that are this process's own: a forked child closes its copies."""
+class PrivateDescriptors:
+    """Descriptors of this process alone: a forked child closes its copies."""
 
     def __init__(self) -> None:
         self._fds: set[int] = set()
@@ -79,7 +79,7 @@ class Descriptors:
 
 _registered: WeakSet[Forkable] = WeakSet()
 _workers: WeakSet[Any] = WeakSet()
-_witness: Witness | None = None
+_sentinel: ForkSentinel | None = None
 
 
 def register(forkable: Forkable) -> None:
@@ -87,18 +87,18 @@ def register(forkable: Forkable) -> None:
         _registered.add(forkable)
 
 
-def own(processes: Iterable[Any]) -> None:
-    """These workers are this process's: a forked child that ends does not end them, nor wait for them."""
+def add_workers(processes: Iterable[Any]) -> None:
+    """Remember workers of this process, which a forked child must neither end at its exit nor wait for."""
     _workers.update(processes)
 
 
-def witness() -> Witness | None:
-    """The witness of the fork that is being prepared; None if there is no descriptor left for one."""
-    global _witness  # noqa: PLW0603 - one fork at a time, under the lock
-    if _witness is None:
+def sentinel() -> ForkSentinel | None:
+    """The sentinel of the fork that is being prepared; None if there is no descriptor left for one."""
+    global _sentinel  # noqa: PLW0603 - one fork at a time, under the lock
+    if _sentinel is None:
         with suppress(OSError):
-            _witness = Witness()
-    return _witness
+            _sentinel = ForkSentinel()
+    return _sentinel
 
 
 def _before() -> None:
@@ -108,16 +108,16 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    global _witness
-    present, _witness = _witness, None
+    global _sentinel
+    present, _sentinel = _sentinel, None
     if present is not None:
         present.close_writer()
     lock.release()
 
 
 def _after_in_child() -> None:
-    global _witness  # noqa: PLW0603
-    _witness = None  # the writing end stays open: that is what the parent looks at
+    global _sentinel  # noqa: PLW0603
+    _sentinel = None  # the writing end stays open: the parent looks at that
     disown(_workers)
     for forkable in tuple(_registered):
         forkable.after_fork_in_child()

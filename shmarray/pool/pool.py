@@ -1,19 +1,24 @@
-"""Pool: the face of multiprocessing.Pool on an engine of our own."""
+"""Pool: the methods of multiprocessing.Pool on our engine."""
 
 import multiprocessing
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing import util
 from typing import Any
 
-from shmarray.pool import interrupts
-from shmarray.pool.arena import Arena
-from shmarray.pool.crew import Crew
-from shmarray.pool.engine import Engine
+from shmarray.pool import _stdlib
+from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
+from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
+from shmarray.pool.engine import signals
+from shmarray.pool.engine.calls import checked_limits, guarded
+from shmarray.pool.engine.feeder import Extra
+from shmarray.pool.engine.scheduler import Scheduler
+from shmarray.pool.engine.state import PoolState
+from shmarray.pool.engine.worker_main import WorkerSpec
+from shmarray.pool.engine.workers import WorkerSet
 from shmarray.pool.progress import ShowsProgress
-from shmarray.pool.sharing import Repeated, repeated
-from shmarray.pool.stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache
 
 
 class Pool(ShowsProgress):
@@ -29,17 +34,18 @@ class Pool(ShowsProgress):
     maxtasksperchild : int, optional
         After so many tasks (chunks) a worker is replaced.
     context : multiprocessing context, optional
-
-    Attributes
-    ----------
-    tasks_ahead : int
-        How many tasks with arrays each worker has at a time: one that it runs and others
-        that wait.  2 by default; set it in a subclass.
+    tasks_ahead : int, optional
+        How many tasks with large arrays each worker has at a time: one that it runs and others
+        that wait.  2 by default.
+    task_timeout : float, optional
+        Seconds that a task may take; a chunk of a `map` may take that for each of its items.
+        The worker of a task that takes longer is killed and replaced, and the call raises
+        `TaskTimeoutError`.
 
     Raises
     ------
     ValueError, TypeError
-        As `multiprocessing.Pool` does.
+        As `multiprocessing.Pool` does, and for a bad limit.
 
     Notes
     -----
@@ -75,7 +81,7 @@ class Pool(ShowsProgress):
     """
 
     # One more costs memory and gains nothing (benchmarks/constants.py: tasks_ahead).
-    tasks_ahead = 2
+    tasks_ahead: int = 2
 
     def __init__(
         self,
@@ -84,6 +90,9 @@ class Pool(ShowsProgress):
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
+        *,
+        tasks_ahead: int | None = None,
+        task_timeout: float | None = None,
     ) -> None:
         # First what __del__ looks at.
         self._pool: list[Any] = []
@@ -94,27 +103,39 @@ class Pool(ShowsProgress):
         if processes is None:
             processes = getattr(os, "process_cpu_count", os.cpu_count)() or 1
         _check(processes, initializer, maxtasksperchild)
+        if tasks_ahead is not None:
+            self.tasks_ahead = tasks_ahead
+        checked_limits(self.tasks_ahead, task_timeout)
         self._processes = processes
         self._owner = os.getpid()
-        with interrupts.deferred():  # or workers without a pool
-            self._engine = engine = self._made(initializer, tuple(initargs), maxtasksperchild)
-            engine.start()
-            self._terminate = util.Finalize(self, Engine.terminate, args=(engine,), exitpriority=15)
+        encoder = ExceptionEncoder(wraps_encoding_errors=True)
+        spec = WorkerSpec(initializer, tuple(initargs), maxtasksperchild, encoder)
+        with signals.deferred():  # or workers without a pool
+            self._scheduler = scheduler = self._made(spec, task_timeout)
+            scheduler.start()
+            self._terminate = util.Finalize(self, Scheduler.terminate, args=(scheduler,), exitpriority=15)
             self._state = RUN
 
-    def _made(self, *arguments: Any) -> Engine:
-        arena = Arena.create(self._processes)
-        crew = Crew(_Maker(self.Process, self._ctx), self._ctx, self._processes, self._pool, arguments, arena)
+    def _made(self, spec: WorkerSpec, task_timeout: float | None) -> Scheduler:
+        allocator = BlockAllocator.create(self._processes)
+        registry = _Registry(self._pool)
+        make, method = _Maker(self.Process, self._ctx), self._ctx.get_start_method()
+        workers = WorkerSet(make, method, self._processes, spec, registry, allocator, daemon=True)
+        lending = Lending(allocator, PoolTraceback)
         self._cache: dict[int, Any] = PoolCache()
-        engine = Engine(crew, self._cache, arena, self.tasks_ahead)
-        self._cache.notifier = engine
-        self._taskqueue = engine.tasks
-        return engine
+        calls = _Calls(self._cache)
+        state = PoolState(workers, lending, calls, registry, ahead=self.tasks_ahead, replaces_workers=True)
+        scheduler = Scheduler(state, task_timeout)
+        self._cache.notifier = scheduler
+        self._taskqueue = scheduler.tasks
+        return scheduler
 
     def _check_running(self) -> None:
         super()._check_running()  # type: ignore[misc]
         if self._owner != os.getpid():
             raise ValueError("Pool not running: it belongs to the process that forked this one")
+        if self._scheduler.failure is not None:
+            raise RuntimeError("the pool has ended because of an error") from self._scheduler.failure
 
     def _map_async(
         self,
@@ -127,34 +148,34 @@ class Pool(ShowsProgress):
     ) -> Any:
         self._check_running()
         if type(iterable) in (list, tuple):
-            arrays = repeated(iterable, chunksize or -(-len(iterable) // (len(self._pool) * 4)))
+            arrays = repeated_arrays(iterable, chunksize or -(-len(iterable) // (len(self._pool) * 4)))
             if arrays:
-                mapper = _Sharing(mapper, arrays)
+                mapper = _Repeating(mapper, arrays)
         return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
         if type(iterable) not in (list, tuple):
             iterable = _carefully(iterable)
-        if not isinstance(func, _Sharing):
+        if not isinstance(func, _Repeating):
             yield from super()._guarded_task_generation(result_job, func, iterable)  # type: ignore[misc]
             return
         for task in super()._guarded_task_generation(result_job, func.mapper, iterable):  # type: ignore[misc]
-            yield *task, func.arrays
+            yield *task, Extra(func.arrays)
 
     def _repopulate_pool(self) -> None:
-        self._engine.wake()
+        self._scheduler.wake()
 
     def close(self) -> None:
         util.debug("closing pool")
         if self._state == RUN:
             self._state = CLOSE
-            self._engine.close()
+            self._scheduler.close()
 
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
-        with interrupts.deferred():  # and after this it goes on by itself
-            self._engine.begin_to_terminate()
+        with signals.deferred():  # and after this it goes on by itself
+            self._scheduler.begin_to_terminate()
         self._close_bars()
         self._terminate()
 
@@ -164,7 +185,7 @@ class Pool(ShowsProgress):
             raise ValueError("Pool is still running")
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        self._engine.join()
+        self._scheduler.join()
 
 
 def _check(processes: int, initializer: Any, maxtasksperchild: Any) -> None:
@@ -220,12 +241,84 @@ class _Maker:
         self._context = context
 
     def __call__(self, **options: Any) -> Any:
-        return self._process(self._context, **options)
+        process = self._process(self._context, **options)
+        process.name = process.name.replace("Process", "PoolWorker")
+        return process
 
 
-class _Sharing:
+class _Registry:
+    """The list of a pool's processes; its length is the number of workers, always.
+
+    The size of chunks depends on it, so a dead process stays until another takes its place.
+    """
+
+    def __init__(self, processes: list[Any]) -> None:
+        self._processes = processes
+
+    def add(self, process: Any, others: list[Any]) -> None:
+        for place, shown in enumerate(self._processes):
+            if shown not in others:
+                self._processes[place] = process
+                return
+        self._processes.append(process)
+
+    def remove(self, process: Any) -> None:
+        pass
+
+    def clear(self) -> None:
+        self._processes.clear()  # they have descriptors
+
+
+class _Calls:
+    """The stdlib's dictionary of calls that are not done, as the engine sees it."""
+
+    can_be_cancelled = False
+
+    def __init__(self, cache: dict[int, Any]) -> None:
+        self._cache = cache
+
+    def __contains__(self, job: object) -> bool:
+        return job in self._cache
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def begin(self, job: int) -> bool:
+        return job in self._cache
+
+    def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
+        call = self._cache.get(job)
+        if call is not None and not guarded(_stdlib.set_result, call, index, outcome):
+            self._give_up(job, call)
+
+    def not_sent(self, job: int, index: int, error: BaseException) -> None:
+        self.set_result(job, index, (False, error))
+
+    def fail(self, job: int, index: int | None, error: BaseException) -> None:
+        call = self._cache.get(job)
+        if call is not None and not guarded(_stdlib.fail_call, self._cache, job, index, error):
+            self._give_up(job, call)
+
+    def fail_all(self, error: BaseException) -> None:
+        for job in tuple(self._cache):
+            self.fail(job, None, error)
+
+    def terminated(self) -> None:
+        error = RuntimeError("the pool was terminated before this call was done")
+        for job, call in tuple(self._cache.items()):
+            _stdlib.drop_callbacks(call)
+            self.fail(job, None, error)
+
+    def _give_up(self, job: int, call: Any) -> None:
+        """A callback has raised."""
+        with suppress(KeyError):
+            del self._cache[job]
+        _stdlib.release_waiters(call)
+
+
+class _Repeating:
     """Takes the place of the mapper on the way from `_map_async` to the tasks."""
 
-    def __init__(self, mapper: Any, arrays: Repeated) -> None:
+    def __init__(self, mapper: Any, arrays: RepeatedArrays) -> None:
         self.mapper = mapper
         self.arrays = arrays

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError as NotYet
 from typing import Any
 
-from shmarray.pool.stdlib import StockPool, items_done
+from shmarray.pool._stdlib import StockPool, items_done
 
 # Seconds between two looks at how much of a map is done; tqdm draws no more often either.
 _LOOK = 0.1

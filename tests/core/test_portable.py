@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import arrays
+from shmarray.core import arrays, publishing
 from shmarray.core.posix import files
 from tests.helpers import raw
 from tests.helpers.processes import Child, run_script, wait_until
@@ -137,8 +137,8 @@ def test_an_interrupted_maker_leaves_nothing(name):
 @pytest.mark.parametrize("make", [shmarray.create, lambda name, *args: shmarray.scoped(*args, name=name).__enter__()])
 def test_an_interrupt_that_came_while_the_name_was_made_leaves_nothing(name, make, monkeypatch):
     """It is raised where the next function begins."""
-    true_of = arrays.Removal.of
-    true_fill = arrays.segment.filled_in_place
+    true_of = publishing.Removal.of
+    true_fill = publishing.segment.filled_in_place
     interrupts = iter([KeyboardInterrupt])
 
     def interrupted(function):
@@ -149,8 +149,8 @@ def test_an_interrupt_that_came_while_the_name_was_made_leaves_nothing(name, mak
 
         return call
 
-    monkeypatch.setattr(arrays.Removal, "of", interrupted(true_of))
-    monkeypatch.setattr(arrays.segment, "filled_in_place", interrupted(true_fill))
+    monkeypatch.setattr(publishing.Removal, "of", interrupted(true_of))
+    monkeypatch.setattr(publishing.segment, "filled_in_place", interrupted(true_fill))
     with pytest.raises(KeyboardInterrupt):
         make(name, 10)
     assert not raw.names(name)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import segment, space
-from shmarray.core.posix import pages
+from shmarray.core import segment
+from shmarray.core.posix import pages, space
 from tests.helpers import raw
 from tests.helpers.processes import in_child, run_script
 
@@ -111,7 +111,7 @@ def test_running_out_in_the_middle_leaves_nothing():
     """Another takes the space between the look and the reservation: 32 MB and more go through two threads."""
     code = """
 import os, numpy as np, shmarray
-from shmarray.core import space
+from shmarray.core.posix import space
 space.check = lambda *args: None
 MB = 1 << 20
 start = os.statvfs("/dev/shm").f_bavail

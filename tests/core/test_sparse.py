@@ -7,8 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from shmarray.core import SparseFile
-from shmarray.core.posix import maps, pages
+from shmarray.core.posix import SparseFile, maps, pages
 from shmarray.errors import SharedMemoryFullError
 
 FAR = 5 << 36
@@ -47,7 +46,7 @@ def test_a_part_gives_its_memory_back_without_the_descriptor(file):
     part = file.map(FAR, SIZE)
     part.octets()[:] = 7
     owner = weakref.WeakSet()
-    owner.kept = part.free_with(owner)
+    owner.kept = part.free_with(owner, 0, part.size)
     assert bytes_used(file) == SIZE
     del owner
     assert bytes_used(file) == 0

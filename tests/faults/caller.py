@@ -15,7 +15,7 @@ import numpy as np
 import shmarray
 from tests.faults import deaths
 from tests.helpers.raw import mapped_inodes
-from tests.pool.tasks import arena_of, make, wait_until
+from tests.pool.tasks import allocator_of, make, wait_until
 
 
 def main(method, way, scoped, kept):
@@ -31,7 +31,7 @@ def main(method, way, scoped, kept):
         wait_until(lambda: len([n for n in os.listdir(place) if "." not in n]) == (4 if waiting == "busy" else 2), 60)
         say(
             pids=[process.pid for process in (*pool._pool, *executor._processes.values())],
-            inodes=[os.fstat(file.fd).st_ino for door in (pool, executor) for file in arena_of(door).files],
+            inodes=[os.fstat(file.fd).st_ino for door in (pool, executor) for file in allocator_of(door).files],
             named=[name for name in os.listdir("/dev/shm") if inode(name) in mapped_inodes()],
         )
         sys.stdin.readline()

@@ -12,7 +12,7 @@ import shmarray
 from tests.faults import deaths, errors
 from tests.faults.errors import BIG, KINDS, RaisesWhen
 from tests.helpers.processes import FORK_WARNING
-from tests.pool.tasks import START_METHODS, all_boxes_are_free, call, make, wait_until
+from tests.pool.tasks import START_METHODS, all_blocks_are_free, call, make, wait_until
 
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
@@ -47,7 +47,7 @@ def test_every_error_reaches_its_call_and_no_other(kind, method):
                 call(pool, task, np.ones(BIG))
         assert (call(pool, deaths.double, np.ones(BIG)) == 2).all()
         del other
-        wait_until(lambda: all_boxes_are_free(pool))
+        wait_until(lambda: all_blocks_are_free(pool))
     if kind == "Pool":
         pool.join()
 
@@ -77,7 +77,7 @@ def test_a_result_that_does_not_unpickle_gives_its_box_back_without_the_garbage_
         try:
             with pytest.raises(ValueError, match="told to"):
                 call(pool, errors.give_what_raises, "unpickled", error, np.ones(10 * BIG))
-            wait_until(lambda: all_boxes_are_free(pool))
+            wait_until(lambda: all_blocks_are_free(pool))
         finally:
             gc.enable()
 

@@ -191,7 +191,7 @@ def test_address_space_that_ends_in_the_middle_of_imap_fails_that_result_alone()
 def test_a_file_system_that_is_full_in_the_middle_of_a_copy(make):
     code = f"""
 import os, numpy as np, shmarray
-from shmarray.core import space
+from shmarray.core.posix import space
 space.check = lambda *_: None  # another takes the space between the look and the copy
 name, data = "file:///mnt/x.npy", np.ones(33 << 20, "u1")
 for size in (1, 12):

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import SparseFile
-from shmarray.pool.recruiter import Recruiter
-from shmarray.pool.traffic import DEEP
+from shmarray.core.posix import SparseFile
+from shmarray.pool.engine.placement import DEEP
+from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
 from tests.faults.deaths import WAYS
 from tests.helpers.processes import FORK_WARNING, in_child, runs
-from tests.pool.tasks import START_METHODS, all_boxes_are_free, arena_of, make, wait_until
+from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, make, wait_until
 
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
@@ -59,17 +59,20 @@ class Door:
         processes = self.pool._pool if self.kind == "Pool" else (self.pool._processes or {}).values()
         return [process.pid for process in processes]
 
-    def man(self):
+    def have_idle_workers(self):
         """Have all workers there, and idle."""
-        if self.kind == "Pool":
-            wait_until(lambda: all(h.is_ready and not h.flight for h in self.hands()) and len(self.hands()) == 2, LIMIT)
-            return
-        with TemporaryDirectory() as place:
-            for get in [self.start(deaths.meet, place) for _ in range(2)]:
-                get(LIMIT)
+        if self.kind == "Executor" and len(self.handles()) < 2:  # it starts them for calls
+            with TemporaryDirectory() as place:
+                for get in [self.start(deaths.meet, place) for _ in range(2)]:
+                    get(LIMIT)
+        wait_until(self._is_idle, LIMIT)
 
-    def hands(self):
-        return self.pool._engine._crew.hands
+    def _is_idle(self):
+        handles = self.handles()
+        return len(handles) == 2 and all(worker.is_ready and not worker.in_flight for worker in handles)
+
+    def handles(self):
+        return self.pool._scheduler._state.workers.workers
 
     def close(self):
         if self.kind == "Pool":
@@ -83,17 +86,8 @@ class Door:
 
 
 def idle(door, way):
-    door.man()
+    door.have_idle_workers()
     victim = _waits_for_message(door)
-    _end(victim, way)
-    return victim, None
-
-
-def idle_behind_another(door, way):
-    """Under the executor, one of two idle workers holds the lock of the queue, and the other waits for it."""
-    door.man()
-    holder = _waits_for_message(door)
-    victim = next(pid for pid in door.workers() if pid != holder)
     _end(victim, way)
     return victim, None
 
@@ -112,18 +106,15 @@ receiving.needs_no_memory = True  # with shared memory no message is as long as 
 
 
 def _stopped(door, way, argument):
-    door.man()
+    door.have_idle_workers()
     before = door.workers()
     victim = _waits_for_message(door)
     for pid in before:
         os.kill(pid, signal.SIGSTOP)
     try:
         get = door.start(deaths.length, argument)
-        if door.kind == "Pool":
-            wait_until(lambda: any(hand.flight and not _has_room(hand) for hand in door.hands()), LIMIT)
-            victim = next(hand.process.pid for hand in door.hands() if hand.flight)
-        else:
-            wait_until(lambda: select.select([door.pool._call_queue._reader], [], [], 0)[0], LIMIT)
+        wait_until(lambda: any(worker.in_flight and not _has_room(worker) for worker in door.handles()), LIMIT)
+        victim = next(worker.pid for worker in door.handles() if worker.in_flight)
         os.kill(victim, deaths.SIGNALS[way])  # comes with the first packet that it reads
     finally:
         for pid in before:
@@ -145,7 +136,7 @@ def packing(door, way):
 
 
 def sending(door, way):
-    """It waits for room for its result; under the executor it has sent half of it, and holds the lock of the queue."""
+    """It waits for room for its result."""
     for get in [door.start(deaths.pid) for _ in range(DEEP)]:
         get(LIMIT)  # so that the pool has seen small results, and gives each worker many tasks at a time
     victim, gets = _sending(door, way, deaths.give_much, 40)
@@ -185,8 +176,6 @@ def _sending(door, way, func, count):
         other = door.start(deaths.wait_for, f"{place}/second")
         wait_until(lambda: len(list(Path(place).glob("*.waits"))) == 2, LIMIT)
         gets = [door.start(func, i) for i in range(count)]
-        if door.kind != "Pool":  # before its thread is held, which fills the queue
-            wait_until(lambda: door.pool._call_queue.qsize() == min(count, 3), LIMIT)
         try:
             Path(place, "first").touch()
             assert reached.wait(LIMIT)
@@ -205,7 +194,6 @@ FAILS, GOES_TO_ANOTHER, NO_CALL = "its call fails", "its call goes to another", 
 # Where a worker dies, and what becomes of its call behind Pool's door.  Any death breaks the executor.
 STAGES = {
     idle: NO_CALL,
-    idle_behind_another: NO_CALL,
     unread: GOES_TO_ANOTHER,
     receiving: GOES_TO_ANOTHER,
     unpickling: FAILS,
@@ -259,7 +247,7 @@ class TestPool:
     @pytest.mark.parametrize(("method", "stage", "way"), CASES)
     def test_it_survives(self, pools, method, stage, way):
         door = pools(method, has_memory=_has_memory(stage))
-        door.man()
+        door.have_idle_workers()
         before = door.workers()
         others = door.pool.map_async(deaths.double, [np.full(SMALL, i) for i in range(6)], chunksize=1)
         if stage not in {unpickling, running, packing}:
@@ -271,17 +259,16 @@ class TestPool:
             with pytest.raises(shmarray.WorkerDiedError) as caught:
                 get(LIMIT)
             _check_words(caught.value, before, way, FUNCTIONS[stage])
-            assert caught.value.task.startswith("task 0 of call ")
             assert victim in {None, caught.value.pid}
         elif STAGES[stage] == GOES_TO_ANOTHER:
             assert get(LIMIT) in {60_000, 4 << 20}
         for i, result in enumerate(others.get(LIMIT)):
             assert (result == 2 * i).all()
         wait_until(lambda: len(set(door.workers()) & set(before)) == 1, LIMIT)
-        door.man()
+        door.have_idle_workers()
         assert (door.call(deaths.double, np.ones(SMALL)) == 2).all()
         del result, others
-        wait_until(lambda: all_boxes_are_free(door.pool), LIMIT)
+        wait_until(lambda: all_blocks_are_free(door.pool), LIMIT)
 
 
 def _has_memory(stage):
@@ -304,7 +291,7 @@ def test_the_executor_says_who_died_and_over_what_and_ends(method, stage, way):
     """The stdlib's contract, BrokenProcessPool for all calls, with words; and no hang."""
     door = Door("Executor", method, has_memory=_has_memory(stage))
     try:
-        door.man()
+        door.have_idle_workers()
         before = door.workers()
         victim, get = stage(door, way)
         with pytest.raises(shmarray.WorkerDiedError) as caught:
@@ -314,10 +301,10 @@ def test_the_executor_says_who_died_and_over_what_and_ends(method, stage, way):
         with pytest.raises(shmarray.WorkerDiedError, match=str(caught.value.pid)):
             door.start(deaths.pid)
         wait_until(lambda: not any(map(runs, before)), LIMIT)
-        arena = arena_of(door.pool)
+        allocator = allocator_of(door.pool)
     finally:
         door.close()
-    wait_until(lambda: arena is None or arena.memory() == 0, LIMIT)
+    wait_until(lambda: allocator is None or allocator.memory() == 0, LIMIT)
 
 
 def _until_it_refuses(door):
@@ -391,7 +378,7 @@ def test_a_worker_that_is_killed_while_all_end_holds_up_nobody(kind, stop):
     """It may hold the lock for which the others wait, to read that they are to end."""
     for victim in range(2):
         door = Door(kind, "fork")
-        door.man()
+        door.have_idle_workers()
         pids = door.workers()
         os.kill(pids[victim], signal.SIGKILL)
         if kind == "Executor":
@@ -445,7 +432,7 @@ def test_a_program_that_dies_of_sigpipe_does_not_die_of_a_dead_worker():
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         door = Door("Pool", "fork")
         for _ in range(5):
-            door.man()
+            door.have_idle_workers()
             for pid in door.workers():
                 os.kill(pid, signal.SIGKILL)
             door.pool.map(abs, range(20), chunksize=1)
@@ -459,7 +446,7 @@ def test_a_call_that_was_cancelled_meanwhile_does_not_keep_the_others_from_their
     """Before 3.12 the stdlib's thread ends when it tells a cancelled one."""
     with TemporaryDirectory() as place:
         door = Door("Executor", "fork")
-        door.man()
+        door.have_idle_workers()
         for name in "ab":
             door.start(deaths.wait_for, f"{place}/{name}")
         futures = [door.pool.submit(deaths.pid) for _ in range(20)]
@@ -479,28 +466,29 @@ def test_calls_that_wait_when_an_executor_ends_get_new_workers_for_those_that_ha
     for _ in range(1 if method == "spawn" else 4):
         door = Door("Executor", method, max_tasks_per_child=1)
         gets = [door.start(deaths.pid) for _ in range(4)]
-        manager = door.pool._executor_manager_thread
+        collector = door.pool._scheduler._collector.thread
         if end == "shutdown":
             door.pool.shutdown(wait=False)
         del door
         assert len({get(LIMIT) for get in gets}) == 4
-        manager.join(LIMIT)
-        assert not manager.is_alive()
+        collector.join(LIMIT)
+        assert not collector.is_alive()
 
 
 def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monkeypatch):
     """In the thread of a submit, which holds the executor's lock meanwhile."""
-    true_start = Recruiter.start_one
+    true_start = WorkerSet._spawn
     started = []
 
-    def start(recruiter):
+    def start(workers):
         if started:
             os.kill(started[0], signal.SIGKILL)
-            wait_until(lambda: executor._desk._death, LIMIT)  # the managing thread has seen it
-        true_start(recruiter)
-        started.append(next(pid for pid in executor._processes if pid not in started))
+            wait_until(lambda: executor._broken, LIMIT)  # the collecting thread has seen it
+        worker = true_start(workers)
+        started.append(worker.pid)
+        return worker
 
-    monkeypatch.setattr(Recruiter, "start_one", start)
+    monkeypatch.setattr(WorkerSet, "_spawn", start)
     executor = make("Executor", "spawn", 2)
     with TemporaryDirectory() as place:
         first = executor.submit(deaths.wait_for, f"{place}/go")
@@ -508,24 +496,17 @@ def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monk
         for future in (first, second):
             with pytest.raises(shmarray.WorkerDiedError):
                 future.result(LIMIT)
-        ending = threading.Thread(target=executor.shutdown)
-        ending.start()
-        ending.join(LIMIT)
-        hangs = ending.is_alive()
-        for pid in started if hangs else ():
-            os.kill(pid, signal.SIGKILL)  # so that the test ends
-        ending.join()
-    assert not hangs
+        executor.shutdown()
     assert len(started) == 2
-    assert not any(map(runs, started))
+    wait_until(lambda: not any(map(runs, started)), LIMIT)
 
 
 # --- helpers -------------------------------------------------------------------------
 
 
-def _has_room(hand):
+def _has_room(worker):
     """Whether more of a long message is about to be sent."""
-    return hand.flight[0].is_being_sent and bool(select.select([], [hand.sock], [], 0)[1])
+    return worker.in_flight[0].is_being_sent and bool(select.select([], [worker.channel], [], 0)[1])
 
 
 def _waits_in(pid):
@@ -555,19 +536,8 @@ def _end(pid, way):
 
 
 def _waits_for_message(door):
-    """The one of some idle workers that has, of an executor, the lock of the queue."""
-    if door.kind == "Pool":
-        return _one_of(door.workers(), lambda pid: "skb_wait" in _waits_in(pid))
-    queue = os.readlink(f"/proc/self/fd/{door.pool._call_queue._reader.fileno()}")
-    return _one_of(door.workers(), lambda pid: _waits_for(pid) == queue)
-
-
-def _waits_for(pid):
-    """What the system call that a process waits in is about, by its descriptor; empty if it is about none."""
-    with suppress(OSError, ValueError), open(f"/proc/{pid}/syscall", encoding="ascii") as file:
-        _, descriptor, *_ = file.read().split()
-        return os.readlink(f"/proc/{pid}/fd/{int(descriptor, 16)}")
-    return ""
+    """One of some idle workers."""
+    return _one_of(door.workers(), lambda pid: "skb_wait" in _waits_in(pid))
 
 
 def _one_of(pids, condition):

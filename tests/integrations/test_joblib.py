@@ -14,7 +14,7 @@ import pytest
 
 import shmarray
 from shmarray import WorkerDiedError
-from shmarray.pool import parcel
+from shmarray.pool.arrays import pickling
 from tests.helpers import processes
 
 pytest.importorskip("joblib", reason="has a backend of ours, but shmarray does not need it")
@@ -91,10 +91,10 @@ def test_the_bytes_of_arrays_are_not_pickled():
     readonly = array[::2]
     readonly.flags.writeable = False
     batch = [(lambda x: (x, local), (array, {"a": [readonly]}), {"same": array}), (np.sum, (array.astype(">f8"),), {})]
-    bundle = parcel.take_apart(ByValue(batch))
+    pickled = pickling.dumps(ByValue(batch))
 
-    assert len(bundle.pickle) < 2000
-    assert sorted(piece.nbytes for piece in bundle.pieces) == [4 * BIG, 8 * BIG, 8 * BIG]
+    assert len(pickled.pickle) < 2000
+    assert sorted(buffer.nbytes for buffer in pickled.buffers) == [4 * BIG, 8 * BIG, 8 * BIG]
 
 
 def test_what_carries_arrays_arrives_as_it_was():

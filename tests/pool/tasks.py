@@ -45,17 +45,18 @@ def wait_until(condition, seconds=10.0):
 
 
 def shared_memory_of(pool):
-    """Bytes of memory that a pool's boxes have now, and the words of its tasks."""
-    return arena_of(pool).memory()
+    """Bytes of memory that a pool's blocks have now, and the words of its tasks."""
+    return allocator_of(pool).memory()
 
 
-def arena_of(pool):
-    return pool._engine._arena if isinstance(pool, shmarray.Pool) else pool._desk.traffic.arena
+def allocator_of(pool):
+    return pool._scheduler._state.lending.allocator
 
 
-def all_boxes_are_free(pool):
-    arena = arena_of(pool)
-    return arena is None or sum(len(shelf.full) + len(shelf.empty) for shelf in arena._shelves) == len(arena._boxes)
+def all_blocks_are_free(pool):
+    allocator = allocator_of(pool)
+    free = 0 if allocator is None else sum(len(free.full) + len(free.empty) for free in allocator._free_lists)
+    return allocator is None or free == len(allocator._blocks)
 
 
 def identity(x):

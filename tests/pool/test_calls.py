@@ -1,4 +1,4 @@
-"""Calls as they travel: shorter, and the same when they arrive."""
+"""Calls are compact when they are pickled, and the same when they arrive."""
 
 import math
 import pickle
@@ -7,10 +7,12 @@ from multiprocessing.pool import mapstar, starmapstar
 import pytest
 
 import shmarray
-from shmarray.pool import parcel, stdlib
-from shmarray.pool.calls import Functions, restored, shortened
+from shmarray.pool import _stdlib as stdlib
+from shmarray.pool.arrays import pickling
+from shmarray.pool.arrays.calls import FunctionCache, compact, restored
 from tests.pool import tasks
 
+WRAPPERS = (mapstar, starmapstar, stdlib.process_chunk)
 CALLS = {
     "plain": (tasks.double, (1,), {}),
     "keywords": (tasks.double, (), {"x": 1}),
@@ -23,17 +25,18 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("functions", [None, Functions()], ids=["each by itself", "once"])
+@pytest.mark.parametrize("functions", [None, FunctionCache()], ids=["each by itself", "once"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_call_arrives_as_it_was(call, functions):
-    short, asked = shortened(*call, functions)
+    compacted, asked, items = compact(*call, functions)
     inner = call[1][0] if call[0] in (mapstar, starmapstar) else call[1]
     assert asked is (call[0] if call[0] in (tasks.double, b"not callable", None) else inner[0])
-    assert restored(pickle.loads(parcel.take_apart(short).pickle)) == call
+    assert items == (2 if inner is not call[0] and call[0] in WRAPPERS else 0)
+    assert restored(pickle.loads(pickling.dumps(compacted).pickle)) == call
 
 
 def test_a_function_is_pickled_once_for_all_tasks():
-    functions = Functions()
+    functions = FunctionCache()
     first = functions.pickled(tasks.double)
     assert first is functions.pickled(tasks.double)
     assert pickle.loads(functions.pickled(tasks.add_one_in_place)) is tasks.add_one_in_place

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.pool import parcel
+from shmarray.pool.arrays import pickling
 from tests.helpers import processes
 from tests.pool.tasks import call, make
 
@@ -430,15 +430,15 @@ def test_arrays_come_with_the_function_and_by_keyword(pool):
 
 
 def _goes_in_a_box(array):
-    return array.nbytes >= parcel.SMALL and not array.dtype.hasobject
+    return array.nbytes >= pickling.SMALL and not array.dtype.hasobject
 
 
 @pytest.mark.parametrize("layout", layouts())
 def test_an_array_is_one_buffer_however_it_lies(layout):
     array = layouts()[layout]
-    bundle = parcel.take_apart(array)
-    assert len(bundle.pickle) < 300
-    assert [piece.nbytes for piece in bundle.pieces] == [array.nbytes]
+    pickled = pickling.dumps(array)
+    assert len(pickled.pickle) < 300
+    assert [buffer.nbytes for buffer in pickled.buffers] == [array.nbytes]
 
 
 @pytest.mark.parametrize("group", [of_numpy, of_python, of_pandas, of_scipy, of_sklearn])
@@ -446,20 +446,20 @@ def test_the_bytes_of_the_arrays_in_them_are_not_pickled(group):
     """The pickle is as the stdlib's, less these bytes."""
     for name, thing in group().items():
         large = [array.nbytes for array in arrays_in(thing) if _goes_in_a_box(array)]
-        bundle = parcel.take_apart(thing)
-        taken = sorted(piece.nbytes for piece in bundle.pieces)
+        pickled = pickling.dumps(thing)
+        taken = sorted(buffer.nbytes for buffer in pickled.buffers)
         if "strings" not in name and "mixed" not in name and "frame" not in name:  # pyarrow has those
             assert taken == sorted(large), name
         assert sum(taken) >= sum(large), name
         rest = len(ForkingPickler.dumps(thing)) - sum(large)
-        assert len(bundle.pickle) < rest + 500 + 150 * len(arrays_in(thing)), name
+        assert len(pickled.pickle) < rest + 500 + 150 * len(arrays_in(thing)), name
 
 
 def test_the_bytes_of_arrow_tables_are_not_pickled():
     for name, thing in of_pyarrow().items():
-        bundle = parcel.take_apart(thing)
-        assert bundle.pieces, name
-        assert len(bundle.pickle) < 8192, name  # bitmaps of nulls
+        pickled = pickling.dumps(thing)
+        assert pickled.buffers, name
+        assert len(pickled.pickle) < 8192, name  # bitmaps of nulls
 
 
 # --- numpy.memmap ---
@@ -518,9 +518,9 @@ def test_views_of_memory_maps_are_the_same_part_of_the_file_in_their_mode(pool, 
         mapped[...] = content.reshape(200, 300)
     for mark, (name, view) in enumerate(views_of(mapped).items(), 1):
         expected = view.shape, view.strides, view.dtype, view.flags.writeable, np.asarray(view).tobytes()
-        bundle = parcel.take_apart({"x": [view]})
-        assert not bundle.pieces, name
-        assert len(bundle.pickle) < 800, name
+        pickled = pickling.dumps({"x": [view]})
+        assert not pickled.buffers, name
+        assert len(pickled.pickle) < 800, name
 
         cls, *rest = call(pool, look_and_mark, view, mark)
 
@@ -573,8 +573,8 @@ def test_memory_maps_inside_carriers_go_by_reference(pool, tmp_path):
         "partial": functools.partial(weighted, mapped, offset=mapped.T),
     }
     for name, thing in things.items():
-        taken = sum(piece.nbytes for piece in parcel.take_apart(thing).pieces)
-        assert taken == (0 if name != "masked" else masked.mask.size * (masked.mask.nbytes >= parcel.SMALL)), name
+        taken = sum(buffer.nbytes for buffer in pickling.dumps(thing).buffers)
+        assert taken == (0 if name != "masked" else masked.mask.size * (masked.mask.nbytes >= pickling.SMALL)), name
         seen, _, _ = call(pool, overwrite, thing)
         assert [digest[-1] for digest in seen], name
         assert not mapped[0].any(), name
@@ -618,5 +618,5 @@ class Appends:
 
 def test_bytes_that_change_while_they_are_pickled_arrive_as_they_were():
     octets = bytearray(b"x" * 100_000)
-    arrived, _ = pickle.loads(parcel.take_apart([octets, Appends(octets)]).pickle)
+    arrived, _ = pickle.loads(pickling.dumps([octets, Appends(octets)]).pickle)
     assert arrived == b"x" * 100_000

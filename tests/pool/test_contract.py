@@ -9,7 +9,7 @@ import pytest
 from numpy.ma import MaskedArray
 
 import shmarray
-from shmarray.pool import arena
+from shmarray.pool.arrays import allocator
 from tests.pool import tasks
 from tests.pool.tasks import call
 
@@ -133,12 +133,12 @@ def test_a_write_of_a_task_is_its_own(pool):
 
 def test_the_bytes_of_large_arrays_are_not_pickled():
     """What crosses the pipe is small; so the socket's packets never grow with the array."""
-    from shmarray.pool import parcel
+    from shmarray.pool.arrays import pickling
 
     for name in ("strided", "fortran", "datetime64", "matrix", "masked", "recarray", "broadcast"):
-        bundle = parcel.take_apart(ARRAYS[name])
-        assert len(bundle.pickle) < 4096, name
-        assert sum(piece.nbytes for piece in bundle.pieces) >= ARRAYS[name].nbytes
+        pickled = pickling.dumps(ARRAYS[name])
+        assert len(pickled.pickle) < 4096, name
+        assert sum(buffer.nbytes for buffer in pickled.buffers) >= ARRAYS[name].nbytes
 
 
 def test_shared_arrays_and_their_views_are_the_same_memory(pool, name):
@@ -252,8 +252,8 @@ def test_a_thousand_results_can_be_kept(pool):
 
 
 def test_more_results_than_there_may_be_mappings_are_copied_out(pool, monkeypatch):
-    monkeypatch.setattr(arena, "_MOST_HELD", 3)
+    monkeypatch.setattr(allocator, "_MOST_HELD", 3)
     results = tasks.call_each(pool, tasks.double, [np.full(100_000, i) for i in range(10)])
-    assert len(tasks.arena_of(pool)._lent) <= 3
+    assert len(tasks.allocator_of(pool)._leased) <= 3
     assert [r[-1] for r in results] == list(range(0, 20, 2))
     assert all(r.flags.writeable for r in results)

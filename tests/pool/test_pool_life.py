@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core import SparseFile
+from shmarray.core.posix import SparseFile
 from tests.pool import tasks
-from tests.pool.tasks import arena_of, call, call_each, make, shared_memory_of, wait_until
+from tests.pool.tasks import allocator_of, call, call_each, make, shared_memory_of, wait_until
 
 FORK_WARNING = "ignore:.*use of fork\\(\\) may lead to deadlocks:DeprecationWarning"
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
@@ -91,7 +91,7 @@ def test_boxes_that_tasks_keep_for_a_while_come_back(kind):
         for i in range(60):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
             call(pool, tasks.keep_in_cycle, np.full(100_000, float(i)))
-        assert len(arena_of(pool)._boxes) < 16
+        assert len(allocator_of(pool)._blocks) < 16
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_boxes_that_a_worker_kept_come_back_when_it_has_done_its_last_task(kind,
         for i in range(3):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
         call(pool, abs, -1)  # the answer comes after the last of those has been seen to end
-        tasks.wait_until(lambda: tasks.all_boxes_are_free(pool))
+        tasks.wait_until(lambda: tasks.all_blocks_are_free(pool))
 
 
 def test_a_child_that_a_task_forks_sees_the_argument_as_it_was(kind):
@@ -119,7 +119,7 @@ def test_tasks_that_fork_and_wait_cost_no_boxes(kind):
     with make(kind, "fork", 1) as pool:
         for i in range(30):
             assert call(pool, tasks.fork_child, np.full(100_000, float(i))) == i
-        assert len(arena_of(pool)._boxes) < 12
+        assert len(allocator_of(pool)._blocks) < 12
 
 
 def test_a_forked_child_of_the_caller_has_results_of_its_own(kind):
@@ -271,7 +271,7 @@ def test_an_idle_pool_gives_its_memory_back(kind):
 def test_a_closed_pool_keeps_only_what_its_caller_holds(kind):
     with make(kind, "fork") as pool:
         kept = call_each(pool, tasks.double, [np.ones(500_000)] * 3)[1]
-        files = arena_of(pool).files
+        files = allocator_of(pool).files
     if kind == "Pool":
         pool.join()
     del pool

@@ -1,7 +1,10 @@
-"""All that talks to the kernel about segments; no other package asks what system this is.
+"""All that talks to the kernel; no other package asks what system this is.
 
 From top to bottom; each module imports only those below it::
 
+    sparse   a file in memory, in parts: what a pool's arrays travel in
+    packets  sending and receiving without letting go of the interpreter's lock
+    space    how much memory can still be had
     errors   the library's error for what a system call said
     maps     part of a file in the address space
     pages    the memory of a file: reserved, written, given back
@@ -11,3 +14,19 @@ From top to bottom; each module imports only those below it::
 What a system can do is found out by trying, and remembered; nothing is decided by its name.
 The names in capitals are such findings, and the tests turn them off to take the other way.
 """
+
+from shmarray.core.posix.maps import inode_at
+from shmarray.core.posix.packets import PacketSpace, message_socketpair, receive_packet, send_packet
+from shmarray.core.posix.space import limits as memory_limits
+from shmarray.core.posix.sparse import Part, SparseFile
+
+__all__ = [
+    "PacketSpace",
+    "Part",
+    "SparseFile",
+    "inode_at",
+    "memory_limits",
+    "message_socketpair",
+    "receive_packet",
+    "send_packet",
+]

@@ -26,21 +26,31 @@ class PacketSpace:
         self.view = memoryview(self.memory)
 
 
+def message_socketpair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep the boundaries of messages, or where the system refuses those, a stream."""
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except (AttributeError, OSError):  # macOS: EPROTONOSUPPORT
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
 def send_packet(fd: int, packet: bytes) -> bool:
     """Send a packet, if it can be sent now."""
     size = len(packet)
     return bool(_send(fd, packet, size, _FLAGS) == size)
 
 
-def receive_packet(fd: int, space: PacketSpace) -> bytes | None:
+def receive_packet(fd: int, space: PacketSpace, most: int) -> bytes | None:
     """The packet that is there, b"" if no more will come, None if there is none now.
+
+    Of a stream, at most so many bytes.
 
     Raises
     ------
     OSError
         ECONNRESET, among others.
     """
-    size = _recv(fd, space.memory, space.size, _FLAGS)
+    size = _recv(fd, space.memory, min(most, space.size), _FLAGS)
     if size >= 0:
         return space.view[:size].tobytes()
     code = ctypes.get_errno()

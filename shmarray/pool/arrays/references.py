@@ -13,9 +13,10 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from shmarray.core import inode_at, owner
+from shmarray.core import owner
+from shmarray.core.posix import inode_at
+from shmarray.pool._stdlib import registered
 from shmarray.pool.handle import SharedHandle
-from shmarray.pool.stdlib import registered
 
 Reduction = tuple[Callable[..., NDArray[Any]], tuple[Any, ...]]
 

@@ -1,5 +1,7 @@
 """scoped: a shared array for the length of a with-block."""
 
+from __future__ import annotations
+
 import atexit
 import os
 from collections.abc import Callable, Iterator
@@ -8,8 +10,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shmarray.core import Order, Removal, Shape, create_temporary
-from shmarray.pool.watcher import forget, watch
+from shmarray.core import OWNER_ALONE, Order, Removal, Shape, create_temporary
+from shmarray.pool import name_reaper
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def scoped(
     data: ArrayLike | None = None,
     name: str | None = None,
     order: Order = "K",
-    permissions: int = 0o600,
+    permissions: int = OWNER_ALONE,
 ) -> Iterator[NDArray[Any]]:
     """A shared array that is deleted at the end of the with-block, also on an exception.
 
@@ -101,9 +103,9 @@ class _Undo(list[Callable[[], object]]):
     def append(self, step: Callable[[], object]) -> None:
         super().append(step)
         if isinstance(step, Removal):
-            watch(step)
+            name_reaper.add(step)
 
     def remove(self, step: Callable[[], object]) -> None:
         if isinstance(step, Removal):
-            forget(step)
+            name_reaper.discard(step)
         super().remove(step)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core import space
 from shmarray.core.names import Name
-from shmarray.core.posix import files, libc, maps, pages
+from shmarray.core.posix import files, libc, maps, pages, space
 
 # Several processes reserve at once, and need some for themselves: were they let come to the
 # very limit of a control group, the kernel would end one of them.
@@ -153,9 +152,9 @@ class Part:
         """Make a private part show the file again; OSError if the kernel will not (under mlockall)."""
         maps.discard_writes(self.address, self.size)
 
-    def free_with(self, owner: object) -> object:
-        """Give a shared part's memory back to the system when its owner, who keeps what this returns, is garbage."""
-        return maps.Unmapping.removing(owner, self.address, self.size)
+    def free_with(self, owner: object, offset: int, size: int) -> object:
+        """Free whole pages of a shared part when their owner, which keeps what this returns, is garbage."""
+        return maps.Unmapping.removing(owner, self.address + offset, size)
 
     # Not maps.Unmapping: parts are held by objects that can be in a cycle, and the garbage
     # collector calls no weak reference's callback that is garbage itself.

@@ -1,16 +1,13 @@
-"""Names that are deleted when this process ends, even by SIGKILL.
+"""Deletes the names of scoped arrays when their process ends, even by SIGKILL.
 
-The kernel frees memory without a name, and closes descriptors; it deletes no names.  So a
-process of its own holds one end of a socket pair, remembers the names that it is told, and
-when the other end closes deletes those that are still the same files.  It is started for
-the first name, in a session of its own, so that what kills this process's group, or a
-Ctrl-C, does not end it too.
+The kernel frees memory without a name and closes descriptors, but it deletes no names.  So a
+helper process holds one end of a socket pair, remembers the names that it is told, and, when
+the other end closes, deletes those that are still the same files.  It is started for the
+first name, in a session of its own, so that neither a signal to this process's group nor
+Ctrl-C ends it too.
 
-It also deletes the semaphores of executors' queues, if multiprocessing's resource tracker was
-killed too, which else does that.
-
-Not that tracker for all: it deletes whatever has the name by then, knows no
-files and few characters, waits for all children of this process too, and complains.
+multiprocessing's resource tracker cannot do this: it deletes whatever has the name by then,
+accepts no paths and few characters, waits for all children of this process, and complains.
 """
 
 import _thread
@@ -19,39 +16,26 @@ import os
 import socket
 import subprocess
 import sys
-import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import spawn
 
 from shmarray.core import Removal
 from shmarray.pool import forks
-from shmarray.pool.stdlib import tracker_pid
 
-# Seconds that it may take to read what it is told: it has nothing else to do.
+# Seconds to wait for the helper, which has nothing else to do.
 _PATIENCE = 5.0
-# It imports nothing that is not there already: 10 ms to start.  In a line: whether the name
-# is there from now on, device, inode, the path in hexadecimal digits, and the process that is
-# to delete it; for that it waits five seconds, in case it serves others too.
+# It imports nothing that is not loaded already, to start in 10 ms.  A line holds a sign (whether
+# the name is in use from now on), device, inode, and the path in hexadecimal digits.
 _PROGRAM = """
 import os
-def wait(pid):
-    import select
-    poll = select.poll()
-    try:
-        poll.register(os.pidfd_open(pid))
-    except (OSError, AttributeError):
-        return
-    poll.poll(5000)
 names = set()
 with open(0, "rb") as lines:
     for line in lines:
         sign, name = line[:1], line[1:]
         names.add(name) if sign == b"+" else names.discard(name)
-for name in sorted(names, key=lambda name: len(name.split())):
-    device, inode, path, *tracker = name.split()
-    for pid in tracker:
-        wait(int(pid))
+for name in names:
+    device, inode, path = name.split()
     path = bytes.fromhex(path.decode())
     try:
         status = os.lstat(path)
@@ -63,23 +47,23 @@ os._exit(0)
 """
 
 
-class _Watcher:
-    """The process that watches this one, once there is something to watch."""
+class _Reaper:
+    """The helper process, which is started once there is a name to delete."""
 
     def __init__(self) -> None:
         self._names: set[bytes] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._is_hopeless = False
+        self._is_unavailable = False
         forks.register(self)
         # Before all scopes', so that it runs after them.
-        atexit.register(self.end)
+        atexit.register(self.stop)
 
     def add(self, name: bytes) -> None:
         self._names.add(name)
-        if self._tell([b"+" + name]) or self._is_hopeless:
+        if self._tell([b"+" + name]) or self._is_unavailable:
             return
-        # The first name, or somebody has killed the watcher.  In a thread, in which no signal's
+        # The first name, or somebody has killed the helper.  In a thread, in which no signal's
         # exception lands: a Ctrl-C would leave a process that nobody knows.  Not by the
         # threading module: its start() is Python, and a Ctrl-C in that becomes a RuntimeError.
         started = _thread.allocate_lock()
@@ -110,7 +94,7 @@ class _Watcher:
             with forks.lock:  # no child gets what is not known yet
                 if self._socket is None:
                     self._run()
-                    self._is_hopeless = not self._tell([b"+" + name for name in tuple(self._names)])
+                    self._is_unavailable = not self._tell([b"+" + name for name in tuple(self._names)])
         finally:
             started.release()
 
@@ -134,13 +118,8 @@ class _Watcher:
             except (OSError, ValueError):
                 own.close()
 
-    def end(self) -> None:
-        """At the end of the interpreter, at which semaphores are deleted after this."""
-        self._tell([b"-" + name for name in self._names if len(name.split()) > 3])
-        self.stop()
-
     def stop(self) -> None:
-        """Let it go; it deletes what is left."""
+        """Close the socket; the helper then deletes the names that are left."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -155,9 +134,9 @@ class _Watcher:
         pass
 
     def after_fork_in_child(self) -> None:
-        """The names are the parent's, and so is the watcher; it must not think that the parent still lives."""
+        """The names and the helper are the parent's; an open socket here would hide the parent's end."""
         self._names.clear()
-        self._is_hopeless = False
+        self._is_unavailable = False
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -166,42 +145,25 @@ class _Watcher:
             self._process = None
 
 
-_watcher = _Watcher()
+_reaper = _Reaper()
 
 
-def watch(removal: Removal) -> None:
-    """Have this done when this process ends, if it was not forgotten by then."""
+def add(removal: Removal) -> None:
+    """Carry this removal out when the process ends, unless `discard` is called first."""
     line = _line(removal)
     if line is not None:
-        _watcher.add(line)
+        _reaper.add(line)
 
 
-def forget(removal: Removal) -> None:
-    """It is done, or not to be done any more."""
+def discard(removal: Removal) -> None:
+    """Forget a removal: it was carried out, or must not be any more."""
     line = _line(removal)
     if line is not None:
-        _watcher.discard(line)
-
-
-def watch_semaphore(semaphore: object, path: str) -> None:
-    """Have the file of a semaphore deleted when this process ends, and the tracker that would delete it is dead.
-
-    It is forgotten when the semaphore is garbage.
-    """
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:  # the start method is fork, or this no system with glibc
-        return
-    line = _line_of(path, (status.st_dev, status.st_ino), tracker_pid())
-    _watcher.add(line)
-    weakref.finalize(semaphore, _watcher.discard, line).atexit = False
+        _reaper.discard(line)
 
 
 def _line(removal: Removal) -> bytes | None:
     if removal.path is None:
         return None
-    return _line_of(removal.path, removal.identity)
-
-
-def _line_of(path: str, identity: tuple[int, int], *deleter: int) -> bytes:
-    return " ".join(map(str, (*identity, os.fsencode(path).hex(), *deleter))).encode() + b"\n"
+    device, inode = removal.identity
+    return b"%d %d %s\n" % (device, inode, os.fsencode(removal.path).hex().encode())

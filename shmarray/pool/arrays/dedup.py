@@ -1,9 +1,8 @@
-"""One array in many tasks of a call: which arrays are copied once for all of them.
+"""Which arrays many tasks of one call have, so that each is copied once for all of them.
 
-Only where that is provably the same thing as a copy for each: the iterable is exactly a
-list or tuple, and the array is an item or directly in an item's built-in container.
-Anything else may be lazy, whatever it says its length is, and fill one buffer again and
-again.
+Only where that is provably the same as a copy for each: the iterable is exactly a list or
+tuple, and the array is an item or directly in an item's built-in container.  Anything else may
+be lazy, whatever its length says, and fill one buffer again and again.
 """
 
 from collections.abc import Iterable
@@ -16,19 +15,19 @@ from numpy.typing import NDArray
 # tasks write to it (benchmarks/constants.py: _WORTH_SHARING).
 _WORTH_SHARING = 1 << 20
 
-# What an array may be, or be in.
-_CARRIERS = frozenset((np.ndarray, list, tuple, dict))
+# An item may be an array, or one of these containers of arrays.
+_CONTAINERS = frozenset((np.ndarray, list, tuple, dict))
 
-Repeated = dict[int, NDArray[Any]]
+RepeatedArrays = dict[int, NDArray[Any]]
 """Arrays by their id."""
 
 
-def repeated(iterable: Any, chunksize: int) -> Repeated:
+def repeated_arrays(iterable: Any, chunksize: int) -> RepeatedArrays:
     """The large arrays that occur in at least two chunks of an iterable."""
-    if type(iterable) not in (list, tuple) or _CARRIERS.isdisjoint(map(type, iterable)):
+    if type(iterable) not in (list, tuple) or _CONTAINERS.isdisjoint(map(type, iterable)):
         return {}
     first: dict[int, int] = {}
-    found: Repeated = {}
+    found: RepeatedArrays = {}
     for place, item in enumerate(iterable):
         for array in _arrays(item):
             if first.setdefault(id(array), place // chunksize) != place // chunksize:

@@ -1,0 +1,96 @@
+"""Giving an array its name when it is complete, and what is undone when a step fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from shmarray.core import segment
+from shmarray.core.names import Name
+from shmarray.core.posix import files
+from shmarray.core.posix.errors import explained
+from shmarray.core.segment import Blueprint
+from shmarray.errors import ShmArrayError
+
+# Below this, asking whether the name is free costs more than making the array for nothing.
+_WORTH_A_LOOK = 1 << 20
+
+
+def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None = None) -> NDArray[Any]:
+    """Make an array and give it its name; `undo` gets, before that, what takes the name away again."""
+    # A hint that saves the copy; the link decides.
+    if plan.layout.size > _WORTH_A_LOOK and files.taken(name):
+        raise explained(FileExistsError(errno.EEXIST, ""), name)
+    try:
+        fd = files.open_unnamed(name, plan.permissions)
+        if fd is None:
+            return _publish_in_place(name, plan, undo)
+        try:
+            if undo is not None:
+                undo.append(Removal.of(fd, name))
+            array = segment.filled(fd, name, plan)
+            files.link(fd, name)
+        finally:
+            os.close(fd)
+    except ShmArrayError:
+        raise
+    except OSError as error:
+        raise _not_created(error, name) from error
+    return array
+
+
+def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
+    """The portable way: the name first, then what it names."""
+    fd = files.open_exclusive(name, plan.permissions)
+    try:
+        # A Ctrl-C of the time of that call comes at the beginning of the next function.
+        if undo is not None:
+            undo.append(Removal.of(fd, name))
+        return segment.filled_in_place(fd, name, plan)
+    except BaseException:
+        Removal.of(fd, name)()
+        raise
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What removes the name of a file, unless it is gone or another's.
+
+    Attributes
+    ----------
+    name : Name
+    identity : Identity
+        By which the file is known.
+    """
+
+    name: Name
+    identity: files.Identity
+
+    @classmethod
+    def of(cls, fd: int, name: Name) -> Removal:
+        return cls(name, files.identity(os.fstat(fd)))
+
+    @property
+    def path(self) -> str | None:
+        """Where any program finds the file; None where shared memory is in no directory."""
+        return files.path_of(self.name)
+
+    def __call__(self) -> None:
+        if files.is_name_of(self.name, self.identity):
+            with suppress(FileNotFoundError):
+                files.unlink(self.name)
+
+
+def _not_created(error: OSError, name: Name) -> OSError:
+    if error.errno == errno.ENOENT:
+        where = os.path.dirname(name.path) if name.kind == "file" else "/dev/shm"
+        return FileNotFoundError(errno.ENOENT, "no array can be made in that directory", where)
+    return explained(error, name)

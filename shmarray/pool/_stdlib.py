@@ -1,0 +1,163 @@
+"""The private names of the standard library that the pool layer uses; no other module uses any.
+
+CPython's own tests of `Pool` and `ProcessPoolExecutor` run against what is built on them, on
+every Python that is supported (tests/pool/test_stdlib_suites.py).
+
+``multiprocessing.pool``
+    The states of a pool, the dictionary of its unfinished calls, and the results that calls
+    are made of.  The seam is ``Pool._taskqueue`` (where tasks are put), ``Pool._cache`` (where
+    results are set, by ``_set``) and ``Pool._pool`` (the processes, whose number decides the
+    size of chunks).
+``concurrent.futures.process``
+    The wrapper around the chunks of ``Executor.map``, and the class of a worker's traceback.
+``multiprocessing.reduction``
+    What was registered with ForkingPickler.
+``multiprocessing.process``
+    The set of all children, and whether this process is a child that still imports the main module.
+``_signal``
+    What the signal module wraps in enumerations, which takes ten times as long.
+"""
+
+# ruff: noqa: SLF001
+
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import process
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from multiprocessing import pool, reduction
+from multiprocessing import process as processes
+from multiprocessing.pool import Pool as StockPool
+from typing import Any
+
+# Private names are in nobody's stubs.
+_pool: Any = pool
+_signal: Any = import_module("_signal")
+_process: Any = process
+_processes: Any = processes
+_ForkingPickler: Any = reduction.ForkingPickler
+
+INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
+PoolCache: Any = _pool._PoolCache
+mapstar: Any = _pool.mapstar
+starmapstar: Any = _pool.starmapstar
+process_chunk: Any = _process._process_chunk
+getsignal: Any = _signal.getsignal
+set_signal: Any = _signal.signal
+registered: dict[type, Callable[[Any], Any]] = _ForkingPickler._extra_reducers
+"""What was registered with multiprocessing's pickler; others add to it at any time."""
+PoolTraceback: type[Exception] = _pool.RemoteTraceback
+ExecutorTraceback: type[Exception] = _process._RemoteTraceback
+
+Task = tuple[int, int, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""As the front half of Pool makes it: number of the call, index in it, function, arguments."""
+
+
+# --- multiprocessing.pool ------------------------------------------------------------
+
+
+def is_reraising(func: Any) -> bool:
+    """Whether this raises what the caller's own iterable raised: there is no traceback of a task then."""
+    return func is _pool._helper_reraises_exception
+
+
+def with_traceback(error: BaseException) -> object:
+    """An exception that brings its traceback along, as text, when it is pickled."""
+    return _pool.ExceptionWithTraceback(error, error.__traceback__)
+
+
+def encoding_error(error: BaseException, result: object) -> BaseException:
+    """The error of a Pool for a result that does not pickle; the result's own repr may raise."""
+    return _pool.MaybeEncodingError(error, result)  # type: ignore[no-any-return]
+
+
+def items_done(result: Any, length: int) -> int:
+    """How many items of a map are answered: of its last chunk, which may be short, none before all are."""
+    unanswered: int = result._number_left * result._chunksize
+    return max(0, length - unanswered)
+
+
+def set_result(call: Any, index: int, outcome: tuple[bool, Any]) -> None:
+    """Tell a call of a Pool the result of a task; callbacks of the user's run here."""
+    call._set(index, outcome)
+
+
+def fail_call(calls: dict[int, Any], job: int, index: int | None, error: BaseException) -> None:
+    """Fail a call of a Pool at once: a map would else wait until its other tasks are done.
+
+    Without an index, an iterator ends after the error.
+    """
+    call: Any = calls[job]
+    if isinstance(call, _pool.MapResult):
+        call._number_left = 1
+    call._set(getattr(call, "_index", 0) if index is None else index, (False, error))
+    if index is None and job in calls and hasattr(call, "_set_length"):
+        with suppress(KeyError):
+            call._set_length(call._index)
+
+
+def drop_callbacks(call: Any) -> None:
+    """Have no callback called for this result."""
+    if hasattr(call, "_error_callback"):
+        call._callback = call._error_callback = None
+
+
+def release_waiters(call: Any) -> None:
+    """Wake the threads that wait for a call whose callback has raised."""
+    event = getattr(call, "_event", None)
+    if event is not None:
+        event.set()
+
+
+# --- concurrent.futures --------------------------------------------------------------
+
+
+def chunk_function(func: Any) -> Any:
+    """The user's function in the partial object that Executor.map wraps its chunks in; None for any other callable."""
+    if type(func) is partial and func.func is process_chunk and len(func.args) == 1 and not func.keywords:
+        return func.args[0]
+    return None
+
+
+# --- multiprocessing.process ---------------------------------------------------------
+
+
+def disown(children: Iterable[Any]) -> None:
+    """These are not children of this process, or not any more: it does not end them at its exit."""
+    _processes._children.difference_update(children)
+
+
+def is_importing_main() -> bool:
+    """Whether this is a child of spawn or forkserver that has not finished importing its parent's main module."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
+
+__all__ = [
+    "CLOSE",
+    "INIT",
+    "RUN",
+    "TERMINATE",
+    "ExecutorTraceback",
+    "PoolCache",
+    "PoolTraceback",
+    "StockPool",
+    "Task",
+    "chunk_function",
+    "disown",
+    "drop_callbacks",
+    "encoding_error",
+    "fail_call",
+    "getsignal",
+    "is_importing_main",
+    "is_reraising",
+    "items_done",
+    "mapstar",
+    "process_chunk",
+    "registered",
+    "release_waiters",
+    "set_result",
+    "set_signal",
+    "starmapstar",
+    "with_traceback",
+]

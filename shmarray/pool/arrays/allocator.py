@@ -1,0 +1,386 @@
+"""The caller's side of the blocks: it alone hands them out and takes them back.
+
+Blocks are used again at once: their memory is there, and mapped on both sides, which is where
+the speed comes from.  Memory that was not used for a second is released to the system, so an
+idle pool holds only what its caller still has.
+"""
+
+import errno
+import gc
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmarray.core.posix import SparseFile
+from shmarray.errors import SharedMemoryFullError
+from shmarray.pool.arrays.blocks import BLOCK_SIZE, IDLE, PAGE, BlockMap, LeaseRef, offset_of, whole_pages
+from shmarray.pool.arrays.buffers import ALIGNMENT
+
+_WORDS_PER_PAGE = 512
+# Files for results: a write that takes new memory holds its file's lock, so two workers that
+# write to one file take turns (benchmarks/constants.py: _FILES_FOR_RESULTS).
+_FILES_FOR_RESULTS = 8
+# Blocks of results that the user may hold; more are copied out.  Each is a mapping, of which the
+# kernel lets a process have 65,530 (vm.max_map_count), and the program needs some for itself.
+_MOST_HELD = 16 << 10
+
+
+class Use(IntEnum):
+    """What a block is for, for good.
+
+    Mixed, results would take the memory that the next arguments need, which is mapped in
+    the caller; and the caller, alone, would have to ask for new.
+    """
+
+    ARGUMENT = 0
+    RESULT = 1
+
+
+class Block:
+    """A block that is in use, or free.
+
+    Attributes
+    ----------
+    index : int
+    use : Use
+    reserved : int
+        Bytes of memory that it has, from its beginning; where `has_holes`, at most.
+    freed_at : float
+        When it, or a part of it, was last given back, by the monotonic clock.
+    leases : list of LeaseRef
+        The parts of it that the user holds.
+    retain_count : int
+        How many workers use it although its task is done.
+    release_pending : bool
+        Whether it is to be given back when they no longer do.
+    """
+
+    __slots__ = ("freed_at", "has_holes", "index", "leases", "release_pending", "reserved", "retain_count", "use")
+
+    def __init__(self, index: int, use: Use) -> None:
+        self.index = index
+        self.use = use
+        self.reserved = 0
+        self.freed_at = 0.0
+        self.leases: list[LeaseRef] = []
+        self.has_holes = False
+        self.retain_count = 0
+        self.release_pending = False
+
+
+class FreeList:
+    """The free blocks of one use, with memory and without, and how many there are in all.
+
+    Of those with memory the newest is used first: its pages are warm.
+    """
+
+    def __init__(self, first: int, stride: int, wide: int) -> None:
+        self.full: deque[Block] = deque()
+        self.empty: deque[Block] = deque()
+        self._made = 0
+        self._first = first
+        self._stride = stride
+        self._wide = wide
+
+    def next_index(self) -> int:
+        """The number of a new block; they go through the files of their use in turn."""
+        row, column = divmod(self._made, self._wide)
+        self._made += 1
+        return row * self._stride + self._first + column
+
+
+class BlockAllocator(BlockMap):
+    """Hands blocks out and takes them back.
+
+    Safe to use from many threads.  `trim` must be called now and then, by the thread that
+    `wake` wakes.  Closing releases all memory except what the user of the pool still holds,
+    and that when it is dropped.
+    """
+
+    def __init__(self, files: Sequence[SparseFile]) -> None:
+        super().__init__(files)
+        self._closed = True  # for __del__, if the next line fails
+        self._control()
+        count = len(self.files)
+        # Block 0 holds the words, so arguments begin in the second row of file 0.
+        self._free_lists = FreeList(count, count, 1), FreeList(1, count, count - 1)
+        self._words_made = 0
+        self._making = threading.Lock()
+        # Not used here any more, but perhaps by a forked child.
+        self._in_children: deque[LeaseRef] = deque()
+        # Blocks of which parts are leased and parts are not.
+        self._partly_free: dict[int, Block] = {}
+        self._blocks: dict[int, Block] = {}
+        # How many blocks the user holds parts of.
+        self._held = 0
+        # Whether `trim` is not called again before `wake` is.
+        self._wake_needed = True
+        self.wake: Callable[[], object] = bool
+        self._closed = False
+
+    @classmethod
+    def create(cls, workers: int) -> "BlockAllocator | None":
+        """Make one; None if the system cannot."""
+        files = [SparseFile.create() for _ in range(1 + min(workers, _FILES_FOR_RESULTS))]
+        try:
+            return cls([file for file in files if file is not None]) if all(files) else None
+        except OSError:  # no address space
+            return None
+
+    # --- handing out ---
+
+    def allocate(self, use: Use) -> Block:
+        """A block that nothing uses, with or without memory."""
+        if self._ended:
+            self._take_back()
+        free = self._free_lists[use]
+        for source in (free.full, free.empty):
+            if source:
+                with suppress(IndexError):  # another thread was quicker
+                    return source.pop()
+        return self._new(free, use)
+
+    def _new(self, free: FreeList, use: Use) -> Block:
+        with self._making:
+            index = free.next_index()
+            while self._words_made <= index:
+                self.files[0].reserve(8 * self._words_made, 8 * _WORDS_PER_PAGE)
+                self._words_made += _WORDS_PER_PAGE
+        block = self._blocks[index] = Block(index, use)
+        return block
+
+    def block(self, index: int) -> Block:
+        return self._blocks[index]
+
+    def load(self, block: Block, buffers: Sequence[NDArray[Any]]) -> list[int]:
+        """Copy arrays into a block; returns their offsets.
+
+        Raises
+        ------
+        OSError, MemoryError
+            If memory cannot be had; the block has none then.
+        """
+        try:
+            try:
+                offsets, block.reserved = self.fill(block.index, block.reserved, buffers, ALIGNMENT)
+            except SharedMemoryFullError:
+                self._make_room()
+                offsets, block.reserved = self.fill(block.index, 0, buffers, ALIGNMENT)
+        except BaseException:
+            self._release_memory(block)
+            raise
+        return offsets
+
+    def _make_room(self) -> None:
+        gc.collect()  # a call that failed is in a cycle with its error, and its results with it
+        self._take_back()
+        self._trim_free(time.monotonic())
+
+    def give_back(self, block: Block) -> None:
+        """Take a block back."""
+        if self._closed:
+            return
+        free = self._free_lists[block.use]
+        if block.has_holes and not self._release_memory(block):
+            block.reserved = 0  # written to anew, not mapped: the holes are filled then
+        if not block.reserved:
+            free.empty.append(block)
+            return
+        block.freed_at = time.monotonic()
+        free.full.append(block)
+        self._expect_trim()
+
+    def discard(self, block: Block) -> None:
+        """Take back a block in which a worker was writing when it died: how much memory it has is unknown."""
+        self._release_memory(block)
+        self.give_back(block)
+
+    # --- results ---
+
+    def has_memory(self, block: Block, size: int) -> None:
+        """Note that a worker has written so many bytes there."""
+        block.reserved = max(block.reserved, whole_pages(size))
+
+    def copy_out(self, block: Block, offset: int, target: NDArray[np.uint8]) -> None:
+        """Copy part of a block, through its mapping if there is one."""
+        try:
+            octets = self.shared(block.index, block.reserved).octets()
+        except OSError:
+            self.read(block.index, offset, target)
+        else:
+            np.copyto(target, octets[offset : offset + len(target)])
+
+    def deliver(self, block: Block, ranges: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """Parts of a block, (offset, size) each, for the user; taken back when no array uses any of them.
+
+        Each is released by itself: of a list of results, those that are kept keep no others.
+
+        Raises
+        ------
+        OSError
+            ENOMEM: no further mapping is to be had.
+        """
+        if self._held >= _MOST_HELD:
+            raise OSError(errno.ENOMEM, f"{self._held} results are held already")
+        part = self.shared(block.index, block.reserved)
+        leases = [self.lease(block.index, part, offset, size) for offset, size in ranges]
+        self._held += 1
+        block.leases = sorted((reference for _, reference in leases), key=lambda reference: reference.offset)
+        _share_pages(block)
+        self._expect_trim()
+        return [lease.octets() for lease, _ in leases]
+
+    def _take_back(self) -> None:
+        for reference in self.ended():
+            if reference.sentinels:
+                self._in_children.append(reference)
+            else:
+                self._lease_ended(reference)
+
+    def _lease_ended(self, reference: LeaseRef) -> None:
+        block = self._blocks[reference.index]
+        with suppress(ValueError):
+            block.leases.remove(reference)
+        if block.leases:
+            block.freed_at = time.monotonic()
+            self._partly_free[block.index] = block
+        else:
+            self._held -= 1
+            self._partly_free.pop(block.index, None)
+            self.give_back(block)
+
+    # --- memory back to the system ---
+
+    def _expect_trim(self) -> None:
+        if self._wake_needed:
+            self._wake_needed = False
+            self.wake()
+
+    def trim(self) -> float | None:
+        """Release memory that was not used for a second; returns in how many seconds to call this again.
+
+        None: not before `wake` is called.
+        """
+        self._wake_needed = False
+        if self._closed:
+            return None
+        self._take_back()
+        self._release_unused(time.monotonic() - IDLE)
+        self._wake_needed = True  # before looking, or a block that is given back meanwhile would not be seen
+        patience = self._until_due()
+        self._wake_needed = patience is None
+        return patience
+
+    def _until_due(self) -> float | None:
+        oldest = [block.freed_at for block in tuple(self._partly_free.values())]
+        for free in self._free_lists:
+            with suppress(IndexError):
+                oldest.append(free.full[0].freed_at)
+        if oldest:
+            return max(0.01, min(oldest) + IDLE - time.monotonic())
+        return IDLE if self._in_children or self._leased else None
+
+    def _release_unused(self, before: float) -> None:
+        self._trim_free(before)
+        for block in tuple(self._partly_free.values()):
+            if block.freed_at <= before:
+                self._release_holes(block)
+        for _ in range(len(self._in_children)):
+            reference = self._in_children.popleft()
+            if reference.is_used_by_children():
+                self._in_children.append(reference)
+            else:
+                self._lease_ended(reference)
+
+    def _trim_free(self, before: float) -> None:
+        for free in self._free_lists:
+            with suppress(IndexError):  # handed out meanwhile
+                while free.full and free.full[0].freed_at <= before:
+                    self._retire(free.full.popleft(), before)
+
+    def _retire(self, block: Block, before: float) -> None:
+        free = self._free_lists[block.use]
+        if block.freed_at > before:
+            free.full.append(block)  # another thread was quicker, and this is a newer one
+        elif self._release_memory(block):
+            free.empty.append(block)
+        else:
+            block.freed_at = time.monotonic()
+            free.full.append(block)
+
+    def _release_memory(self, block: Block) -> bool:
+        """Release a block's memory, however much it is."""
+        try:
+            self.file(block.index).free(offset_of(block.index), BLOCK_SIZE)
+        except OSError:
+            return False
+        block.reserved = 0
+        block.has_holes = False
+        self.forget(block.index)
+        return True
+
+    def _release_holes(self, block: Block) -> None:
+        """Release the parts of a block that are no longer leased."""
+        self._partly_free.pop(block.index, None)
+        block.has_holes = True
+        leased = sorted((reference.offset, reference.offset + reference.size) for reference in block.leases)
+        hole = 0
+        with suppress(OSError):
+            for start, end in (*leased, (block.reserved, block.reserved)):
+                first = start // PAGE * PAGE
+                if hole < first:
+                    self.file(block.index).free(offset_of(block.index) + hole, first - hole)
+                hole = max(hole, whole_pages(end))
+
+    def memory(self) -> int:
+        """Bytes of memory in use, by all blocks."""
+        return sum(file.allocated() for file in self.files)
+
+    def close(self) -> None:
+        """Release all memory except what the user of the pool holds; no worker may be using any by now."""
+        if self._closed:
+            return
+        self._take_back()
+        self._closed = True
+        if self._pid == os.getpid():
+            self._release_all()
+        self._shared.clear()
+        self._words = None
+        self.wake = bool  # the user's arrays keep this object, and need not keep the engine
+        self.files = tuple(SparseFile(-1) for _ in self.files)  # each lease holds its own
+
+    def _release_all(self) -> None:
+        held: set[int] = set()
+        for reference in (*tuple(self._leased.values()), *self._in_children):
+            if reference.free_at_end() or reference.is_used_by_children():
+                held.add(reference.index)
+        with suppress(OSError):
+            for index in {0, *self._blocks} - held:
+                self.file(index).free(offset_of(index), BLOCK_SIZE)
+        for index in held:
+            self._release_holes(self._blocks[index])
+        for reference in (*tuple(self._leased.values()), *self._in_children):
+            reference.sentinels.clear()  # they have descriptors, and nobody asks them any more
+        self._in_children.clear()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            self.close()
+
+
+def _share_pages(block: Block) -> None:
+    """Say which pages belong to one lease alone: a page in which another begins or ends does not."""
+    starts = [reference.offset // PAGE * PAGE for reference in block.leases[1:]]
+    end = 0
+    for reference, limit in zip(block.leases, [*starts, BLOCK_SIZE], strict=True):
+        first = max(reference.offset // PAGE * PAGE, end)
+        end = whole_pages(reference.offset + reference.size)
+        reference.pages = first, min(end, limit)

@@ -1,0 +1,54 @@
+"""Where buffers lie one after the other, and how arrays are copied there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 64
+
+Octets = NDArray[np.uint8]
+
+
+def layout(buffers: Sequence[NDArray[Any]], start: int = 0, alignment: int = ALIGNMENT) -> tuple[list[int], int]:
+    """The offset of each buffer, one after the other, and the end of the last one, in bytes."""
+    offsets = []
+    end = start
+    for buffer in buffers:
+        first = -(-end // alignment) * alignment
+        offsets.append(first)
+        end = first + buffer.nbytes
+    return offsets, end
+
+
+def copy_into(target: Octets, buffer: NDArray[Any]) -> None:
+    """Copy an array to these bytes, in column-major order if it has that and in row-major order otherwise."""
+    if buffer.flags.forc:
+        np.copyto(target, octets_of(buffer))
+    else:
+        np.copyto(np.ndarray(buffer.shape, buffer.dtype, target), buffer)
+
+
+def copy_all_into(target: Octets, buffers: Sequence[NDArray[Any]], offsets: Sequence[int]) -> None:
+    for buffer, offset in zip(buffers, offsets, strict=True):
+        copy_into(target[offset : offset + buffer.nbytes], buffer)
+
+
+def octets_of(array: NDArray[Any]) -> Octets:
+    """The memory of a contiguous array; not a copy."""
+    return np.ndarray((array.nbytes,), np.uint8, np.asarray(_Memory(array)))
+
+
+class _Memory:
+    """An array's memory as bytes; ``view("u1")`` fails for some dtypes and some read-only arrays."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
+        address, readonly = array.__array_interface__["data"]
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (array.nbytes,),
+            "data": (address, readonly),
+        }

@@ -1,0 +1,372 @@
+"""The caller's side of tasks: packs them into blocks, unpacks the results, and takes the blocks back."""
+
+import threading
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmarray.errors import SharedMemoryFullError
+from shmarray.pool.arrays import messages, pickling
+from shmarray.pool.arrays.allocator import Block, BlockAllocator, Use
+from shmarray.pool.arrays.buffers import Octets
+from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
+from shmarray.pool.arrays.pickling import Buffer, PickledObject, RepeatedArray
+
+# Results smaller than this are copied out: making their block an array's memory takes as long,
+# and there may be a hundred thousand of them (benchmarks/constants.py: _COPY_OUT).
+_COPY_OUT = 128 << 10
+
+
+class RetainedBlocks:
+    """What one worker may still use after its tasks are done."""
+
+    def __init__(self) -> None:
+        self.blocks: set[Block] = set()
+        self.has_forked = False
+
+
+class SharedBlock:
+    """The block of an array that many tasks of one call have."""
+
+    __slots__ = ("block", "in_use", "open")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.in_use = 0
+        self.open = True
+
+
+class TaskBlocks:
+    """The blocks that are used by one task.
+
+    Attributes
+    ----------
+    argument, result : Block or None
+        Its own.
+    shared : list of SharedBlock
+        Those that other tasks use as well.
+    """
+
+    __slots__ = ("argument", "result", "shared")
+
+    def __init__(self) -> None:
+        self.argument: Block | None = None
+        self.result: Block | None = None
+        self.shared: list[SharedBlock] = []
+
+    def pop(self, index: int) -> Block:
+        """The task's own block of that number, which is not the task's any more."""
+        argument, result = self.argument, self.result
+        if argument is not None and argument.index == index:
+            self.argument = None
+            return argument
+        assert result is not None  # noqa: S101 - the worker was told of two blocks
+        self.result = None
+        return result
+
+    def put(self, block: Block) -> None:
+        """Undo `pop`."""
+        if block.use is Use.ARGUMENT:
+            self.argument = block
+        else:
+            self.result = block
+
+
+class Lending:
+    """Packs tasks and unpacks results, with blocks where they pay and can be had.
+
+    Parameters
+    ----------
+    allocator : BlockAllocator or None
+        None where there is no shared memory: everything goes through the pipe.
+    traceback_type : type
+        The exception that becomes the cause of a task's exception, with the text of its traceback.
+
+    Attributes
+    ----------
+    result_bytes : float
+        Of the blocks of recent results; falls slowly.
+
+    Notes
+    -----
+    Packing happens in one thread, unpacking in another.
+    """
+
+    def __init__(self, allocator: BlockAllocator | None, traceback_type: type[Exception]) -> None:
+        self.allocator = allocator
+        self._traceback_type = traceback_type
+        self.result_bytes = 0.0
+        self._lock = threading.RLock()
+        self._shared: dict[tuple[int, int], SharedBlock] = {}
+        self._has_warned = False
+
+    # --- packing ---
+
+    def pack(self, job: int, index: int, pickled: PickledObject, blocks: TaskBlocks, group: int) -> bytes:
+        """A task as a message; its arrays are copied into a block, and another block is named for its result.
+
+        Raises
+        ------
+        SharedMemoryFullError
+            No block of the task is in use then.
+        """
+        try:
+            payload = self._payload(pickled, blocks, group)
+            blocks.result = result = self._block_for_result()
+        except BaseException:
+            self.lost(blocks, ran=False)
+            raise
+        if result is None:
+            return messages.encode(Message(job, index, 0, 0, payload))
+        return messages.encode(Message(job, index, result.index, result.reserved, payload))
+
+    def _payload(self, pickled: PickledObject, blocks: TaskBlocks, group: int) -> Payload:
+        buffers = pickled.for_block()
+        if not buffers:
+            return Payload(pickled.pickle)
+        if self.allocator is None:
+            self._warn("this system has no anonymous shared memory")
+            return pickled.inline()
+        try:
+            spans = self._in_blocks(self.allocator, buffers, blocks, group)
+        except SharedMemoryFullError:
+            raise  # through the pipe it would take twice the memory, and the kernel kill a process for it
+        except (OSError, MemoryError) as error:
+            self._warn(str(error))
+            self._give_back(blocks)
+            return pickled.inline()
+        return Payload(pickled.pickle if buffers is pickled.buffers else b"", spans)
+
+    def _in_blocks(
+        self, allocator: BlockAllocator, buffers: Sequence[Buffer], blocks: TaskBlocks, group: int
+    ) -> tuple[Span, ...]:
+        own = [buffer for buffer in buffers if not isinstance(buffer, RepeatedArray)]
+        own_spans = iter(self._own_spans(allocator, own, blocks) if own else ())
+        return tuple(
+            self._shared_span(allocator, buffer, blocks, group)
+            if isinstance(buffer, RepeatedArray)
+            else next(own_spans)
+            for buffer in buffers
+        )
+
+    def _own_spans(self, allocator: BlockAllocator, buffers: list[NDArray[Any]], blocks: TaskBlocks) -> list[Span]:
+        blocks.argument = block = allocator.allocate(Use.ARGUMENT)
+        offsets = allocator.load(block, buffers)
+        return [(block.index, offset, buffer.nbytes, False) for buffer, offset in zip(buffers, offsets, strict=True)]
+
+    def _shared_span(self, allocator: BlockAllocator, buffer: RepeatedArray, blocks: TaskBlocks, group: int) -> Span:
+        array = buffer.array
+        key = group, id(array)  # the call holds the array, so no other gets its id
+        shared = self._shared.get(key)
+        if shared is None:
+            block = allocator.allocate(Use.ARGUMENT)
+            try:
+                allocator.load(block, [array])
+            except BaseException:
+                allocator.give_back(block)
+                raise
+            shared = self._shared[key] = SharedBlock(block)
+        with self._lock:
+            shared.in_use += 1
+        blocks.shared.append(shared)
+        return shared.block.index, 0, array.nbytes, True
+
+    def exhausted(self, group: int) -> None:
+        """Note that no more tasks of this group come; a finalizer may call this."""
+        if not self._shared:
+            return
+        with self._lock:
+            for key in [key for key in self._shared if key[0] == group]:
+                shared = self._shared.pop(key)
+                shared.open = False
+                if not shared.in_use:
+                    self._unused(shared.block)
+
+    def _block_for_result(self) -> Block | None:
+        if self.allocator is None:
+            return None
+        try:
+            block = self.allocator.allocate(Use.RESULT)
+        except OSError as error:
+            self._warn(str(error))
+            return None
+        self.allocator.set_word(block.index, 0)
+        return block
+
+    def _warn(self, why: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            text = f"arrays go to and from workers through a pipe, which is slower: {why}"
+            # Made an error, it would end this thread, which is not the user's; and the call can succeed.
+            with suppress(RuntimeWarning):
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    # --- unpacking ---
+
+    def unpack(self, blocks: TaskBlocks, message: Message, retained: RetainedBlocks) -> tuple[bool, Any]:
+        """The result of a task: ``(True, value)`` or ``(False, exception)``; its blocks are taken back."""
+        payload = message.payload
+        if not payload.spans and not message.notes:  # most small tasks: nothing but to give the blocks back
+            self._give_back(blocks)
+            self.result_bytes *= 0.75
+            return _loads(payload, [])
+        notes = Notes(*message.notes)
+        if notes.shortage and payload.spans:
+            self._warn(notes.shortage)
+        try:
+            buffers = self._buffers(blocks, payload) if payload.spans else []
+        except BaseException as error:  # noqa: BLE001 - MemoryError: this result's, not the pool's
+            buffers, payload = [], _failure(error)
+        self._take_back(blocks, notes, retained)
+        nbytes = sum(buffer.nbytes for buffer in buffers)
+        self.result_bytes = max(nbytes, 0.75 * self.result_bytes)
+        outcome = _loads(payload, buffers)
+        if notes.traceback and not outcome[0]:
+            # Also of an exception that did not unpickle: the text says what the task raised, and where.
+            _set_cause(outcome[1], self._traceback_type(f'\n"""\n{notes.traceback}"""'))
+        return outcome
+
+    def _buffers(self, blocks: TaskBlocks, payload: Payload) -> list[Octets]:
+        """Where the result's arrays lie from now on; a block that the user holds is no longer the task's."""
+        found: dict[int, Octets] = {}
+        by_block: dict[int, list[int]] = {}
+        for place, span in enumerate(payload.spans):
+            by_block.setdefault(span[0], []).append(place)
+        for index, places in by_block.items():
+            ranges = [payload.spans[place][1:3] for place in places]
+            arrays = self._inline(payload, ranges) if index == INLINE else self._from_block(blocks, index, ranges)
+            found.update(zip(places, arrays, strict=True))
+        return [found[place] for place in range(len(payload.spans))]
+
+    @staticmethod
+    def _inline(payload: Payload, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
+        octets = np.frombuffer(payload.inline, np.uint8)
+        return [octets[offset : offset + size].copy() for offset, size in ranges]
+
+    def _from_block(self, blocks: TaskBlocks, index: int, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
+        allocator = self.allocator
+        assert allocator is not None  # noqa: S101 - it named the block
+        block = blocks.pop(index)
+        end = max(offset + size for offset, size in ranges)
+        allocator.has_memory(block, end)
+        if end >= _COPY_OUT:
+            try:
+                return allocator.deliver(block, ranges)
+            except OSError:
+                pass  # no address space for a mapping, or no more of them
+        blocks.put(block)
+        copies = []
+        for offset, size in ranges:
+            copies.append(np.empty(size, np.uint8))
+            allocator.copy_out(block, offset, copies[-1])
+        return copies
+
+    def _take_back(self, blocks: TaskBlocks, notes: Notes, retained: RetainedBlocks) -> None:
+        allocator = self.allocator
+        if allocator is None:
+            return
+        retained.has_forked |= notes.has_forked
+        if notes.shortage:
+            self._discard_result(blocks)
+        for index in notes.retained:
+            block = allocator.block(index)
+            if block not in retained.blocks:
+                retained.blocks.add(block)
+                block.retain_count += 1
+        self._give_back(blocks)
+        for index in notes.released:
+            self._released(allocator.block(index), retained)
+
+    def _discard_result(self, blocks: TaskBlocks) -> None:
+        if blocks.result is not None and self.allocator is not None:
+            self.allocator.discard(blocks.result)
+            blocks.result = None
+
+    def _give_back(self, blocks: TaskBlocks) -> None:
+        for block in (blocks.argument, blocks.result):
+            if block is not None:
+                self._unused(block)
+        blocks.argument = blocks.result = None
+        if blocks.shared:
+            self._give_back_shared(blocks)
+
+    def _give_back_shared(self, blocks: TaskBlocks) -> None:
+        with self._lock:
+            for shared in blocks.shared:
+                shared.in_use -= 1
+                if not shared.in_use and not shared.open:
+                    self._unused(shared.block)
+            blocks.shared.clear()
+
+    def _unused(self, block: Block) -> None:
+        """Give a block back, now or when no worker retains it any more."""
+        if block.retain_count:
+            block.release_pending = True
+        elif self.allocator is not None:
+            self.allocator.give_back(block)
+
+    def _released(self, block: Block, retained: RetainedBlocks) -> None:
+        if block in retained.blocks:
+            retained.blocks.remove(block)
+            block.retain_count -= 1
+            if block.release_pending and not block.retain_count:
+                block.release_pending = False
+                self._unused(block)
+
+    # --- loss ---
+
+    def lost(self, blocks: TaskBlocks, *, ran: bool, forked: bool = False) -> None:
+        """Take back the blocks of a task that will not be answered.
+
+        If its worker has forked, its children may use them for as long as they live.
+        """
+        if ran and forked:
+            for block in (blocks.argument, blocks.result, *(shared.block for shared in blocks.shared)):
+                if block is not None:
+                    block.retain_count += 1
+        elif ran:
+            self._discard_result(blocks)
+        self._give_back(blocks)
+
+    def has_begun(self, blocks: TaskBlocks) -> bool:
+        """Whether a worker may have begun to run this task, which it notes before anything else.
+
+        A killed process still takes a message that comes at that moment.
+        """
+        return self.allocator is None or blocks.result is None or self.allocator.word(blocks.result.index) != 0
+
+    def worker_removed(self, retained: RetainedBlocks, running: Sequence[TaskBlocks]) -> bool:
+        """Take back what a worker that has ended retained; returns whether it has forked."""
+        allocator = self.allocator
+        if allocator is None:
+            return False
+        forked = retained.has_forked or any(
+            blocks.result and allocator.word(blocks.result.index) < 0 for blocks in running
+        )
+        if not forked:
+            for block in tuple(retained.blocks):
+                self._released(block, retained)
+        return forked
+
+
+# Not by attribute: the user's class may refuse that.
+_set_cause: Any = vars(BaseException)["__cause__"].__set__
+
+
+def _loads(payload: Payload, buffers: list[Octets]) -> tuple[bool, Any]:
+    try:
+        return pickling.loads_payload(payload, buffers)  # type: ignore[no-any-return]
+    except BaseException as error:  # noqa: BLE001 - user code: whatever unpickling it raises
+        # The error holds this frame, and that of the caller's `get`: the block would not be free
+        # before the garbage collector runs.
+        buffers.clear()
+        return False, error
+
+
+def _failure(error: BaseException) -> Payload:
+    kind = MemoryError if isinstance(error, MemoryError) else RuntimeError
+    return Payload(pickling.dumps((False, kind(f"the result cannot be received: {error!r}"))).pickle)

@@ -1,0 +1,233 @@
+"""Objects to (pickle, buffers) and back.
+
+The arrays inside an object, 64 KB and more, are left out of its pickle: the pickle names a
+buffer for each (PEP 574), and each buffer is copied once, from where it is to where the other
+process can read it.  Arrays that are shared already travel as references.
+
+PEP 574 alone would leave datetime64, strided, broadcast, record, matrix and masked arrays in
+the pickle, deliver read-only what was read-only, and copy memory maps.
+"""
+
+import copyreg
+import io
+import pickle
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from shmarray.pool._stdlib import registered
+from shmarray.pool.arrays.buffers import Octets, copy_all_into, layout
+from shmarray.pool.arrays.messages import INLINE, Payload
+from shmarray.pool.arrays.references import by_reference
+
+# Smaller arrays are faster in the pickle than in a block (benchmarks/constants.py: SMALL).
+SMALL = 64 << 10
+# Longer pickles go into the block as well: messages stay one packet (benchmarks/constants.py: LONG).
+LONG = 24 << 10
+# Not objects, and not numpy's StringDType: theirs are pointers.
+_PLAIN_KINDS = frozenset("biufcmMSUV")
+
+
+class RepeatedArray(NamedTuple):
+    """Stands for the buffer of an array that many tasks have; it is copied once for all of them."""
+
+    array: NDArray[Any]
+
+
+Buffer = NDArray[Any] | RepeatedArray
+
+
+class PickledObject(NamedTuple):
+    """A pickled object; its buffers are not copied yet."""
+
+    pickle: bytes
+    buffers: list[Buffer]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the buffers that are this object's alone, and of a pickle that needs a block."""
+        size = sum(buffer.nbytes for buffer in self.buffers if not isinstance(buffer, RepeatedArray))
+        return size + (len(self.pickle) if len(self.pickle) > LONG else 0)
+
+    def for_block(self) -> list[Buffer]:
+        """What goes into a block: the buffers, and before them the pickle if it is too long for a message."""
+        if len(self.pickle) <= LONG:
+            return self.buffers
+        return [np.frombuffer(self.pickle, np.uint8), *self.buffers]
+
+    def inline(self) -> Payload:
+        """The object with its buffers in the message itself, where no block can be had."""
+        arrays = [buffer.array if isinstance(buffer, RepeatedArray) else buffer for buffer in self.buffers]
+        offsets, end = layout(arrays)
+        target = np.empty(end, np.uint8)
+        copy_all_into(target, arrays, offsets)
+        spans = tuple((INLINE, offset, array.nbytes, False) for array, offset in zip(arrays, offsets, strict=True))
+        return Payload(self.pickle, spans, target.data)
+
+
+def dumps(obj: object, repeated: Mapping[int, NDArray[Any]] | None = None) -> PickledObject:
+    """Pickle an object without the buffers of its arrays.
+
+    Parameters
+    ----------
+    obj : object
+    repeated : mapping of int to ndarray, optional
+        By id, the arrays that many tasks have.
+
+    Raises
+    ------
+    Exception
+        Whatever pickling the object raises.
+    """
+    # Making a pickler takes as long as pickling a small task.  One that has failed is not used
+    # again, nor one that is in use: pickling runs code that may get here.
+    try:
+        pickler = _idle_picklers.pop()
+    except IndexError:
+        pickler = _Pickler()
+    pickled = pickler.pickled(obj, repeated)
+    if len(pickled.pickle) <= LONG:
+        _idle_picklers.append(pickler)
+    return pickled
+
+
+def loads(pickled: Any, buffers: Sequence[Octets] = ()) -> Any:
+    """The object again, its arrays lying in these buffers."""
+    return pickle.loads(pickled, buffers=buffers)  # noqa: S301 - from our own process's child or parent
+
+
+def loads_payload(payload: Payload, buffers: list[Octets]) -> Any:
+    """The object in a payload; takes from `buffers` the pickle, if that lies in a block itself."""
+    return loads(payload.pickled or buffers.pop(0), buffers)
+
+
+class _Pickler(pickle.Pickler):
+    # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
+    dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]
+
+    def __init__(self) -> None:
+        buffers: list[Buffer] = []
+        marked: dict[int, tuple[pickle.PickleBuffer, Buffer]] = {}
+
+        # A closure and not a method: the pickler keeps it, and a cycle would keep this one
+        # until the garbage collector runs.
+        def out_of_band(buffer: pickle.PickleBuffer) -> bool:
+            found = marked.get(id(buffer))
+            if found is not None:
+                buffers.append(found[1])
+                return False
+            raw = buffer.raw()
+            if raw.nbytes < SMALL:
+                return True
+            buffers.append(np.frombuffer(raw, np.uint8))
+            return False
+
+        self._file = io.BytesIO()
+        super().__init__(self._file, 5, buffer_callback=out_of_band)
+        self._buffers = buffers
+        self._marked = marked
+        self._repeated: Mapping[int, NDArray[Any]] = {}
+
+    def pickled(self, obj: object, repeated: Mapping[int, NDArray[Any]] | None) -> PickledObject:
+        if repeated:
+            self._repeated = repeated
+        self.dump(obj)
+        pickled = PickledObject(self._file.getvalue(), self._buffers.copy())
+        self._forget(repeated)
+        return pickled
+
+    def _forget(self, repeated: Mapping[int, NDArray[Any]] | None) -> None:
+        """Keep nothing of the object."""
+        self.clear_memo()
+        self._file.seek(0)
+        self._file.truncate()
+        if self._buffers:
+            self._buffers.clear()
+            self._marked.clear()
+        if repeated:
+            self._repeated = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is np.ndarray:
+            return self._array(obj)
+        if isinstance(obj, np.ndarray):
+            return self._subclass(obj)
+        return NotImplemented
+
+    def _array(self, array: NDArray[Any]) -> Any:
+        reference = by_reference(array)
+        if reference is not None:
+            return reference
+        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+            return array.__reduce__()  # __reduce_ex__(5) would arrive read-only if this is
+        if array.nbytes < SMALL:
+            return array.__reduce__() if array.dtype.isnative else _as_bytes(np.ndarray, array)
+        return self._out_of_band(np.ndarray, array)
+
+    def _subclass(self, array: NDArray[Any]) -> Any:
+        cls: Any = type(array)
+        if cls in self.dispatch_table or not (_pickles_as_ndarray(cls) or cls is np.ma.MaskedArray):
+            return NotImplemented  # it has more to it, and does its own
+        if cls is np.ma.MaskedArray:
+            return self._masked(array)
+        reference = by_reference(array)
+        if reference is not None:
+            return reference
+        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+            return NotImplemented
+        if array.nbytes < SMALL:
+            return NotImplemented if array.dtype.isnative else _as_bytes(cls, array)
+        return self._out_of_band(cls, array)
+
+    def _masked(self, array: NDArray[Any]) -> Any:
+        if array.base is None and array.nbytes < SMALL:
+            return NotImplemented
+        return _restore_masked, _masked_parts(array)
+
+    def _out_of_band(self, cls: type, array: NDArray[Any]) -> Any:
+        """Reduce to a call with the array's buffer, which is only marked here and copied later."""
+        marker = pickle.PickleBuffer(bytearray())  # writable, or the array would not be
+        source = RepeatedArray(array) if id(array) in self._repeated else np.asarray(array)
+        self._marked[id(marker)] = marker, source
+        return _restore, (cls, marker, array.dtype, array.shape, _order(array))
+
+
+_idle_picklers: list[_Pickler] = []
+
+
+@lru_cache(maxsize=256)
+def _pickles_as_ndarray(cls: Any) -> bool:
+    names = ("__reduce__", "__reduce_ex__", "__setstate__")
+    return all(getattr(cls, name) is getattr(np.ndarray, name) for name in names)
+
+
+def _as_bytes(cls: type, array: NDArray[Any]) -> Any:
+    """Reduce a small array of another byte order; numpy's own pickle would arrive in this machine's."""
+    order = _order(array)
+    return _restore, (cls, bytearray(array.tobytes(order)), array.dtype, array.shape, order)
+
+
+def _order(array: NDArray[Any]) -> Any:
+    return "F" if array.flags.fnc else "C"
+
+
+def _restore(
+    cls: type, buffer: Octets | bytearray, dtype: DTypeLike, shape: tuple[int, ...], order: Any
+) -> NDArray[Any]:
+    # As numpy's own unpickling makes it: a new object of its class, not a view of another.
+    array: NDArray[Any] = np.ndarray.__new__(cls, shape, dtype, buffer, 0, None, order)
+    return array
+
+
+def _masked_parts(array: Any) -> tuple[Any, ...]:
+    return array._baseclass, np.ma.getdata(array, subok=False), np.ma.getmaskarray(array), array._fill_value  # noqa: SLF001
+
+
+def _restore_masked(baseclass: type, data: NDArray[Any], mask: NDArray[Any], fill_value: Any) -> NDArray[Any]:
+    array: Any = np.ma.MaskedArray(data.view(baseclass), mask=mask)
+    array.fill_value = fill_value
+    return array  # type: ignore[no-any-return]

@@ -1,0 +1,34 @@
+"""What both front halves need to keep their calls."""
+
+import threading
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+
+def guarded(function: Callable[..., object], *arguments: Any) -> bool:
+    """Call what runs the user's callbacks; whatever they raise is reported, and does not end the thread."""
+    try:
+        function(*arguments)
+    except BaseException as error:  # noqa: BLE001 - a callback of the user's
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
+        return False
+    return True
+
+
+def checked_limits(tasks_ahead: Any, task_timeout: Any) -> None:
+    """Refuse limits that cannot be kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if not isinstance(tasks_ahead, int) or isinstance(tasks_ahead, bool):
+        raise TypeError(f"tasks_ahead must be an int, not {tasks_ahead!r}")
+    if tasks_ahead < 1:
+        raise ValueError(f"tasks_ahead must be at least 1, not {tasks_ahead}")
+    if task_timeout is not None:
+        if not isinstance(task_timeout, Real) or isinstance(task_timeout, bool):
+            raise TypeError(f"task_timeout must be a number of seconds or None, not {task_timeout!r}")
+        if not float(task_timeout) > 0:
+            raise ValueError(f"task_timeout must be more than 0 seconds, not {task_timeout}")

@@ -1,0 +1,123 @@
+"""Messages between the caller and one of its workers, over a pair of sockets.
+
+A message begins with its own length, in 8 bytes.  Where the system has SOCK_SEQPACKET a short
+message is one packet, and one process or the other reads all of it: so the caller, which keeps
+both ends, can take back what the worker has not read.  A long message is several packets, and
+goes to a worker that is waiting for it.  Elsewhere messages follow one another on a stream;
+each is sent like a long one.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+from shmarray.core.posix import PacketSpace, message_socketpair, receive_packet, send_packet
+
+_LENGTH = struct.Struct("=Q")
+# Well below the 208 kB that a socket holds by default.
+PACKET = 32 << 10
+# A dead reader is an error, also in a program that has set SIGPIPE to end it (BSD and macOS have it per socket).
+_QUIETLY = getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class Channel:
+    """One end of a pair of sockets.
+
+    Attributes
+    ----------
+    has_packets : bool
+        Whether short messages are packets, so that unread ones can be taken back.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.has_packets = sock.type == getattr(socket, "SOCK_SEQPACKET", None)
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    @classmethod
+    def pair(cls) -> tuple["Channel", "Channel"]:
+        one, other = message_socketpair()
+        return cls(one), cls(other)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def is_long(self, data: bytes) -> bool:
+        """Whether a message can only be sent to a worker that reads it meanwhile."""
+        return len(data) > PACKET or not self.has_packets
+
+    def send(self, data: bytes) -> None:
+        """Send a message, waiting for the reader where it must; OSError if there is none."""
+        if not self.has_packets:
+            self.sock.sendall(data, _QUIETLY)
+            return
+        if len(data) <= PACKET:
+            self.sock.send(data, _QUIETLY)
+            return
+        view = memoryview(data)
+        for start in range(0, len(view), PACKET):
+            self.sock.send(view[start : start + PACKET], _QUIETLY)
+
+    def send_now(self, data: bytes) -> bool:
+        """Send a short message if there is room for it; False if there is none."""
+        return send_packet(self.sock.fileno(), data)
+
+    def receive(self) -> bytes:
+        """The next message; b"" at the end."""
+        while True:
+            packet = self.sock.recv(self._most())
+            if not packet:
+                return b""
+            message = self._completed(packet)
+            if message is not None:
+                return message
+
+    def arrived(self, space: PacketSpace) -> Iterator[bytes]:
+        """The messages that are there now; OSError if the other end broke off."""
+        while packet := receive_packet(self.sock.fileno(), space, self._most()):
+            message = self._completed(packet)
+            if message is not None:
+                yield message
+
+    def take_back(self) -> bytes | None:
+        """At the worker's end: the next message that the worker has not read; None if there is none."""
+        if not self.has_packets:
+            return None
+        try:
+            return self.sock.recv(PACKET, socket.MSG_DONTWAIT) or None
+        except OSError:
+            return None
+
+    def _most(self) -> int:
+        """Bytes to read: of a stream no more than belongs to the message, as the rest may be taken elsewhere."""
+        if self.has_packets:
+            return PACKET
+        return min(PACKET, self._missing) if self._parts else _LENGTH.size
+
+    def _completed(self, packet: bytes) -> bytes | None:
+        """The message of which this was the last part."""
+        if not self._parts:
+            if self.has_packets and len(packet) < PACKET:
+                return packet
+            # A stream may deliver less than was asked for, even of the length.
+            whole = _LENGTH.unpack_from(packet)[0] if len(packet) >= _LENGTH.size else _LENGTH.size
+            self._missing = whole - len(packet)
+            if not self._missing:
+                return packet
+        else:
+            self._missing -= len(packet)
+        self._parts.append(packet)
+        if self._missing:
+            return None
+        message = b"".join(self._parts)
+        self._parts = []
+        return self._completed(message) if len(message) == _LENGTH.size else message
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def socket_of(fd: int) -> socket.socket:
+    """The socket of a descriptor, which it owns from now on."""
+    return socket.socket(fileno=fd)

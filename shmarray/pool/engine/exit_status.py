@@ -1,0 +1,95 @@
+"""The end of a process: how it is noticed, brought about, and described."""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+
+class ProcessEnd:
+    """Tells of the end of one process, and signals that process and no other.
+
+    Parameters
+    ----------
+    process : multiprocessing.Process
+        One that was started.
+
+    Attributes
+    ----------
+    fd : int
+        A descriptor that becomes readable when the process ends: a pidfd where there are such.
+        Children that a task forked hold the other end of a sentinel, and hide the end of their
+        parent.
+    """
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        try:
+            self.fd = os.pidfd_open(process.pid)
+            self._is_pidfd = True
+        except (AttributeError, OSError):
+            self.fd = int(process.sentinel)
+            self._is_pidfd = False
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens if the process has ended, whoever has its pid by now."""
+        with suppress(OSError):
+            if self._is_pidfd:
+                signal.pidfd_send_signal(self.fd, number)
+            elif not ended([self], 0):
+                os.kill(self._process.pid, number)
+
+    def close(self) -> None:
+        if self._is_pidfd and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def ended(ends: Iterable[ProcessEnd], timeout: float | None) -> set[ProcessEnd]:
+    """Those of these processes that have ended; waits for the first of them, for so many seconds."""
+    by_fd = {end.fd: end for end in ends}
+    poll = select.poll()
+    for fd in by_fd:
+        poll.register(fd, select.POLLIN)
+    return {by_fd[fd] for fd, _ in poll.poll(None if timeout is None else max(0.0, 1000 * timeout))}
+
+
+def wait_for_all(ends: Iterable[ProcessEnd], timeout: float) -> set[ProcessEnd]:
+    """Wait until all of these processes have ended, for so many seconds; returns those that have not."""
+    left = set(ends)
+    deadline = time.monotonic() + timeout
+    while left:
+        done = ended(left, deadline - time.monotonic())
+        if not done:
+            break
+        left -= done
+    return left
+
+
+def exit_code(process: Any) -> int | None:
+    """The exit code of a process that has ended; None if somebody else has taken it."""
+    # Whichever thread calls waitpid first (multiprocessing.active_children does it in any) gets
+    # the status, and stores it a moment later; the others get ECHILD.
+    for _ in range(50):
+        code: int | None = process.exitcode
+        if code is not None:
+            return code
+        time.sleep(0.001)
+    return None
+
+
+def description(code: int | None) -> str:
+    """How a process ended, as part of a sentence."""
+    if code is None:
+        return "ended, with a status that somebody else has taken,"
+    if code >= 0:
+        return f"exited with status {code}"
+    if code == -signal.SIGKILL:
+        return "was killed by SIGKILL, as the kernel does when memory runs out,"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -1,0 +1,208 @@
+"""The thread that iterates over calls, packs their tasks and sends them.
+
+The user's generators run in this thread, and so does the pickling of arguments: a call's tasks
+are packed when the stdlib would pickle them, and no earlier than a worker can take them.
+"""
+
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from shmarray.errors import SharedMemoryFullError
+from shmarray.pool._stdlib import TERMINATE
+from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps
+from shmarray.pool.engine.state import PoolState
+from shmarray.pool.engine.tasks import InFlightTask
+from shmarray.pool.engine.workers import WorkerHandle
+
+
+class Extra(NamedTuple):
+    """What a task may have beside the five values of the stdlib.
+
+    Attributes
+    ----------
+    arrays : mapping of int to ndarray
+        By id, those that many tasks of the group have.
+    group : int or None
+        The tasks that share them; those of the call by default.
+    items : range or None
+        Which items of an iterable the task has, if the feeder cannot count them.
+    owner : object
+        Lives until the task is packed; the group may end with it.
+    """
+
+    arrays: RepeatedArrays
+    group: int | None = None
+    items: range | None = None
+    owner: object = None
+
+
+class _Terminated(Exception):  # noqa: N818 - no error: it ends the feeder's waiting
+    """The pool is being terminated."""
+
+
+class Feeder:
+    """Sends the tasks of calls, one call after the other.
+
+    Attributes
+    ----------
+    is_done : bool
+        Whether the thread has seen the end of the tasks.
+    on_lost : callable
+        Called with a worker and a list of tasks, if the worker died while it got the last of them.
+    """
+
+    def __init__(self, state: PoolState) -> None:
+        self.is_done = False
+        self.on_lost: Callable[[WorkerHandle, list[InFlightTask]], object]
+        self._state = state
+        self._workers = state.workers
+        self._placement = state.placement
+        self._lending = state.lending
+        self._calls = state.calls
+        self._room = threading.Condition(self._workers.lock)
+        self._is_waiting = False
+        self._refill = 0
+        self.thread = threading.Thread(target=self._run, name="shmarray-feeder", daemon=True)
+
+    def _run(self) -> None:
+        for sequence, set_length in iter(self._state.tasks.get, None):
+            try:
+                self._feed(sequence, set_length)
+            except _Terminated:
+                break
+            except BaseException as error:  # noqa: BLE001 - such as MemoryError: without this thread all calls hang
+                self._state.fail_all(error)
+            sequence = set_length = None  # noqa: PLW2901 - or they would live until the next call
+        self.is_done = True
+        self._state.waker.wake()
+
+    def _feed(self, sequence: Any, set_length: Callable[[int], None] | None) -> None:
+        # A single call is a list or tuple of one task; the tasks of a map come from a generator.
+        first = None if type(sequence) in (list, tuple) else 0
+        task = job = None
+        index = -1
+        cache = FunctionCache()
+        for task in sequence:
+            job, index = task[:2]
+            if self._state.phase == TERMINATE:
+                raise _Terminated
+            if job in self._calls:  # else it has failed already
+                first = self._feed_task(task, first, cache)
+        sequence = task = None  # the traceback of an error knows this frame, too
+        if set_length is not None and (job is None or job in self._calls):
+            set_length(index + 1)
+        if job is not None:
+            self._lending.exhausted(job)
+
+    def _feed_task(self, task: Any, first: int | None, cache: FunctionCache) -> int | None:
+        """Send a task, whose first item has that number; returns the number of the next one's."""
+        job, index = task[:2]
+        if self._calls.can_be_cancelled:
+            self._wait(self._placement.depth(self._lending.result_bytes))
+            if not self._calls.begin(job):
+                self._state.waker.wake()  # it may have been the last
+                return first
+        try:
+            flight, pickled, first = self._pickled(task, first, cache)
+            self._place(flight, pickled)
+        except _Terminated:
+            raise
+        except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
+            if self._state.phase == TERMINATE:  # so the blocks may be gone already: that is nobody's error
+                raise _Terminated from None
+            task = None
+            if isinstance(error, SharedMemoryFullError):
+                traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
+            self._calls.not_sent(job, index, error)
+        return first
+
+    @staticmethod
+    def _pickled(task: Any, first: int | None, cache: FunctionCache) -> tuple[InFlightTask, PickledObject, int | None]:
+        job, index, func, args, kwargs = task[:5]
+        call = compact(func, args, kwargs, cache)
+        arrays = group = items = None
+        if len(task) > 5:
+            arrays, group, items, _ = task[5]
+        if first is not None:
+            items = range(first, first + (call.items or 1))
+            first = items.stop
+        flight = InFlightTask(job, index, call.func, items, job if group is None else group)
+        return flight, dumps(call.compact, arrays), first
+
+    def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
+        """Pack a task and send it to the worker that has least to do, waiting until one has room."""
+        depth = self._placement.depth(pickled.nbytes + self._lending.result_bytes)
+        if pickled.buffers:
+            self._wait(depth)  # before it takes memory
+        task.data = data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
+        while True:
+            with self._workers.lock:
+                worker = self._placement.find(depth) or self._wait(depth)
+                task.is_long = worker.channel.is_long(data)
+                if not task.is_long:
+                    if self._workers.give(worker, task):
+                        self._placement.given(worker)
+                        return
+                    worker.is_full = True
+                    continue
+                worker = self._placement.find(1) or self._wait(1)
+                task.is_being_sent = True
+                worker.add(task)
+                self._placement.given(worker)
+            if self.send_long(worker, task):
+                return
+
+    def send_long(self, worker: WorkerHandle, task: InFlightTask) -> bool:
+        """Send what the worker reads meanwhile; False if it has not got all of it, so that nobody has run it."""
+        try:
+            worker.channel.send(task.data)
+            sent = True
+        except OSError:
+            sent = False
+        with self._workers.lock:
+            task.is_being_sent = False
+            if worker.is_alive and not sent:
+                worker.in_flight.remove(task)
+                worker.kill()  # it has half a message, and would wait for the rest
+            died_meanwhile = not worker.is_alive
+        if sent and died_meanwhile:  # after the last byte; the collecting thread left this task to us
+            sent = self._lending.has_begun(task.blocks)
+            if sent:
+                self.on_lost(worker, [task])
+        return sent
+
+    def _wait(self, depth: int) -> WorkerHandle:
+        with self._workers.lock:
+            self._refill = depth // 2  # not at each answer: waking a thread costs as much as a small task
+            while True:
+                if self._state.phase == TERMINATE:
+                    raise _Terminated
+                worker = self._placement.find(depth)
+                if worker is not None:
+                    return worker
+                if not self._is_waiting:
+                    # An answer that comes after this line notifies; one that came before is seen by looking again.
+                    self._is_waiting = True
+                    continue
+                if not self._workers.is_willing:
+                    self._workers.is_willing = True  # after a time of dying at start: try again for this call
+                    self._state.waker.wake()
+                self._room.wait()
+
+    def answered(self, worker: WorkerHandle) -> None:
+        """Note that a worker has one task less; in the collecting thread, without the lock."""
+        if self._is_waiting and len(worker.in_flight) <= self._refill:
+            self.notify()
+
+    def notify(self) -> None:
+        """Have the thread look for a worker again."""
+        with self._workers.lock:
+            self._is_waiting = False
+            self._room.notify_all()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the thread has a task for which no worker has room."""
+        return self._is_waiting

@@ -1,0 +1,107 @@
+"""Which worker gets the next task, and how many tasks a worker may have.
+
+A worker has tasks ahead so that it never waits for the caller, but no more than it needs: what
+is in flight is memory, cannot be cancelled, and may have to wait behind a slow task.  So the
+depth is bounded by a number, by bytes, and by the time that recent tasks took.
+
+The cost of a choice does not depend on the number of workers: idle ones and those with room
+stand in queues of their own, and an entry that is out of date is dropped when it is found.
+"""
+
+import time
+from collections import deque
+
+from shmarray.pool.engine.workers import WorkerHandle, WorkerSet
+
+# Tasks that a worker may have at most (benchmarks/constants.py: DEEP).
+DEEP = 64
+# Bytes of arguments and results that a worker may have, if that is more than `ahead` tasks
+# (benchmarks/constants.py: WINDOW_BYTES).
+WINDOW_BYTES = 4 << 20
+# Seconds of work that a worker may have, if that is more than `ahead` tasks
+# (benchmarks/constants.py: WINDOW_SECONDS).
+WINDOW_SECONDS = 0.002
+
+
+class Placement:
+    """Chooses workers.
+
+    Parameters
+    ----------
+    workers : WorkerSet
+    ahead : int
+        How many tasks a worker may have in any case.
+
+    Attributes
+    ----------
+    seconds : float
+        How long recent tasks took: rises at once, and falls slowly.
+    """
+
+    def __init__(self, workers: WorkerSet, ahead: int) -> None:
+        self._workers = workers
+        self.ahead = ahead
+        self.seconds = WINDOW_SECONDS
+        self._idle: deque[WorkerHandle] = deque()
+        self._with_room: deque[WorkerHandle] = deque()
+
+    def depth(self, nbytes: float) -> int:
+        """How many tasks of so many bytes, and as long as recent ones, a worker may have."""
+        most = min(DEEP, WINDOW_SECONDS / self.seconds) if self.seconds > 0 else DEEP
+        if nbytes:
+            most = min(most, WINDOW_BYTES / nbytes)
+        return max(self.ahead, int(most))
+
+    def answered(self, worker: WorkerHandle, seconds: float) -> None:
+        """Note that a worker has answered; in the collecting thread, without the lock."""
+        self.seconds = max(seconds, 0.75 * self.seconds)
+        self.offer(worker)
+
+    def offer(self, worker: WorkerHandle) -> None:
+        """Note that a worker may have room."""
+        if not worker.in_flight:
+            self._idle.append(worker)
+        elif not worker.is_listed:
+            worker.is_listed = True
+            self._with_room.append(worker)
+
+    # --- under the lock of the workers ---
+
+    def forget(self, worker: WorkerHandle) -> None:
+        """Keep nothing of a worker that has ended; its process has descriptors."""
+        for queue in (self._idle, self._with_room):
+            while worker in queue:
+                queue.remove(worker)
+
+    def find(self, depth: int) -> WorkerHandle | None:
+        """An idle worker, or else one that has fewer than `depth` tasks."""
+        while self._idle:
+            worker = self._idle[0]
+            if not worker.in_flight and self._workers.may_have_more(worker):
+                return worker
+            self._idle.popleft()
+        while self._with_room:
+            worker = self._with_room[0]
+            if self._has_room(worker, depth):
+                return worker
+            self._with_room.popleft()
+            worker.is_listed = False
+            # An answer that came before the line above saw it listed, and did not list it again.
+            if self._has_room(worker, depth):
+                self.offer(worker)
+        return None
+
+    def _has_room(self, worker: WorkerHandle, depth: int) -> bool:
+        count = len(worker.in_flight)
+        if count >= depth or not self._workers.may_have_more(worker):
+            return False
+        # One that has not answered for some time runs a slow task: nothing more has to wait behind it.
+        return count < self.ahead or time.monotonic() - worker.since < 4 * WINDOW_SECONDS
+
+    def given(self, worker: WorkerHandle) -> None:
+        """Note that a worker found has got a task: the next goes to another."""
+        if self._idle and self._idle[0] is worker:
+            self._idle.popleft()
+            self.offer(worker)
+        elif self._with_room and self._with_room[0] is worker:
+            self._with_room.rotate(-1)

@@ -1,0 +1,140 @@
+"""The scheduler of a pool: its state, and the two threads that do the work.
+
+Each worker has a pair of sockets of its own, and there is no lock between processes: one that
+is killed, at any moment, holds up nobody.  The caller keeps the worker's end of every pair too,
+so it can take back what a worker has not read.  What a dead worker was running is what was
+sent to it, not answered and not taken back: one task at most.
+
+::
+
+    Pool.map -> tasks -> feeder -> channel -> worker -> channel -> collector -> ApplyResult
+                           |                                          |
+                           +-- blocks of the allocator, lent ---- and taken back
+
+Locks, each taken only in this order: ``forks.lock`` (a process is forked, a descriptor is made
+for a worker), ``WorkerSet.lock`` (which workers there are, what they have in flight),
+``Lending._lock`` (blocks that several tasks use).  No code of the user's runs under the last
+two.
+
+The end: `close` ends the feeder after the calls that are there; when the last call is done the
+collector closes the workers' sockets, and ends with the last worker.  `terminate` has the
+collector end all workers at once.  In both cases the collector frees everything (`end`), so
+that nothing depends on the thread that asked for it.
+"""
+
+import threading
+from typing import Any
+
+from shmarray.pool._stdlib import CLOSE, RUN, TERMINATE
+from shmarray.pool.engine import signals
+from shmarray.pool.engine.collector import Collector
+from shmarray.pool.engine.feeder import Feeder
+from shmarray.pool.engine.state import PoolState
+
+# Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
+_GRACE = 1.0
+
+
+class Scheduler:
+    """Runs the tasks that a front half puts into `tasks`, and hands the results to its calls.
+
+    Parameters
+    ----------
+    state : PoolState
+    task_timeout : float or None
+        Seconds that each item may take.
+    """
+
+    def __init__(self, state: PoolState, task_timeout: float | None) -> None:
+        self._state = state
+        self._feeder = Feeder(state)
+        self._collector = Collector(state, self._feeder, task_timeout, self.end)
+        self.tasks = state.tasks
+
+    def start(self) -> None:
+        """Start the workers and the threads; whatever starting a process raises, with nothing left."""
+        try:
+            with signals.deferred():
+                # First the workers: a process with threads should not fork.
+                self._collector.spawn_missing()
+                self._collector.thread.start()
+                self._feeder.thread.start()
+        except BaseException:  # Ctrl-C too: there is no pool yet that one could terminate
+            self._state.phase = TERMINATE
+            if self._collector.thread.ident is not None:
+                self.terminate()
+            else:
+                self.end()
+            raise
+
+    @property
+    def was_started(self) -> bool:
+        return self._collector.thread.ident is not None
+
+    @property
+    def phase(self) -> Any:
+        """RUN, CLOSE or TERMINATE."""
+        return self._state.phase
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the pool can be used no more."""
+        return self._state.failure
+
+    def wake(self) -> None:
+        self._state.waker.wake()
+
+    def spawn_missing(self) -> None:
+        """Start what workers are missing; raises what starting a process raises."""
+        self._collector.spawn_missing()
+
+    def fail_for_good(self, error: BaseException) -> None:
+        """End the pool; all calls fail with this error, and later ones too."""
+        self._state.fail_for_good(error)
+
+    def put(self, _: None) -> None:
+        """As the notifier that the stdlib's dictionary of calls has: it is empty now."""
+        self.wake()
+
+    def close(self) -> None:
+        """Let the workers finish and end; no tasks come any more."""
+        if self._state.phase == RUN:
+            self._state.phase = CLOSE
+        self.tasks.put(None)
+        self.wake()
+
+    def terminate(self) -> None:
+        """End the workers now, whatever they do, and free everything.
+
+        Also called by the garbage collector, in any thread: in one of ours, the collecting
+        thread does the rest on its own.
+        """
+        self.begin_to_terminate()
+        self.join(_GRACE)
+
+    def begin_to_terminate(self) -> None:
+        """Have the collecting thread end everything, without waiting for it."""
+        self._state.terminate()
+
+    def join(self, patience: float | None = None) -> None:
+        """Wait for the end; for the user's generators only so many seconds."""
+        feeder, collector = self._feeder.thread, self._collector.thread
+        if threading.get_ident() in {feeder.ident, collector.ident}:
+            return
+        if collector.ident is not None:
+            collector.join()
+        if feeder.ident is not None:
+            feeder.join(patience)
+
+    # --- the end ---
+
+    def end(self) -> None:
+        """Free everything; in the collecting thread, or if that was never started."""
+        self._state.phase = TERMINATE
+        self._feeder.notify()
+        for worker in self._state.workers.end_all(_GRACE):
+            self._state.placement.forget(worker)
+        self._collector.close()
+        if self._state.lending.allocator is not None:
+            self._state.lending.allocator.close()
+        self._state.calls.terminated()

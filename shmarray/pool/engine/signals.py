@@ -1,0 +1,153 @@
+"""Signals: what Ctrl-C must not interrupt, and which handlers a worker has.
+
+In the caller, a KeyboardInterrupt while a worker is started would leave a process that nobody
+knows, or half a message to it.  In a worker, Ctrl-C interrupts the user's functions only: for
+everything else the caller tells its user already.  And a forked worker must not run the
+handlers of the program, nor write to the descriptor by which an event loop learns of signals.
+"""
+
+import operator
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from shmarray.pool._stdlib import getsignal, set_signal
+
+_INTERRUPT = (signal.SIGINT,)
+
+
+class deferred:  # noqa: N801 - it is used as a function
+    """Have Ctrl-C wait until the end of the with-block; in other threads than the main one it never comes.
+
+    A class, and by what the signal module wraps, because every `submit` needs it.
+    """
+
+    __slots__ = ("_arrived", "handler")
+
+    def __enter__(self) -> None:
+        self._arrived: Any = None
+        self.handler = None
+        if threading.get_ident() == threading.main_thread().ident:
+            handler = getsignal(signal.SIGINT)
+            if callable(handler):
+                self.handler = handler
+                set_signal(signal.SIGINT, self)
+
+    def __exit__(self, *_: object) -> None:
+        handler = self.handler
+        if handler is not None:
+            set_signal(signal.SIGINT, handler)
+            if self._arrived is not None:
+                handler(*self._arrived)
+
+    def __call__(self, *arguments: Any) -> None:
+        """In the place of the handler."""
+        self._arrived = arguments
+
+
+# --- in the caller, while a worker starts --------------------------------------------
+
+
+@contextmanager
+def blocked_in_children(start_method: str) -> Iterator[None]:
+    """Start processes that get no signal which the program handles until they ask for it.
+
+    They inherit what this thread blocks.  A new interpreter has no handlers of the program's,
+    so only SIGINT counts there.  The forkserver must not be started so: it serves others too.
+    For its children there is `blocked_from_the_first`.
+    """
+    if start_method == "forkserver":
+        yield
+        return
+    blocked = {signal.SIGINT, *(_handled() if start_method == "fork" else ())}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def blocked_from_the_first(process: Any) -> Iterator[None]:
+    """Start this process so that it blocks SIGINT by the first thing that it unpickles, which is its name.
+
+    Before that a KeyboardInterrupt ends a child of the forkserver silently.  After it come the
+    imports, in which it would write a traceback.
+    """
+    name = process.name
+    process.name = _NameThatBlocks(name)
+    try:
+        yield
+    finally:
+        process.name = name
+
+
+class _NameThatBlocks(str):
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return operator.getitem, ((str(self), _Blocking()), 0)
+
+
+class _Blocking:
+    def __reduce__(self) -> Any:
+        return signal.pthread_sigmask, (signal.SIG_BLOCK, _INTERRUPT)
+
+
+def is_interrupt_blocked() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def _handled() -> Iterator[int]:
+    return (number for number in signal.valid_signals() if callable(getsignal(number)))
+
+
+# --- in the worker -------------------------------------------------------------------
+
+
+def begin_with_defaults() -> None:
+    """Forget the handlers of the program that forked this worker; what it ignores stays ignored.
+
+    Except SIGCHLD: ignored, it would take the exit status of a task's own children away.
+    """
+    with suppress(ValueError):  # not the main thread
+        signal.set_wakeup_fd(-1)
+        for number in tuple(_handled()):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def unblock(*, interrupt: bool) -> None:
+    """Let the signals come that were blocked while this worker started."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked if interrupt else blocked - {signal.SIGINT})
+
+
+class InterruptibleCalls:
+    """Calls the user's functions, during which alone Ctrl-C raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self._active = False
+
+    def install(self) -> None:
+        """Decide from now on what SIGINT does, unless the program ignores it."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            with suppress(ValueError):  # not the main thread
+                signal.signal(signal.SIGINT, self._handle)
+
+    def __call__(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._active = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._active = False
+
+    def stop(self) -> None:
+        self._active = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._active:
+            signal.default_int_handler(number, frame)

@@ -1,0 +1,108 @@
+"""What the two threads of a scheduler share."""
+
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from shmarray.pool._stdlib import RUN, TERMINATE
+from shmarray.pool.arrays import Lending
+from shmarray.pool.engine.placement import Placement
+from shmarray.pool.engine.waker import Waker
+from shmarray.pool.engine.workers import ProcessRegistry, WorkerSet
+
+
+class Calls(Protocol):
+    """The calls of a pool that are not done, by number.  None of these methods raises.
+
+    Attributes
+    ----------
+    can_be_cancelled : bool
+        Whether a call is asked by `begin`, once a worker can take it, if it still is to run.
+    """
+
+    can_be_cancelled: bool
+
+    def __contains__(self, job: object) -> bool: ...
+    def __len__(self) -> int: ...
+    def begin(self, job: int) -> bool: ...
+
+    def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
+        """A task was answered."""
+
+    def not_sent(self, job: int, index: int, error: BaseException) -> None:
+        """A task could not be packed."""
+
+    def fail(self, job: int, index: int, error: BaseException) -> None:
+        """A task was lost: its call fails at once."""
+
+    def fail_all(self, error: BaseException) -> None:
+        """All calls fail at once."""
+
+    def terminated(self) -> None:
+        """The pool has ended; nothing must wait for a call that is left."""
+
+
+class PoolState:
+    """The state of one pool.
+
+    Parameters
+    ----------
+    workers : WorkerSet
+        Not started yet.
+    lending : Lending
+    calls : Calls
+    registry : ProcessRegistry
+    ahead : int
+        How many tasks each worker may have in any case.
+    replaces_workers : bool
+        Whether a dead worker is replaced, or ends the whole pool.
+
+    Attributes
+    ----------
+    phase : str
+        RUN, CLOSE or TERMINATE, and never back.
+    failure : BaseException or None
+        Why the pool can be used no more.
+    tasks : SimpleQueue
+        Pairs for the feeder: an iterable of tasks, and what to call with their number, or
+        None.  None ends it.
+    waker : Waker
+        Wakes the collector.
+    """
+
+    def __init__(
+        self,
+        workers: WorkerSet,
+        lending: Lending,
+        calls: Calls,
+        registry: ProcessRegistry,
+        *,
+        ahead: int,
+        replaces_workers: bool,
+    ) -> None:
+        self.phase = RUN
+        self.failure: BaseException | None = None
+        self.workers = workers
+        self.lending = lending
+        self.calls = calls
+        self.registry = registry
+        self.replaces_workers = replaces_workers
+        self.placement = Placement(workers, ahead)
+        self.tasks: SimpleQueue[Any] = SimpleQueue()
+        self.waker = Waker()
+
+    def terminate(self) -> None:
+        """Have both threads end."""
+        self.phase = TERMINATE
+        self.tasks.put(None)
+        self.waker.wake()
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail the calls that are there; others may follow."""
+        self.calls.fail_all(error)
+        self.waker.wake()
+
+    def fail_for_good(self, error: BaseException) -> None:
+        """End the pool because of an error; all calls fail with it, and later ones too."""
+        self.failure = error
+        self.terminate()
+        self.calls.fail_all(error)

@@ -1,0 +1,34 @@
+"""What interrupts a thread that waits in a selector."""
+
+import os
+import threading
+from contextlib import suppress
+
+
+class Waker:
+    """A pipe to oneself; finalizers may use it, in any thread."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._lock = threading.RLock()
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def wake(self) -> None:
+        with self._lock, suppress(BlockingIOError):
+            if self._writer >= 0:
+                os.write(self._writer, b"x")
+
+    def clear(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._reader, 4096)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._writer >= 0:
+                os.close(self._reader)
+                os.close(self._writer)
+                self._writer = -1

@@ -1,0 +1,181 @@
+"""What a worker process does: begin, carry out tasks, end."""
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from multiprocessing.reduction import DupFd
+from typing import Any, NamedTuple
+
+from shmarray.core.posix import SparseFile
+from shmarray.pool.arrays import BlockMap, ExceptionEncoder, TaskRunner, messages
+from shmarray.pool.engine import signals
+from shmarray.pool.engine.channel import Channel, socket_of
+
+
+class Descriptor:
+    """A descriptor on its way to a process that is being started, by whatever start method."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def copy_of(cls, fd: int, until: ExitStack) -> "Descriptor":
+        """One for the process alone; the caller's copy is closed when it has it."""
+        copy = os.dup(fd)
+        until.callback(os.close, copy)
+        return cls(copy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self.fd),)
+
+
+def _received(duplicate: Any) -> Descriptor:
+    fd = duplicate.detach()
+    os.set_inheritable(fd, False)
+    return Descriptor(fd)
+
+
+class WorkerSpec(NamedTuple):
+    """What all workers of a pool have in common.
+
+    Attributes
+    ----------
+    initializer, initargs
+        As given to the pool.
+    max_tasks : int or None
+        After so many tasks a worker ends.
+    encoder : ExceptionEncoder
+    """
+
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    max_tasks: int | None
+    encoder: ExceptionEncoder
+
+
+class Inheritance(NamedTuple):
+    """The descriptors that one worker gets from its caller.
+
+    Attributes
+    ----------
+    channel : Descriptor
+        Its end of the channel.
+    life : Descriptor
+        Reading end of a pipe that only the caller has the other end of.
+    files : list of Descriptor
+        Of the blocks; empty where there is no shared memory.
+    is_interruptible : bool
+        Whether Ctrl-C reaches the caller.
+    """
+
+    channel: Descriptor
+    life: Descriptor
+    files: list[Descriptor]
+    is_interruptible: bool
+
+    @classmethod
+    def of(cls, far: Channel, life: int, blocks: BlockMap | None, until: ExitStack) -> "Inheritance":
+        files = [Descriptor.copy_of(file.fd, until) for file in blocks.files] if blocks else []
+        channel = Descriptor.copy_of(far.fileno(), until)
+        return cls(channel, Descriptor(life), files, not signals.is_interrupt_blocked())
+
+    def blocks(self) -> BlockMap | None:
+        return BlockMap([SparseFile(file.fd) for file in self.files]) if self.files else None
+
+
+def worker_main(inheritance: Inheritance, spec: WorkerSpec) -> None:
+    """The main function of a worker.
+
+    Ends when the caller closes its end of the channel, or after `spec.max_tasks` tasks.
+    """
+    signals.begin_with_defaults()
+    die_with_caller(inheritance.life.fd)
+    calls = signals.InterruptibleCalls()
+    runner = TaskRunner(inheritance.blocks(), spec.encoder, calls)
+    channel = Channel(socket_of(inheritance.channel.fd))
+    try:
+        _initialize(inheritance, spec, calls)
+    except BaseException as error:  # noqa: BLE001 - user code; the caller says it, so this process does not
+        _send(channel, messages.ready(_initializer_error(error)))
+        channel.close()
+        sys.exit(1)
+    if _send(channel, messages.ready()):
+        _work(channel, runner, spec.max_tasks)
+    channel.close()
+
+
+def _initialize(inheritance: Inheritance, spec: WorkerSpec, calls: signals.InterruptibleCalls) -> None:
+    calls.install()
+    signals.unblock(interrupt=inheritance.is_interruptible)
+    if spec.initializer is not None:
+        calls(spec.initializer, spec.initargs, {})
+
+
+def _initializer_error(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - user code: the exception's __str__
+        return f"{type(error).__name__} in the initializer"
+
+
+def die_with_caller(fd: int) -> None:
+    """Have the kernel end this process when the caller ends, also in the middle of a task.
+
+    Without a thread: os.fork() in a task would warn of it.  PR_SET_PDEATHSIG will not do,
+    it tells of the end of the thread that made this process.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    except (AttributeError, OSError):  # only Linux chooses the signal
+        threading.Thread(target=_watch, args=(fd,), name="shmarray-caller", daemon=True).start()
+        return
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if poll.poll(0):  # it ended before we asked
+        os._exit(1)
+
+
+def _watch(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()
+    os._exit(1)
+
+
+def _work(channel: Channel, runner: TaskRunner, most: int | None) -> None:
+    owner = os.getpid()
+    done = 0
+    while most is None or done < most:
+        data = _receive(channel)
+        if not data:
+            return
+        answer = runner.run(data)
+        if os.getpid() != owner:
+            os._exit(0)  # a child that the task forked, and that came back from it
+        if not _send(channel, answer):
+            return
+        del data, answer  # not while waiting for the next task
+        done += 1
+
+
+def _receive(channel: Channel) -> bytes:
+    try:
+        return channel.receive()
+    except OSError:  # the caller is gone
+        return b""
+
+
+def _send(channel: Channel, message: bytes) -> bool:
+    try:
+        channel.send(message)
+    except OSError:  # the caller is gone
+        return False
+    return True

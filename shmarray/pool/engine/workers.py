@@ -1,0 +1,330 @@
+"""The workers of a pool: started, given tasks, tasks taken back from, replaced, ended."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any, Protocol
+
+from shmarray.errors import WorkerDiedError
+from shmarray.pool import forks
+from shmarray.pool._stdlib import disown, is_importing_main
+from shmarray.pool.arrays import BlockAllocator, RetainedBlocks, messages
+from shmarray.pool.engine import exit_status, signals
+from shmarray.pool.engine.channel import Channel
+from shmarray.pool.engine.exit_status import ProcessEnd
+from shmarray.pool.engine.tasks import InFlightTask
+from shmarray.pool.engine.worker_main import Inheritance, WorkerSpec, worker_main
+
+# So many more than there are workers may die before they are ready, one after the other.
+_TRIES = 3
+# Seconds that idle workers have to end by themselves when their sockets are closed.
+_POLITE = 0.5
+# The exit status of a child whose main module starts processes while it is imported.
+_MISSING_GUARD = 113
+
+
+class ProcessRegistry(Protocol):
+    """Where a pool shows its processes to those who look at them."""
+
+    def add(self, process: Any, others: list[Any]) -> None:
+        """Show a process that was started; `others` are those that still run."""
+
+    def remove(self, process: Any) -> None:
+        """A process has ended."""
+
+    def clear(self) -> None:
+        """All have."""
+
+
+class WorkerHandle:
+    """A worker, as its caller sees it.
+
+    Attributes
+    ----------
+    in_flight : deque of InFlightTask
+        What was sent to it and is not answered; it runs the first of these, or is about to.
+        The collecting thread alone removes answered tasks, without a lock; all other changes
+        are made under the lock of the worker set.
+    channel, far : Channel
+        Both ends: its unread tasks are taken back through the far one.
+    since : float
+        When it can have begun with the first task in flight, by the monotonic clock.
+    sent : int
+        How many tasks it was given.
+    is_listed : bool
+        Whether the placement will look at it.
+    timeout : float or None
+        The limit that its task exceeded, when it was killed for that.
+    trouble : str
+        Why it could not start, if it could say.
+    """
+
+    def __init__(self, process: Any, channel: Channel, far: Channel, life: int) -> None:
+        self.process = process
+        self.channel = channel
+        self.far = far
+        self.life = life
+        self.end: ProcessEnd | None = None
+        self.in_flight: deque[InFlightTask] = deque()
+        self.retained = RetainedBlocks()
+        self.since = 0.0
+        self.sent = 0
+        self.is_alive = True
+        self.is_ready = False
+        self.is_full = False
+        self.is_listed = False
+        self.timeout: float | None = None
+        self.trouble = ""
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid  # type: ignore[no-any-return]
+
+    def add(self, task: InFlightTask) -> None:
+        if not self.in_flight:
+            self.since = time.monotonic()
+        self.in_flight.append(task)
+        self.sent += 1
+
+    def remove_last(self) -> None:
+        """Undo `add`."""
+        self.in_flight.pop()
+        self.sent -= 1
+
+    def kill(self) -> None:
+        if self.end is not None:
+            self.end.signal(signal.SIGKILL)
+
+    def start_error(self) -> WorkerDiedError:
+        """The error of all calls when workers cannot start."""
+        code = exit_status.exit_code(self.process)
+        if code == _MISSING_GUARD:
+            message = (
+                "the main module starts processes while a worker imports it: put the code that does so under "
+                '`if __name__ == "__main__":`'
+            )
+        else:
+            message = f"workers die as soon as they start; the last, {self.pid}, {exit_status.description(code)}"
+        if self.trouble:
+            message = f'{message}\n"""\n{self.trouble}"""'
+        return WorkerDiedError(message, self.pid, code)
+
+
+class WorkerSet:
+    """All workers of one pool.
+
+    Parameters
+    ----------
+    make : callable
+        Makes a process that is not started, from `target` and `args`.
+    start_method : str
+    size : int
+        How many workers there are to be; may be raised later.
+    spec : WorkerSpec
+    registry : ProcessRegistry
+    allocator : BlockAllocator or None
+    daemon : bool
+        Whether the workers are daemonic, so that they cannot have children of multiprocessing's.
+
+    Attributes
+    ----------
+    lock : threading.RLock
+        Guards what each worker has in flight, and which workers there are.  No code of the
+        user's runs under it.
+    is_willing : bool
+        Whether workers that have ended are replaced.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        start_method: str,
+        size: int,
+        spec: WorkerSpec,
+        registry: ProcessRegistry,
+        allocator: BlockAllocator | None,
+        *,
+        daemon: bool,
+    ) -> None:
+        self.lock = threading.RLock()
+        self.workers: list[WorkerHandle] = []
+        self.size = size
+        self.is_willing = True
+        self._make = make
+        self._start_method = start_method
+        self._spec = spec
+        self._registry = registry
+        self._allocator = allocator
+        self._daemon = daemon
+        self._lives = forks.PrivateDescriptors()
+        self._failures = 0
+        forks.register(self)
+
+    # --- starting ---
+
+    def spawn_missing(self) -> Iterator[WorkerHandle]:
+        """Start the workers that are missing."""
+        while len(self.workers) < self.size and self.is_willing:
+            yield self._spawn()
+
+    def _spawn(self) -> WorkerHandle:
+        if is_importing_main():
+            os._exit(_MISSING_GUARD)  # the caller of this process says why; multiprocessing would in 60 lines
+        # Under the lock of forks, so that no other thread's child inherits the ends meant
+        # for this worker; it closes its copies of all the others (after_fork_in_child).
+        with signals.deferred(), forks.lock, ExitStack() as lent, ExitStack() as undo:
+            channel, far = Channel.pair()
+            undo.callback(channel.close)
+            undo.callback(far.close)
+            reader, writer = self._lives.pipe()
+            lent.callback(os.close, reader)
+            undo.callback(self._lives.close, writer)
+            inheritance = Inheritance.of(far, reader, self._allocator, lent)
+            process = self._make(target=worker_main, args=(inheritance, self._spec))
+            worker = WorkerHandle(process, channel, far, writer)
+            process.daemon = self._daemon
+            with self.lock:
+                self.workers.append(worker)
+            undo.callback(self._remove, worker)
+            with signals.blocked_in_children(self._start_method), signals.blocked_from_the_first(process):
+                process.start()
+            forks.add_workers([process])
+            worker.end = ProcessEnd(process)
+            undo.pop_all()
+        self._registry.add(process, [other.process for other in self.workers if other is not worker])
+        return worker
+
+    def became_ready(self, worker: WorkerHandle) -> None:
+        worker.is_ready = True
+        worker.since = time.monotonic()
+        self._failures = 0
+
+    def has_failed_to_start(self, worker: WorkerHandle) -> bool:
+        """Whether, with this one, too many workers have died before they were ready; then no more are started."""
+        if worker.is_ready:
+            return False
+        if worker.process.exitcode == _MISSING_GUARD:
+            self._failures = self.size + _TRIES
+        return self.could_not_start()
+
+    def could_not_start(self) -> bool:
+        self._failures += 1
+        if self._failures < self.size + _TRIES:
+            return False
+        self._failures = 0
+        self.is_willing = False
+        return True
+
+    # --- tasks; under the lock ---
+
+    def may_have_more(self, worker: WorkerHandle) -> bool:
+        most = self._spec.max_tasks
+        return (
+            worker.is_alive
+            and not worker.is_full
+            and (most is None or worker.sent < most)
+            and not (worker.in_flight and worker.in_flight[-1].is_long)
+        )
+
+    def has_quota(self, worker: WorkerHandle) -> bool:
+        """Whether it has been given as many tasks as a worker may run, and so ends by itself."""
+        return self._spec.max_tasks is not None and worker.sent >= self._spec.max_tasks
+
+    def give(self, worker: WorkerHandle, task: InFlightTask) -> bool:
+        """Send a short task, if there is room for it now."""
+        worker.add(task)  # first: the answer may be there before the call returns
+        if worker.channel.send_now(task.data):
+            return True
+        worker.remove_last()
+        worker.is_full = bool(worker.in_flight)
+        return False
+
+    def take_back_from_busiest(self, idle: WorkerHandle) -> list[InFlightTask]:
+        """Half of what the worker with most to do has not read yet."""
+        busiest = max(self.workers, key=lambda worker: len(worker.in_flight))
+        if busiest is idle or len(busiest.in_flight) < 2:
+            return []
+        return self._take_back(busiest, len(busiest.in_flight) // 2)
+
+    def _take_back(self, worker: WorkerHandle, most: int) -> list[InFlightTask]:
+        if worker.in_flight and worker.in_flight[0].is_long:
+            return []
+        taken = []
+        for _ in range(most):
+            data = worker.far.take_back()
+            if data is None:
+                break
+            taken.append(messages.key(data))
+        if not taken:
+            return []
+        tasks = {task.key: task for task in worker.in_flight}
+        back = [tasks.pop(key) for key in taken]
+        worker.in_flight = deque(tasks.values())
+        worker.sent -= len(back)
+        return back
+
+    # --- the end ---
+
+    def remove_worker(self, worker: WorkerHandle) -> list[InFlightTask]:
+        """Forget a worker that has ended; returns what it had not read.  In flight stays what it was running."""
+        worker.is_alive = False
+        back = self._take_back(worker, len(worker.in_flight))
+        worker.process.join()
+        self._remove(worker)
+        return back
+
+    def _remove(self, worker: WorkerHandle) -> None:
+        if worker in self.workers:
+            self.workers.remove(worker)
+        worker.is_alive = False
+        with suppress(OSError):
+            worker.channel.sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits to send
+        worker.channel.close()
+        worker.far.close()
+        self._lives.close(worker.life)
+        if worker.end is not None:
+            worker.end.close()
+            if worker.process.exitcode is None:
+                disown([worker.process])  # its status was taken elsewhere; its pid may be another's by now
+
+    def close_inputs(self) -> None:
+        """Let the workers end when they have done what they have."""
+        for worker in tuple(self.workers):
+            with suppress(OSError):
+                worker.channel.sock.shutdown(socket.SHUT_WR)
+
+    def end_all(self, grace: float) -> list[WorkerHandle]:
+        """End all workers: by their closed sockets, by SIGTERM if they are busy, and at last by SIGKILL."""
+        self.close_inputs()
+        ends = {worker.end: worker for worker in self.workers if worker.end is not None}
+        busy = {end for end, worker in ends.items() if worker.in_flight or not worker.is_ready}
+        for end in busy:
+            end.signal(signal.SIGTERM)
+        left = exit_status.wait_for_all(set(ends) - busy, _POLITE)
+        for end in left:
+            end.signal(signal.SIGTERM)
+        for end in exit_status.wait_for_all(left | busy, grace):
+            end.signal(signal.SIGKILL)
+        gone = self.workers.copy()
+        for worker in gone:
+            worker.process.join()
+            with self.lock:
+                self._remove(worker)
+            self._registry.remove(worker.process)
+        self._registry.clear()
+        return gone
+
+    # --- forks ---
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork_in_child(self) -> None:
+        for worker in self.workers:
+            worker.channel.close()
+            worker.far.close()
