@@ -123,7 +123,7 @@ class Pool(ShowsProgress):
         workers = WorkerSet(make, method, self._processes, spec, registry, allocator, daemon=True)
         lending = Lending(allocator, PoolTraceback)
         self._cache: dict[int, Any] = PoolCache()
-        calls = _Calls(self._cache)
+        self._calls = calls = _Calls(self._cache)
         state = PoolState(workers, lending, calls, registry, ahead=self.tasks_ahead, replaces_workers=True)
         scheduler = Scheduler(state, task_timeout)
         self._cache.notifier = scheduler
@@ -175,6 +175,7 @@ class Pool(ShowsProgress):
         util.debug("terminating pool")
         self._state = TERMINATE
         with signals.deferred():  # and after this it goes on by itself
+            self._calls.fail_when_terminated = True
             self._scheduler.begin_to_terminate()
         self._close_bars()
         self._terminate()
@@ -276,6 +277,9 @@ class _Calls:
 
     def __init__(self, cache: dict[int, Any]) -> None:
         self._cache = cache
+        # Whether calls that a terminated pool leaves fail.  Not at the end of the interpreter,
+        # where daemon threads that wait would print tracebacks.
+        self.fail_when_terminated = False
 
     def __contains__(self, job: object) -> bool:
         return job in self._cache
@@ -304,6 +308,8 @@ class _Calls:
             self.fail(job, None, error)
 
     def terminated(self) -> None:
+        if not self.fail_when_terminated:
+            return
         error = RuntimeError("the pool was terminated before this call was done")
         for job, call in tuple(self._cache.items()):
             _stdlib.drop_callbacks(call)

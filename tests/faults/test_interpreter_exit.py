@@ -316,7 +316,7 @@ def test_fork_runs_functions_of_any_main(how, tmp_path):
 @pytest.mark.parametrize(
     ("how", "complaint"),
     [
-        ("file", "WorkerDiedError: workers die as soon as they start"),  # no `if __name__ == "__main__"`
+        ("file", 'put the code that does so under `if __name__ == "__main__":`'),
         ("stdin", "WorkerDiedError: workers die as soon as they start"),  # the file '<stdin>' is not there
         ("-c", r"AttributeError: .* attribute 'double'"),
         ("typed", r"AttributeError: .* attribute 'double'"),

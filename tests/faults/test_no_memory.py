@@ -22,8 +22,8 @@ TABLE = """
 plenty                         ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
 a control group                 full    full          full      full          ok      ok      full         full         ok            full           full
 /dev/shm of 16 MB              full    full          ok        full          ok      ok      ok           ok           ok            ok             ok
-/dev/shm read-only             EROFS   EROFS         ok        EROFS         ENOENT  ok      ok           ok           ok            EROFS          EROFS
-no /dev/shm                    ENOENT  ENOENT        ok        ENOENT        ENOENT  ok      ok           ok           ok            ENOENT         ENOENT
+/dev/shm read-only             EROFS   EROFS         ok        EROFS         ENOENT  ok      ok           ok           ok            ok             ok
+no /dev/shm                    ENOENT  ENOENT        ok        ENOENT        ENOENT  ok      ok           ok           ok            ok             ok
 no /proc                       ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
 /proc of others hidden         ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
 no memfd                       ok      ok            ok        ok            ok      ok      ok           pipe         ok            ok             pipe

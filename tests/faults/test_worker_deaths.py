@@ -17,6 +17,7 @@ import pytest
 
 import shmarray
 from shmarray.core.posix import SparseFile
+from shmarray.pool.engine import placement
 from shmarray.pool.engine.placement import DEEP
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
@@ -137,33 +138,21 @@ def packing(door, way):
 
 def sending(door, way):
     """It waits for room for its result."""
-    for get in [door.start(deaths.pid) for _ in range(DEEP)]:
-        get(LIMIT)  # so that the pool has seen small results, and gives each worker many tasks at a time
-    victim, gets = _sending(door, way, deaths.give_much, 40)
-
-    def get(limit):
-        failures = []
-        for one in gets:
-            try:
-                assert len(one(limit)) == 24_000
-            except shmarray.WorkerDiedError as error:
-                failures.append(error)
-        assert len(failures) == 1 or door.kind != "Pool"
-        raise failures[0]
-
-    return victim, get
+    with patch.object(placement, "WINDOW_SECONDS", 1000.0):  # each worker has many tasks, whatever they take
+        for get in [door.start(deaths.pid) for _ in range(DEEP)]:
+            get(LIMIT)
+        return _sending(door, way, deaths.give_much, 40, 24_000)
 
 
 def sending_half(door, way):
     """It has sent part of a result that is longer than a socket or a pipe holds."""
-    victim, (get,) = _sending(door, way, deaths.give_too_much, 1)
-    return victim, get
+    return _sending(door, way, deaths.give_too_much, 2, 4 << 20)
 
 
 sending_half.needs_no_memory = True
 
 
-def _sending(door, way, func, count):
+def _sending(door, way, func, count, length):
     """Both workers wait, with more to do behind; the end of one holds the thread that receives the results."""
     reached, go = threading.Event(), threading.Event()
 
@@ -186,7 +175,18 @@ def _sending(door, way, func, count):
             Path(place, "second").touch()
         if door.kind == "Pool":
             other(LIMIT)
-    return victim, gets
+
+    def get(limit):
+        failures = []
+        for one in gets:
+            try:
+                assert len(one(limit)) == length
+            except shmarray.WorkerDiedError as error:
+                failures.append(error)
+        assert len(failures) == 1 or door.kind != "Pool"
+        raise failures[0]
+
+    return victim, get
 
 
 FAILS, GOES_TO_ANOTHER, NO_CALL = "its call fails", "its call goes to another", "there is no call"

@@ -1,8 +1,10 @@
 """What the two threads of a scheduler share."""
 
+from copy import copy
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from shmarray.errors import ShmArrayError
 from shmarray.pool._stdlib import RUN, TERMINATE
 from shmarray.pool.arrays import Lending
 from shmarray.pool.engine.placement import Placement
@@ -103,6 +105,8 @@ class PoolState:
 
     def fail_for_good(self, error: BaseException) -> None:
         """End the pool because of an error; all calls fail with it, and later ones too."""
-        self.failure = error
+        # A copy: raised to a user, the error holds frames that may hold the pool, which this would
+        # keep for ever, as finalizers hold this.
+        self.failure = copy(error) if isinstance(error, ShmArrayError) else RuntimeError(repr(error))
         self.terminate()
         self.calls.fail_all(error)

@@ -9,10 +9,11 @@ class Waker:
     """A pipe to oneself; finalizers may use it, in any thread."""
 
     def __init__(self) -> None:
+        self._writer = -1  # for __del__, if there is no descriptor left
+        self._lock = threading.RLock()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
-        self._lock = threading.RLock()
 
     def fileno(self) -> int:
         return self._reader
@@ -32,3 +33,6 @@ class Waker:
                 os.close(self._reader)
                 os.close(self._writer)
                 self._writer = -1
+
+    def __del__(self) -> None:
+        self.close()
