@@ -14,6 +14,8 @@ every Python that is supported (tests/pool/test_stdlib_suites.py).
     What was registered with ForkingPickler.
 ``multiprocessing.process``
     The set of all children, and whether this process is a child that still imports the main module.
+``threading``
+    What runs at the interpreter's end before its atexit functions, as for the stdlib's executor.
 ``_signal``
     What the signal module wraps in enumerations, which takes ten times as long.
 """
@@ -21,6 +23,7 @@ every Python that is supported (tests/pool/test_stdlib_suites.py).
 # ruff: noqa: SLF001
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import process
 from contextlib import suppress
@@ -36,6 +39,7 @@ _pool: Any = pool
 _signal: Any = import_module("_signal")
 _process: Any = process
 _processes: Any = processes
+_threading: Any = threading
 _ForkingPickler: Any = reduction.ForkingPickler
 
 INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
@@ -43,6 +47,7 @@ PoolCache: Any = _pool._PoolCache
 mapstar: Any = _pool.mapstar
 starmapstar: Any = _pool.starmapstar
 process_chunk: Any = _process._process_chunk
+register_exit: Any = _threading._register_atexit
 getsignal: Any = _signal.getsignal
 set_signal: Any = _signal.signal
 registered: dict[type, Callable[[Any], Any]] = _ForkingPickler._extra_reducers

@@ -1,6 +1,5 @@
 """ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor on our engine."""
 
-import atexit
 import itertools
 import logging
 import multiprocessing
@@ -14,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor as StockExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool._stdlib import ExecutorTraceback, chunk_function, process_chunk
+from shmarray.pool._stdlib import ExecutorTraceback, chunk_function, process_chunk, register_exit
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.calls import checked_limits, guarded
@@ -439,7 +438,7 @@ class _Running:
         self._schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
         self.is_ending = False
         os.register_at_fork(after_in_child=self._after_fork_in_child)
-        atexit.register(self._complete)
+        register_exit(self._complete)  # a call in an atexit function is an error
 
     def add(self, scheduler: Scheduler) -> None:
         self._schedulers.add(scheduler)

@@ -53,9 +53,22 @@ LEFT_OUT = [
 ]
 
 _OWN_CALL = "what does not unpickle breaks the stdlib's executor; with ours that call fails, with the error itself"
+_PRIVATE = "puts a mock in the place of a private part of the stdlib's executor"
+_COMPLETES = "calls left to an executor that is garbage fail there, for want of a new worker; ours are completed"
+    "the calls of an executor that is garbage fail there, because no worker can be replaced; ours are completed"
+)
+_SAYS_ITSELF = "the stdlib's error has a cause that says how the worker ended; ours says it itself"
 
 # Not run with our classes, whose promise is another.
 DIFFERENT = [
+    ("ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly", START_METHODS, _SAYS_ITSELF),
+    ("ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592", _NOT_FORK, _COMPLETES),
+    ("ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967", _NOT_FORK, _COMPLETES),
+    ("ProcessPoolExecutorTest.test_terminate_workers", START_METHODS, _PRIVATE),
+    ("ProcessPoolExecutorTest.test_kill_workers", START_METHODS, _PRIVATE),
+    ("ProcessPoolExecutorTest.test_python_finalization_error", START_METHODS, _PRIVATE),
+    ("ProcessPoolExecutorTest.test_force_shutdown_during_max_tasks_worker_exit", _NOT_FORK, _PRIVATE),
+    ("ProcessPoolExecutorTest.test_failed_worker_replacement_breaks_pool", _NOT_FORK, _PRIVATE),
     ("ExecutorDeadlockTest.test_error_at_task_unpickle", START_METHODS, _OWN_CALL),
     ("ExecutorDeadlockTest.test_exit_at_task_unpickle", START_METHODS, _OWN_CALL),
     ("ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler", START_METHODS, _OWN_CALL),

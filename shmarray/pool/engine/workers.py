@@ -317,6 +317,7 @@ class WorkerSet:
                 self._remove(worker)
             self._registry.remove(worker.process)
         self._registry.clear()
+        self._spec = self._spec._replace(initializer=None, initargs=())  # the user's objects need not wait for gc
         return gone
 
     # --- forks ---
