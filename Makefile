@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak check format docs bench bench-quick bench-constants clean
+.PHONY: demo test test-newest soak check format docs wheel bench bench-quick bench-constants clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# As root: on the Pythons that only Debian unstable has, in a root made by debootstrap. 77: it says why it cannot.
+test-newest:
+	@ARGS="$(ARGS)" bash .ci/newest 3.14 3.15 || [ $$? -eq 77 ]
 
 # SHMARRAY_SOAK_SECONDS (120 by default) for each of the two front doors, SHMARRAY_SEED to repeat a run.
 soak: $(VENV)/test.stamp
@@ -28,6 +32,9 @@ format: $(VENV)/check.stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --quiet docs build/docs
 	@echo "open build/docs/index.html"
+
+wheel: | $(BIN)/python
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -322,7 +322,11 @@ def _dtype(descr: Any) -> np.dtype[Any]:
             raise ValueError("it holds Python objects, which cannot be mapped")
         if not _SCALAR.fullmatch(descr):
             raise ValueError(f"the type {descr!r}")
-        return np.dtype(descr)
+        dtype = np.dtype(descr)
+        # Before numpy 2.2 the size of a text overflows: "<U1073741824" has 0 bytes.
+        if dtype.kind == "U" and dtype.itemsize != 4 * int(descr.partition("U")[2]):
+            raise ValueError(f"the type {descr!r}")
+        return dtype
     if isinstance(descr, tuple) and len(descr) == 2 and isinstance(descr[1], tuple):
         return np.dtype((_dtype(descr[0]), tuple(map(operator.index, descr[1]))))
     if isinstance(descr, list):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import starmap
 from typing import Any
 
 from numpy.typing import NDArray
@@ -87,22 +88,35 @@ def lock(
 def _held(name: Name, wanted: files.Identity | None, shared: bool, timeout: float | None) -> Iterator[None]:
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        fd = -1
-        # All in one function: a Ctrl-C between this and another one would leave it locked.
+        fd, entered = -1, False
+        enter_to_open, enter_to_close = (starmap(_opening.acquire, ((),)) for _ in range(2))
+        # All in one function: a Ctrl-C between this and another one would leave it locked.  Nor "with": Python 3.14
+        # looks for signals when __enter__ has returned, before it knows that it must leave.
         try:
-            with _opening:
+            try:
+                (entered,) = enter_to_open
                 fd = _opened(name)
                 _open_fds.add(fd)
+            finally:
+                if entered:
+                    _opening.release()
             if _is_locked(fd, name, wanted, shared, deadline):
                 yield
                 return
         finally:
-            with _opening:  # nor a fork between the entry's end and the close
-                if fd in _open_fds:  # not in a child forked meanwhile
-                    try:
-                        _open_fds.remove(fd)
-                    finally:
-                        os.close(fd)
+            entered = False
+            try:
+                (entered,) = enter_to_close  # nor a fork between the entry's end and the close
+            finally:
+                try:
+                    if fd in _open_fds:  # not in a child forked meanwhile
+                        try:
+                            _open_fds.remove(fd)
+                        finally:
+                            os.close(fd)
+                finally:
+                    if entered:
+                        _opening.release()
 
 
 def _opened(name: Name) -> int:

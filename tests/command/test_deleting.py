@@ -72,7 +72,7 @@ def test_nobody_to_ask_is_a_refusal(three, pattern):
 def test_a_dry_run_deletes_nothing_and_asks_nothing(three, pattern, delete):
     status, out, err = delete("--dry-run", pattern)
     assert (status, err) == (0, "")
-    assert out.splitlines() == [f"would delete {name} (8.0 KiB)" for name in three[:2]]
+    assert out.splitlines() == [f"would delete {name} (8.0 KiB)" for name in sorted(three[:2])]
     assert left(three) == three
 
 

@@ -11,7 +11,7 @@ import shmarray
 from shmarray.command import main
 from tests.command.running import COMMAND, ENVIRONMENT, run
 from tests.helpers import raw
-from tests.helpers.processes import wait_until
+from tests.helpers.processes import run_script, wait_until
 
 
 def test_the_help_teaches():
@@ -121,6 +121,27 @@ def test_demo():
     assert (done.returncode, done.stderr) == (0, "")
     assert "[ 8.  9. 10. 11.]" in done.stdout
     assert "times as fast" in done.stdout
+
+
+def test_ctrl_c_waits_whichever_thread_the_signal_reaches():
+    run_script("""
+import signal, threading
+from shmarray.command.interrupts import undisturbed
+end = threading.Event()
+thread = threading.Thread(target=end.wait)  # as numpy's: it blocks no signal
+thread.start()
+steps = []
+try:
+    with undisturbed():
+        signal.pthread_kill(thread.ident, signal.SIGINT)
+        end.set()
+        thread.join()
+        steps.append("inside")
+    steps.append("after")
+except KeyboardInterrupt:
+    steps.append("interrupted")
+assert steps == ["inside", "interrupted"], steps
+""")
 
 
 def test_ctrl_c_ends_it_quietly_with_130_and_leaves_nothing():

@@ -13,7 +13,8 @@ CALLS = {
 }
 
 PROGRAM = """
-import contextlib, os, pickle, signal, sys, shmarray
+import contextlib, os, pickle, signal, sys, threading, shmarray
+from shmarray.core import locks
 from shmarray.core.posix import files
 files.SHM_DIRECTORY = files.SHM_DIRECTORY if {native} else None
 
@@ -45,6 +46,11 @@ for number in range(1500):
     except KeyboardInterrupt:
         pass
 assert held() == before, (held(), before)
+free = []
+other = threading.Thread(target=lambda: free.append(locks._opening.acquire(timeout=5)))
+other.start()
+other.join()
+assert free == [True], "a lock between threads is still held"
 """
 
 

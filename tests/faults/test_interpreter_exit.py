@@ -1,6 +1,7 @@
 """The interpreter ends, in whatever order things are left: status and stderr are the program's own, nothing is left."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -317,12 +318,12 @@ def test_fork_runs_functions_of_any_main(how, tmp_path):
     [
         ("file", 'put the code that does so under `if __name__ == "__main__":`'),
         ("stdin", "WorkerDiedError: workers die as soon as they start"),  # the file '<stdin>' is not there
-        ("-c", "AttributeError: Can't get attribute 'double'"),
-        ("typed", "AttributeError: Can't get attribute 'double'"),
+        ("-c", r"AttributeError: .* attribute 'double'"),
+        ("typed", r"AttributeError: .* attribute 'double'"),
     ],
 )
 def test_a_main_that_cannot_be_imported_is_an_error_and_no_loop(how, method, complaint, tmp_path):
     """multiprocessing.Pool starts workers for ever then, and its call never returns."""
     done = run_main(how, GUARDLESS.format(define=DEFINE, method=method, function="double"), tmp_path)
-    assert complaint in done.stderr
+    assert re.search(complaint, done.stderr)
     assert done.returncode == (0 if how == "typed" else 1)

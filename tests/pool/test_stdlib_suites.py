@@ -52,14 +52,20 @@ LEFT_OUT = [
     ("ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full", _NOT_FORK, f"3 {_ONCE}"),
 ]
 
-_PRIVATE = "reads private attributes of the stdlib's engine"
 _OWN_CALL = "what does not unpickle breaks the stdlib's executor; with ours that call fails, with the error itself"
+_MOCK = "puts a mock in the place of a private part of the stdlib's executor"
+_COMPLETES = "calls left to an executor that is garbage fail there, for want of a new worker; ours are completed"
+_SAYS_ITSELF = "the stdlib's error has a cause that says how the worker ended; ours says it itself"
 
 # Not run with our classes, whose promise or engine is another.
 DIFFERENT = [
-    ("ProcessPoolShutdownTest.test_del_shutdown", START_METHODS, f"{_PRIVATE}: _executor_manager_thread, _call_queue"),
-    ("ProcessPoolShutdownTest.test_shutdown_no_wait", START_METHODS, f"{_PRIVATE}: _call_queue"),
-    ("ExecutorDeadlockTest.test_shutdown_deadlock_pickle", START_METHODS, f"{_PRIVATE}: _executor_manager_thread"),
+    ("ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly", START_METHODS, _SAYS_ITSELF),
+    ("ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592", _NOT_FORK, _COMPLETES),
+    ("ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967", _NOT_FORK, _COMPLETES),
+    ("ProcessPoolExecutorTest.test_terminate_workers", START_METHODS, _MOCK),
+    ("ProcessPoolExecutorTest.test_kill_workers", START_METHODS, _MOCK),
+    ("ProcessPoolExecutorTest.test_force_shutdown_during_max_tasks_worker_exit", _NOT_FORK, _MOCK),
+    ("ProcessPoolExecutorTest.test_failed_worker_replacement_breaks_pool", _NOT_FORK, _MOCK),
     ("ExecutorDeadlockTest.test_error_at_task_unpickle", START_METHODS, _OWN_CALL),
     ("ExecutorDeadlockTest.test_exit_at_task_unpickle", START_METHODS, _OWN_CALL),
     ("ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler", START_METHODS, _OWN_CALL),

@@ -21,6 +21,7 @@ def bind():
 
     multiprocessing.Pool = shmarray.Pool
     concurrent.futures.ProcessPoolExecutor = shmarray.ProcessPoolExecutor
+    show_threads(shmarray.ProcessPoolExecutor)
     stock = script_helper.assert_python_ok
 
     def assert_python_ok(option, script, *args, **env):
@@ -28,6 +29,17 @@ def bind():
         return stock(option, _IN_SCRIPTS + script, *args, **env)
 
     script_helper.assert_python_ok = assert_python_ok
+
+
+def show_threads(executor):
+    """Our threads under the private names by which the tests join those of the stdlib's executor."""
+
+    class CallQueue:
+        def __init__(self, thread):
+            self.join_thread = thread.join
+
+    executor._executor_manager_thread = property(lambda self: self._scheduler._collector.thread)
+    executor._call_queue = property(lambda self: CallQueue(self._scheduler._feeder.thread))
 
 
 def start_watcher():
