@@ -106,9 +106,11 @@ def _copy_is_fortran(source: NDArray[Any]) -> bool:
 
 def filled(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
     """Make an empty file that nobody else can reach yet into a complete array."""
-    mapping, array = _mapped(fd, name, plan)
     size, source = plan.layout.size, plan.source
+    identity = _checked(fd, name, plan)
     try:
+        pages.truncate(fd, size)
+        mapping, array = _mapped(fd, name, plan, identity)
         if source is not None and plan.layout.nbytes and _same_bytes(source, array) and not _advised(name, size):
             copying.pour(copying.contiguous_bytes(source), fd, mapping, plan.layout.offset)
         else:
@@ -126,9 +128,10 @@ def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
 
     POSIX promises neither read nor write on a shared memory object, and macOS has neither.
     """
-    pages.truncate(fd, plan.layout.size)
-    mapping, array = _mapped(fd, name, plan)
+    identity = _checked(fd, name, plan)
     try:
+        pages.truncate(fd, plan.layout.size)
+        mapping, array = _mapped(fd, name, plan, identity)
         pages.reserve(fd, min(plan.layout.size, pages.PAGE))
         mapping.store(_UNFINISHED)
         pages.reserve(fd, plan.layout.size)
@@ -140,14 +143,19 @@ def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
     return array
 
 
-def _mapped(fd: int, name: Name, plan: Blueprint) -> tuple[Mapping, NDArray[Any]]:
+def _checked(fd: int, name: Name, plan: Blueprint) -> files.Identity:
+    """Give the file its permissions, and see whether there is space for it."""
     status = os.fstat(fd)
     if stat.S_IMODE(status.st_mode) != plan.permissions:
         os.fchmod(fd, plan.permissions)
-    _, shape, order, offset, _, size = plan.layout
-    space.check(name, fd, size)
-    mapping = Mapping(fd, size, "r+", name, files.identity(status))
-    return mapping, mapping.array(shape, plan.layout.dtype, offset, None, order)
+    space.check(name, fd, plan.layout.size)
+    return files.identity(status)
+
+
+def _mapped(fd: int, name: Name, plan: Blueprint, identity: files.Identity) -> tuple[Mapping, NDArray[Any]]:
+    dtype, shape, order, offset, _, size = plan.layout
+    mapping = Mapping(fd, size, "r+", name, identity)
+    return mapping, mapping.array(shape, dtype, offset, None, order)
 
 
 def _advised(name: Name, size: int) -> bool:
@@ -156,11 +164,9 @@ def _advised(name: Name, size: int) -> bool:
 
 
 def _reserve(fd: int, name: Name, mapping: Mapping) -> None:
-    if _advised(name, mapping.size):
-        pages.truncate(fd, mapping.size)
-        if pages.populate(mapping.address, mapping.size):
-            return
-    pages.reserve(fd, mapping.size)
+    if _advised(name, mapping.nbytes) and pages.populate(mapping.address, mapping.nbytes):
+        return
+    pages.reserve(fd, mapping.nbytes)
 
 
 def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:

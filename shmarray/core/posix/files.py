@@ -21,6 +21,8 @@ MEMFD = hasattr(os, "memfd_create")
 # Through it other processes open what has no name, if they have not inherited it.
 PROC = os.path.isdir("/proc/self/fd")
 
+_OPENING = os.O_CLOEXEC | os.O_NONBLOCK
+
 Identity = tuple[int, int]
 """Device and inode: the same for every name and descriptor of one file, and not used
 again while anything maps it."""
@@ -51,12 +53,11 @@ def open_existing(name: Name, flags: int) -> int:
     O_NONBLOCK, because opening a fifo would wait for its other end; it means nothing to
     a regular file.  A symbolic link is followed for 'file' only, as by shm_open.
     """
-    flags |= os.O_CLOEXEC | os.O_NONBLOCK
     if name.kind != "shm":
-        return _opened(name.path, flags)
+        return _opened(name.path, flags | _OPENING)
     if SHM_DIRECTORY is None:
-        return _shm_open(name.path, flags)
-    return _opened(_path(name), flags | os.O_NOFOLLOW)
+        return _shm_open(name.path, flags | _OPENING)
+    return _opened(f"{SHM_DIRECTORY}/{name.path}", flags | _OPENING | os.O_NOFOLLOW)
 
 
 def open_exclusive(name: Name, permissions: int) -> int:
