@@ -5,6 +5,7 @@ When the last of them is gone the range is unmapped: nothing has to be closed, n
 can be used after it was closed.
 """
 
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -12,10 +13,14 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.core.layout import WORD
 from shmarray.core.names import Name
 from shmarray.core.posix import files, maps
 
 Mode = Literal["r+", "r", "c"]
+
+
+_fence = threading.Lock()
 
 
 class Mapping(maps.Range):
@@ -55,8 +60,18 @@ class Mapping(maps.Range):
         return self
 
     def store(self, header: bytes) -> None:
-        """Write the first bytes through the mapping; the pages must be there."""
-        self.octets()[: len(header)] = np.frombuffer(header, np.uint8)
+        """Write the first bytes through the mapping, the first word last; the pages must be there.
+
+        Whoever reads that word reads what was written before it, whatever processor that is.
+        """
+        octets, source = self.octets(), np.frombuffer(header, np.uint8)
+        octets[WORD : len(header)] = source[WORD:]
+        # Python has no fence.  What precedes the first release stays before it, and what
+        # follows the second acquire stays after it.
+        for _ in range(2):
+            with _fence:
+                pass
+        octets[:WORD].view(np.uint64)[0] = source[:WORD].view(np.uint64)[0]
 
     def array(
         self,
@@ -96,7 +111,10 @@ def live(identity: files.Identity, mode: Mode) -> Mapping | None:
     """A mapping of that file that this process has already, if any.
 
     An inode is not used again while it is mapped, so this is the same file for certain.
+    Where shared memory objects have none (macOS), it is 0, and nothing is known.
     """
+    if not identity[1]:
+        return None
     found = _live.get((identity, mode))
     return None if found is None else found()
 
