@@ -23,6 +23,8 @@ from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundErr
 
 # How long attach waits for a maker that cannot make it under no name: a reservation of some GB takes that long.
 _PATIENCE = 5.0  # seconds
+# And for one whose file is empty, where such makers are an exception: mostly it is somebody else's.
+_PATIENCE_IF_EMPTY = 0.5  # seconds
 _POLL = 0.002  # seconds
 _FLAGS = {"r+": os.O_RDWR, "r": os.O_RDONLY, "c": os.O_RDONLY}
 _S = TypeVar("_S", bound=np.generic)
@@ -209,13 +211,14 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
     if mode not in _FLAGS:
         raise ValueError(f"mode is 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")
     target = names.parse(name).absolute()
-    deadline = None
+    start = None
     while True:
         try:
             return _attached(target, mode)
         except UnfinishedError as error:
-            deadline = deadline or time.monotonic() + _PATIENCE
-            if time.monotonic() > deadline:
+            start = start or time.monotonic()
+            patience = _PATIENCE if error.is_marked or not files.UNNAMED_FILES else _PATIENCE_IF_EMPTY
+            if time.monotonic() > start + patience:
                 raise ArrayFormatError(str(error), name) from None
         time.sleep(_POLL)
 

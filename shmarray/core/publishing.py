@@ -28,21 +28,26 @@ def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None
     if plan.layout.size > _WORTH_A_LOOK and files.taken(name):
         raise explained(FileExistsError(errno.EEXIST, ""), name)
     try:
-        fd = files.open_unnamed(name, plan.permissions)
-        if fd is None:
-            return _publish_in_place(name, plan, undo)
-        try:
-            if undo is not None:
-                undo.append(Removal.of(fd, name))
-            array = segment.filled(fd, name, plan)
-            files.link(fd, name)
-        finally:
-            os.close(fd)
+        array = _publish_complete(name, plan, undo)
+        return _publish_in_place(name, plan, undo) if array is None else array
     except ShmArrayError:
         raise
     except OSError as error:
         raise _not_created(error, name) from error
-    return array
+
+
+def _publish_complete(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any] | None:
+    """The name last, for a file that is complete; None if the system does not do that."""
+    fd = files.open_unnamed(name, plan.permissions)
+    if fd is None:
+        return None
+    try:
+        if undo is not None:
+            undo.append(Removal.of(fd, name))
+        array = segment.filled(fd, name, plan)
+        return array if files.link(fd, name) else None
+    finally:
+        os.close(fd)
 
 
 def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any]:

@@ -67,7 +67,8 @@ def refer(array: NDArray[Any]) -> Reference:
     if type(array) is not np.ndarray:
         raise TypeError(f"this {type(array).__name__} is more than its memory: give array.view(numpy.ndarray)")
     low, high = byte_bounds(array)
-    if array.size and not mapping.address <= low <= high <= mapping.address + mapping.size:
+    start = mapping.address
+    if array.size and not start <= low <= high <= start + mapping.nbytes:
         raise ValueError(f"this view of {mapping.name.text!r} reaches outside its memory")
     kind = array.dtype
     return Reference(
@@ -75,8 +76,8 @@ def refer(array: NDArray[Any]) -> Reference:
         mapping.name,
         mapping.identity,
         mapping.mode,
-        mapping.size,
-        array.ctypes.data - mapping.address if array.size else 0,
+        mapping.nbytes,
+        array.ctypes.data - start if array.size else 0,
         array.shape,
         array.strides,
         kind.str if kind.isbuiltin == 1 else kind,
@@ -102,7 +103,7 @@ def resolve(reference: Reference) -> NDArray[Any]:
     host, name, identity, mode, size, offset, shape, strides, dtype, writeable = reference
     here = host == _host(name.kind == "anonymous")
     mapping = mappings.live(identity, mode) if here else None
-    if mapping is None or mapping.size < size:
+    if mapping is None or mapping.nbytes < size:
         mapping = _opened(reference)
     array = mapping.array(shape, np.dtype(dtype), offset, strides)
     if not writeable:

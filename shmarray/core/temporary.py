@@ -2,7 +2,6 @@
 
 import io
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -60,6 +59,6 @@ def create_temporary(
 def _randomly_named(undo: Undo, plan: Blueprint) -> NDArray[Any]:
     while True:
         # macOS allows 30 characters.
-        name = f"shmarray-{os.getpid()}-{secrets.token_hex(5)}"
+        name = f"shmarray-{os.getpid()}-{os.urandom(5).hex()}"
         with suppress(ArrayExistsError):
             return publish(Name(name, "shm", name), plan, undo)

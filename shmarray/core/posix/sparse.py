@@ -16,7 +16,19 @@ from shmarray.core.posix import files, libc, maps, pages, space
 # Several processes reserve at once, and need some for themselves: were they let come to the
 # very limit of a control group, the kernel would end one of them.
 _SPARE = 16 << 20
+# Of a file that must have its size from the beginning: the largest that the system takes.
+_SIZES = (1 << 50, 1 << 46, 1 << 42, 1 << 38)  # bytes
 _NAME = Name("shared memory of a pool", "anonymous", "")
+
+
+def _is_sized(fd: int) -> bool:
+    """Give a shared memory object its size, which macOS allows once; close it if it takes none."""
+    for size in _SIZES:
+        with suppress(OSError):
+            pages.truncate(fd, size)
+            return True
+    os.close(fd)
+    return False
 
 
 class SparseFile:
@@ -41,9 +53,12 @@ class SparseFile:
         """Make an empty one; None if the system cannot."""
         try:
             fd = files.open_anonymous()
+            if fd is not None:
+                return cls(fd)
+            fd = files.open_unlinked()
         except OSError:
             return None
-        return None if fd is None else cls(fd)
+        return cls(fd) if fd is not None and _is_sized(fd) else None
 
     def reserve(self, offset: int, size: int) -> None:
         """Make `size` bytes from `offset` exist, all of them or none.
@@ -54,7 +69,8 @@ class SparseFile:
             If memory does not suffice.  A write to a part that was not reserved would be
             a bus error, or past a control group's limit the end of the process.
         OSError
-            EFBIG beyond ``ulimit -f``, among others: there may be memory elsewhere.
+            EFBIG beyond ``ulimit -f``, or beyond the size of a file that has it from the
+            beginning: there may be memory elsewhere.
         """
         with self._new_memory(offset, size):
             pages.reserve(self.fd, size, offset)
@@ -81,7 +97,13 @@ class SparseFile:
         return 512 * os.fstat(self.fd).st_blocks if self.fd >= 0 else 0
 
     def free(self, offset: int, size: int) -> None:
-        """Give the memory back to the system; who maps it sees zeros."""
+        """Give the memory back to the system; whoever maps it sees zeros.
+
+        Raises
+        ------
+        OSError
+            If the system cannot: the memory stays as it is.
+        """
         pages.punch(self.fd, size, offset)
 
     def map(self, offset: int, size: int, *, private: bool = False) -> "Part":
