@@ -7,7 +7,9 @@
     +-- ArrayNotFoundError      FileNotFoundError        there is no such array, or not any more
     +-- ArrayFormatError        OSError, ValueError      what lies under the name is no array
     +-- InvalidNameError        OSError, ValueError      no array can have this name
+    +-- ArrayPermissionError    PermissionError          this user may not do that with the array
     +-- SharedMemoryFullError   OSError, MemoryError     the space cannot be had
+    +-- LockTimeoutError        TimeoutError             the lock was not to be had in time
     +-- WorkerDiedError         BrokenProcessPool        a worker died while it ran a task
 
 Every class is also the builtin that a caller would already catch.  All of them
@@ -22,7 +24,9 @@ __all__ = [
     "ArrayExistsError",
     "ArrayFormatError",
     "ArrayNotFoundError",
+    "ArrayPermissionError",
     "InvalidNameError",
+    "LockTimeoutError",
     "SharedMemoryFullError",
     "ShmArrayError",
     "WorkerDiedError",
@@ -81,6 +85,18 @@ class InvalidNameError(_NamedError, ValueError):
     """Raised, before anything is touched, for a name that no array can have."""
 
     code = errno.EINVAL
+
+
+class ArrayPermissionError(_NamedError, PermissionError):
+    """Raised when the system does not let this user read, write, make or delete an array."""
+
+    code = errno.EACCES
+
+
+class LockTimeoutError(_NamedError, TimeoutError):
+    """Raised by `lock` when another held it all the time."""
+
+    code = errno.ETIMEDOUT
 
 
 class SharedMemoryFullError(_NamedError, MemoryError):

@@ -65,6 +65,7 @@ LAYERS = [
     "shmarray.pool.stdlib",
     "shmarray.core",
     "shmarray.core.instant",
+    "shmarray.core.mapped_files",
     "shmarray.core.sparse",
     "shmarray.core.temporary",
     "shmarray.core.references",

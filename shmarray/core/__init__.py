@@ -2,6 +2,7 @@
 
 From top to bottom; each module imports only those below it::
 
+    mapped_files files that numpy has mapped, for other processes
     sparse       a file in memory, in parts: what a pool's arrays travel in
     temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
@@ -28,12 +29,13 @@ from shmarray.core.arrays import (
 from shmarray.core.arrays import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
 from shmarray.core.instant import PacketSpace, receive_packet, send_packet
 from shmarray.core.locks import lock
+from shmarray.core.mapped_files import FileReference, check_is_whole, map_referred_file, refer_to_file
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
 from shmarray.core.names import parse as parse_name
+from shmarray.core.posix.files import birth
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
-from shmarray.core.posix.maps import inode_at
 from shmarray.core.references import Reference, refer, resolve
 from shmarray.core.segment import Order, Shape
 from shmarray.core.space import limits as memory_limits
@@ -45,6 +47,7 @@ __all__ = [
     "MS_INVALIDATE",
     "MS_SYNC",
     "ArrayInfo",
+    "FileReference",
     "Mapping",
     "Mode",
     "Name",
@@ -57,12 +60,14 @@ __all__ = [
     "SparseFile",
     "Undo",
     "attach",
+    "birth",
+    "check_is_whole",
     "create",
     "create_temporary",
     "delete",
-    "inode_at",
     "list",
     "lock",
+    "map_referred_file",
     "memory_limits",
     "mlock",
     "msync",
@@ -71,6 +76,7 @@ __all__ = [
     "parse_name",
     "receive_packet",
     "refer",
+    "refer_to_file",
     "require",
     "resolve",
     "send_packet",

@@ -14,6 +14,7 @@ MAP_FAILED = ctypes.c_void_p(-1).value
 MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 4, 9, 14, 22, 23
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
+STATX_BTIME = 0x800
 
 _library = ctypes.CDLL(None, use_errno=True)
 
@@ -40,6 +41,8 @@ mlock = _call("mlock", *_RANGE)
 munlock = _call("munlock", *_RANGE)
 fallocate = _call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 linkat = _call("linkat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+# In Python from 3.15 on.
+statx = _call("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
 
 def at_once(call: Callable[..., int], *args: Any) -> int:
