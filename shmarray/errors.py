@@ -18,7 +18,7 @@ survive a pickle: an exception that does not breaks the pool that carries it.
 
 import errno
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, ClassVar
+from typing import Any
 
 __all__ = [
     "ArrayExistsError",
@@ -49,7 +49,7 @@ class _NamedError(ShmArrayError, OSError):
         code that catches the builtin looks for it.
     """
 
-    code: ClassVar[int]
+    code: int
 
     def __init__(self, message: str, name: str = "") -> None:
         super().__init__(self.code, message, name)
@@ -88,9 +88,17 @@ class InvalidNameError(_NamedError, ValueError):
 
 
 class ArrayPermissionError(_NamedError, PermissionError):
-    """Raised when the system does not let this user read, write, make or delete an array."""
+    """Raised when the system does not let this user read, write, make or delete an array.
 
-    code = errno.EACCES
+    Its `errno` is EACCES, EPERM or EROFS.
+    """
+
+    def __init__(self, message: str, name: str = "", code: int = errno.EACCES) -> None:
+        self.code = code
+        super().__init__(message, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.strerror, self.name, self.code), self.__dict__
 
 
 class LockTimeoutError(_NamedError, TimeoutError):

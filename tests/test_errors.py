@@ -18,11 +18,14 @@ TREE = {
     errors.ArrayNotFoundError: ((FileNotFoundError,), errno.ENOENT),
     errors.ArrayFormatError: ((OSError, ValueError), errno.EINVAL),
     errors.InvalidNameError: ((OSError, ValueError), errno.EINVAL),
+    errors.ArrayPermissionError: ((PermissionError,), errno.EACCES),
+    errors.LockTimeoutError: ((TimeoutError,), errno.ETIMEDOUT),
     errors.SharedMemoryFullError: ((OSError, MemoryError), errno.ENOSPC),
 }
 EXAMPLES = [
     *(error("a sentence about 'it'", "it") for error in TREE if error is not errors.SharedMemoryFullError),
     errors.SharedMemoryFullError("no space", "it", 100, 10),
+    errors.ArrayPermissionError("the file system is read-only", "it", errno.EROFS),
     errors.WorkerDiedError("a worker died", 123, -9, "square"),
     errors.WorkerDiedError(),
 ]

@@ -30,14 +30,15 @@ class FileReference(NamedTuple):
         Device and inode.
     born : int or None
         When it was made, in nanoseconds: inodes are used again.
-    descriptor : str
-        A path to this process's descriptor; empty if there is none.
+    descriptors : tuple of str
+        Paths to descriptors of it: this process's, if it is known, and that of the process
+        that sent it here, to which it may be on its way back.
     """
 
     path: str
     identity: files.Identity
     born: int | None
-    descriptor: str
+    descriptors: tuple[str, ...]
 
 
 class _Source(NamedTuple):
@@ -50,6 +51,8 @@ class _Source(NamedTuple):
 
 # To find one takes milliseconds where thousands of files are mapped or open.
 _sources: WeakKeyDictionary[mmap.mmap, _Source] = WeakKeyDictionary()
+# The descriptor in the process that sent it first.
+_origins: WeakKeyDictionary[mmap.mmap, str] = WeakKeyDictionary()
 
 
 def refer_to_file(mapped: mmap.mmap, address: int, path: str | None, *, writable: bool) -> FileReference | None:
@@ -75,9 +78,10 @@ def refer_to_file(mapped: mmap.mmap, address: int, path: str | None, *, writable
     if path is None or there is None:
         return None
     source = _source(mapped, address, path)
-    descriptor = "" if source is None or source.descriptor is None else files.descriptor_path(source.descriptor)
-    if source is not None and (source.identity == there or (writable and descriptor)):
-        return FileReference(path, source.identity, source.born, descriptor)
+    if source is not None:
+        descriptors = _descriptors(mapped, source)
+        if source.identity == there or (writable and descriptors):
+            return FileReference(path, source.identity, source.born, descriptors)
     if writable:
         raise ArrayNotFoundError(
             f"{path!r} is not the file any more that this memory map is of, or that cannot be known because /proc is "
@@ -85,6 +89,12 @@ def refer_to_file(mapped: mmap.mmap, address: int, path: str | None, *, writable
             path,
         )
     return None
+
+
+def _descriptors(mapped: mmap.mmap, source: _Source) -> tuple[str, ...]:
+    own = () if source.descriptor is None else (files.descriptor_path(source.descriptor),)
+    origin = _origins.get(mapped)
+    return own if origin is None else (*own, origin)
 
 
 def check_is_whole(mapped: mmap.mmap, end: int, path: str | None) -> None:
@@ -116,16 +126,19 @@ def map_referred_file(reference: FileReference, start: int, size: int, *, writab
     fd = _opened(reference, writable=writable)
     try:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        return mmap.mmap(fd, size, access=access, offset=start)
+        mapped = mmap.mmap(fd, size, access=access, offset=start)
     except ValueError as error:  # mmap compares with the file's size itself
         raise _cut_off(reference.path, os.fstat(fd).st_size, start + size) from error
     finally:
         os.close(fd)
+    if reference.descriptors:
+        _origins[mapped] = reference.descriptors[-1]
+    return mapped
 
 
 def _opened(reference: FileReference, *, writable: bool) -> int:
     denied: OSError | None = None
-    for path in filter(None, (reference.path, reference.descriptor)):
+    for path in (reference.path, *reference.descriptors):
         try:
             fd = files.open_path(path, writable=writable)
         except OSError as error:

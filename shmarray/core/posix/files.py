@@ -50,6 +50,15 @@ def birth(place: str | int) -> int | None:
     return int(seconds * 10**9 + nanoseconds) if mask & libc.STATX_BTIME else None
 
 
+def is_open_to_others() -> bool:
+    """Whether other processes of this user can open this one's descriptors, by `descriptor_path`."""
+    try:
+        # The kernel gives root the files of a process that is not dumpable, as one that has changed its user.
+        return PROC and os.stat("/proc/self/fd").st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
 def own_descriptors() -> list[int]:
     """The open descriptors of this process, and that of the listing itself; none where the system has no list."""
     try:
@@ -63,10 +72,10 @@ def descriptor_path(fd: int) -> str:
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def close_if(fd: int, wanted: Identity) -> None:
+def close_if(fd: int, wanted: os.stat_result) -> None:
     """Close a descriptor, unless somebody else has closed it: its number may belong to another file by now."""
     with suppress(OSError):
-        if identity(os.fstat(fd)) == wanted:
+        if os.path.samestat(os.fstat(fd), wanted):
             os.close(fd)
 
 
