@@ -73,6 +73,7 @@ LAYERS = [
     "shmarray.pool.forks",
     "shmarray.pool._stdlib",
     "shmarray.core",
+    "shmarray.core.mapped_files",
     "shmarray.core.temporary",
     "shmarray.core.references",
     "shmarray.core.locks",

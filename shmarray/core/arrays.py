@@ -16,7 +16,7 @@ from shmarray.core.layout import Layout
 from shmarray.core.mapping import Mode, is_live, mapped
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.posix.errors import explained
+from shmarray.core.posix.errors import DELETING, READING, WRITING, explained
 from shmarray.core.publishing import publish
 from shmarray.core.segment import OWNER_ALONE, Order, Shape, UnfinishedError, may_be_array, planned, read_layout
 from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
@@ -137,12 +137,14 @@ def create(
     ------
     ArrayExistsError
         If the name is taken, by whatever it is.
+    ArrayNotFoundError
+        If there is no such directory (``file://``), or no ``/dev/shm``.
     InvalidNameError, TypeError, ValueError
         If no array can have this name, dtype or shape.  Nothing was touched.
     SharedMemoryFullError
         If the space cannot be had; it is reserved here, so that no later write dies of a
         bus error.  Nothing is left behind, and nothing of others is changed.
-    PermissionError
+    ArrayPermissionError
         If the system does not let this user.
 
     Notes
@@ -193,7 +195,7 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
         If there is no array of that name.
     ArrayFormatError
         If what is there is not a complete array.  Nothing in it was evaluated.
-    PermissionError
+    ArrayPermissionError
         If this user may not open it this way; ``mode="r"`` asks for less.
     InvalidNameError, TypeError, ValueError
         If no array can have this name, or there is no such mode.
@@ -235,7 +237,7 @@ def _attached(name: Name, mode: Mode) -> NDArray[Any]:
     except ShmArrayError:
         raise
     except OSError as error:
-        raise explained(error, name) from error
+        raise explained(error, name, WRITING if mode == "r+" else READING) from error
     return mapping.array(found.shape, found.dtype, found.offset, None, found.order)
 
 
@@ -287,7 +289,7 @@ def require(
     ArrayExistsError
         If there is an array of that name with another shape, dtype or order; the order
         is 'C' unless 'F' is asked for.
-    ArrayFormatError, InvalidNameError, TypeError, ValueError, SharedMemoryFullError, PermissionError
+    ArrayFormatError, InvalidNameError, TypeError, ValueError, SharedMemoryFullError, ArrayPermissionError
         As `create` and `attach` do.
 
     Notes
@@ -332,7 +334,7 @@ def delete(name: str) -> None:
         If there is no array of that name.
     ArrayFormatError
         If what is there is no array, not even an unfinished one: it is left alone.
-    PermissionError
+    ArrayPermissionError
         If the system does not let this user.
     """
     target = names.parse(name)
@@ -343,7 +345,7 @@ def delete(name: str) -> None:
     except ShmArrayError:
         raise
     except OSError as error:
-        raise explained(error, target) from error
+        raise explained(error, target, DELETING) from error
 
 
 def _deletable(name: Name) -> bool:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from shmarray.core import segment
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.posix.errors import explained
+from shmarray.core.posix.errors import MAKING, explained
 from shmarray.core.segment import Blueprint
-from shmarray.errors import ShmArrayError
+from shmarray.errors import ArrayNotFoundError, ShmArrayError
 
 # Below this, asking whether the name is free costs more than making the array for nothing.
 _WORTH_A_LOOK = 1 << 20
@@ -97,5 +97,5 @@ class Removal:
 def _not_created(error: OSError, name: Name) -> OSError:
     if error.errno == errno.ENOENT:
         where = os.path.dirname(name.path) if name.kind == "file" else "/dev/shm"
-        return FileNotFoundError(errno.ENOENT, "no array can be made in that directory", where)
-    return explained(error, name)
+        return ArrayNotFoundError(f"{name.text!r} cannot be made: there is no directory {where!r}", name.text)
+    return explained(error, name, MAKING)

@@ -12,7 +12,7 @@ from shmarray.core import mapping as mappings
 from shmarray.core.mapping import Mapping, Mode
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.posix.errors import explained, unreachable
+from shmarray.core.posix.errors import READING, WRITING, explained, unreachable
 from shmarray.errors import ArrayFormatError
 
 
@@ -28,6 +28,9 @@ class Reference(NamedTuple):
         Under which to open the memory.
     identity : tuple of int
         Its device and inode, so that another array under the same name is not taken for it.
+    born : int or None
+        When a file was made, in nanoseconds: its inode may be another's by now.  Those of
+        shared memory are not used again.
     mode : {'r+', 'r', 'c'}
     size : int
         Bytes to map, from the beginning of the file.
@@ -44,6 +47,7 @@ class Reference(NamedTuple):
     host: str
     name: Name
     identity: files.Identity
+    born: int | None
     mode: Mode
     size: int
     offset: int
@@ -75,6 +79,7 @@ def refer(array: NDArray[Any]) -> Reference:
         _host(mapping.name.kind == "anonymous"),
         mapping.name,
         mapping.identity,
+        files.birth(mapping.name.path) if mapping.name.kind == "file" else None,
         mapping.mode,
         mapping.nbytes,
         array.ctypes.data - start if array.size else 0,
@@ -97,10 +102,10 @@ def resolve(reference: Reference) -> NDArray[Any]:
         If the memory cannot be reached, with the reason.
     ArrayFormatError
         If the file is shorter than it was.
-    PermissionError
+    ArrayPermissionError
         If this user may not open it.
     """
-    host, name, identity, mode, size, offset, shape, strides, dtype, writeable = reference
+    host, name, identity, _, mode, size, offset, shape, strides, dtype, writeable = reference
     here = host == _host(name.kind == "anonymous")
     mapping = mappings.live(identity, mode) if here else None
     if mapping is None or mapping.nbytes < size:
@@ -118,10 +123,10 @@ def _opened(reference: Reference) -> Mapping:
     try:
         fd = files.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
     except OSError as error:
-        raise explained(error, name) from error
+        raise explained(error, name, WRITING if mode == "r+" else READING) from error
     try:
         status = os.fstat(fd)
-        if files.identity(status) != wanted:
+        if files.identity(status) != wanted or (reference.born is not None and files.birth(fd) != reference.born):
             raise unreachable(name, "it was deleted, or its scope left, and another is in its place")
         if status.st_size < reference.size:
             raise ArrayFormatError(

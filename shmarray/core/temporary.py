@@ -1,9 +1,9 @@
 """Shared arrays that are to end: what ends them is known before they can be reached."""
 
-import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -43,17 +43,18 @@ def create_temporary(
     Notes
     -----
     Without a name, other processes open it through this one's descriptor in /proc.  Where
-    that cannot be (no memfd_create, no /proc), it gets a random name, which a killed
-    process leaves.
+    that cannot be (no memfd_create, no /proc, a process that has dropped its privileges), it
+    gets a random name, which a killed process leaves.
     """
     plan = planned(shape, dtype, data, order, permissions)
     if name is not None:
         return publish(names.parse(name).absolute(), plan, undo)
-    fd = files.open_anonymous() if files.PROC else None
+    fd = files.open_anonymous() if files.is_open_to_others() else None
     if fd is None:
         return _randomly_named(undo, plan)
-    undo.append(io.FileIO(fd).close)
-    return filled(fd, Name("anonymous array", "anonymous", f"/proc/{os.getpid()}/fd/{fd}"), plan)
+    undo.append(partial(files.close_if, fd, os.fstat(fd)))
+    text = f"anonymous array {plan.layout.shape} {plan.layout.dtype.name} of process {os.getpid()}"
+    return filled(fd, Name(text, "anonymous", files.descriptor_path(fd)), plan)
 
 
 def _randomly_named(undo: Undo, plan: Blueprint) -> NDArray[Any]:

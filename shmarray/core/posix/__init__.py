@@ -15,7 +15,6 @@ What a system can do is found out by trying, and remembered; nothing is decided 
 The names in capitals are such findings, and the tests turn them off to take the other way.
 """
 
-from shmarray.core.posix.maps import inode_at
 from shmarray.core.posix.packets import PacketSpace, message_socketpair, receive_packet, send_packet
 from shmarray.core.posix.space import limits as memory_limits
 from shmarray.core.posix.sparse import Part, SparseFile
@@ -24,7 +23,6 @@ __all__ = [
     "PacketSpace",
     "Part",
     "SparseFile",
-    "inode_at",
     "memory_limits",
     "message_socketpair",
     "receive_packet",

@@ -5,6 +5,8 @@ import errno
 import fcntl
 import mmap
 import os
+import struct
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +24,8 @@ MEMFD = hasattr(os, "memfd_create")
 PROC = os.path.isdir("/proc/self/fd")
 
 _OPENING = os.O_CLOEXEC | os.O_NONBLOCK
+# struct statx
+_STATX_SIZE, _MASK_AT, _BTIME_AT = 256, 0, 80
 
 Identity = tuple[int, int]
 """Device and inode: the same for every name and descriptor of one file, and not used
@@ -30,6 +34,50 @@ again while anything maps it."""
 
 def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
+
+
+def birth(place: str | int) -> int | None:
+    """When a file was made, in nanoseconds since the epoch, by its path or descriptor; None if that is not kept.
+
+    What tells a file from one that was made later: a file system may give the inode of a
+    deleted file to the next one (ext4 does at once).
+    """
+    fd, path = (place, b"") if isinstance(place, int) else (libc.AT_FDCWD, os.fsencode(place))
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    if libc.statx is None or libc.statx(fd, path, libc.AT_EMPTY_PATH, libc.STATX_BTIME, found):
+        return None
+    (mask,) = struct.unpack_from("=I", found, _MASK_AT)
+    seconds, nanoseconds = struct.unpack_from("=qI", found, _BTIME_AT)
+    return int(seconds * 10**9 + nanoseconds) if mask & libc.STATX_BTIME else None
+
+
+def is_open_to_others() -> bool:
+    """Whether other processes of this user can open this one's descriptors, by `descriptor_path`."""
+    try:
+        # The kernel gives root the files of a process that is not dumpable, as one that has changed its user.
+        return PROC and os.stat("/proc/self/fd").st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def own_descriptors() -> list[int]:
+    """The open descriptors of this process, and that of the listing itself; none where the system has no list."""
+    try:
+        return [int(entry) for entry in os.listdir("/proc/self/fd")]
+    except OSError:
+        return []
+
+
+def descriptor_path(fd: int) -> str:
+    """Under which other processes of this user open what a descriptor of this process refers to, whatever its name."""
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+def close_if(fd: int, wanted: os.stat_result) -> None:
+    """Close a descriptor, unless somebody else has closed it: its number may belong to another file by now."""
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(fd), wanted):
+            os.close(fd)
 
 
 def text(path: str) -> str:
@@ -58,6 +106,12 @@ def open_existing(name: Name, flags: int) -> int:
     if SHM_DIRECTORY is None:
         return _shm_open(name.path, flags | _OPENING)
     return _opened(f"{SHM_DIRECTORY}/{name.path}", flags | _OPENING | os.O_NOFOLLOW)
+
+
+def open_path(path: str, *, writable: bool) -> int:
+    """Open a file by its path; whatever it is, that neither waits nor changes anything."""
+    flags = os.O_RDWR if writable else os.O_RDONLY
+    return _opened(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def open_exclusive(name: Name, permissions: int) -> int:

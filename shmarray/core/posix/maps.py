@@ -8,12 +8,12 @@ import os
 import sys
 import weakref
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core.posix import libc
+from shmarray.core.posix import files, libc
 from shmarray.core.posix.libc import munmap
 from shmarray.core.posix.pages import HUGE_PAGE
 
@@ -187,15 +187,35 @@ def _map_limit() -> str:
         os.close(fd)
 
 
-def inode_at(address: int) -> int | None:
-    """Inode of the file that is mapped at an address of this process; None if that cannot be known."""
+class MappedFile(NamedTuple):
+    """What the kernel says of a file that is mapped.
+
+    Attributes
+    ----------
+    device, inode : int
+        On btrfs, and on an overlay before Linux 6.8, the device is not the one that stat gives.
+    path : str
+        Where it was opened; with `` (deleted)`` behind it if it is not there any more.
+    """
+
+    device: int
+    inode: int
+    path: str
+
+
+def file_at(address: int) -> MappedFile | None:
+    """The file that is mapped at an address of this process; None if there is none, or it cannot be known."""
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                span, _, _, _, inode, *_ = line.split()
-                start, end = span.split("-")
-                if int(start, 16) <= address < int(end, 16):
-                    return int(inode)
+        lines = files.text("/proc/self/maps").splitlines()
     except OSError:
-        pass
+        return None
+    for line in lines:
+        span, _, _, device, inode, *path = line.split(maxsplit=5)
+        start, end = span.split("-")
+        if int(start, 16) <= address < int(end, 16) and inode != "0":
+            major, minor = device.split(":")
+            # A newline is the only character that the kernel writes in another way.
+            return MappedFile(
+                os.makedev(int(major, 16), int(minor, 16)), int(inode), "".join(path).replace("\\012", "\n")
+            )
     return None
