@@ -38,6 +38,7 @@ from shmarray.errors import (
     SharedMemoryFullError,
     ShmArrayError,
     TaskTimeoutError,
+    UnsendableError,
     WorkerDiedError,
 )
 from shmarray.pool import SharedHandle, scoped
@@ -76,6 +77,7 @@ __all__ = [
     "SharedMemoryFullError",
     "ShmArrayError",
     "TaskTimeoutError",
+    "UnsendableError",
     "WorkerDiedError",
     "__version__",
     "attach",

@@ -10,6 +10,7 @@
     +-- ArrayPermissionError    PermissionError          this user may not do that with the array
     +-- SharedMemoryFullError   OSError, MemoryError     the space cannot be had
     +-- LockTimeoutError        TimeoutError             the lock was not to be had in time
+    +-- UnsendableError         PicklingError            a function or class that workers cannot import
     +-- WorkerDiedError         BrokenProcessPool        a worker died while it ran a task
     +-- TaskTimeoutError        TimeoutError             a task took longer than it may
 
@@ -19,6 +20,7 @@ survive a pickle: an exception that does not breaks the pool that carries it.
 
 import errno
 from concurrent.futures.process import BrokenProcessPool
+from pickle import PicklingError
 from typing import Any
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "SharedMemoryFullError",
     "ShmArrayError",
     "TaskTimeoutError",
+    "UnsendableError",
     "WorkerDiedError",
 ]
 
@@ -124,6 +127,16 @@ class SharedMemoryFullError(_NamedError, MemoryError):
         super().__init__(message, name)
         self.asked = asked
         self.free = free
+
+
+class UnsendableError(ShmArrayError, PicklingError, AttributeError):
+    """Raised for a function or class that workers cannot import, where it cannot go by value.
+
+    Also an AttributeError, which pickle raises for local functions before Python 3.14.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
 
 
 class WorkerDiedError(ShmArrayError, BrokenProcessPool):

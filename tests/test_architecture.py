@@ -63,6 +63,7 @@ LAYERS = [
     "shmarray.pool.arrays.blocks",
     "shmarray.pool.arrays.calls",
     "shmarray.pool.arrays.pickling",
+    "shmarray.pool.arrays.by_value",
     "shmarray.pool.arrays.references",
     "shmarray.pool.arrays.dedup",
     "shmarray.pool.arrays.messages",
