@@ -29,6 +29,7 @@ EXAMPLES = [
     errors.WorkerDiedError("a worker died", 123, -9, "square"),
     errors.WorkerDiedError(),
     errors.WorkerDiedError("a worker died", 123, -9, "items 4 to 7 of the map over f()", range(4, 8)),
+    errors.UnsendableError("f() cannot be sent"),
     errors.TaskTimeoutError("too slow", 123, 1.5, "item 4 of the map over f()", range(4, 5)),
 ]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -37,7 +38,13 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 def test_the_tree_is_complete():
     found = {error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)}
     public = {error for error in found if error.__module__ == "shmarray.errors" and not error.__name__.startswith("_")}
-    assert public == {*TREE, errors.ShmArrayError, errors.WorkerDiedError, errors.TaskTimeoutError}
+    assert public == {
+        *TREE,
+        errors.ShmArrayError,
+        errors.WorkerDiedError,
+        errors.TaskTimeoutError,
+        errors.UnsendableError,
+    }
     assert all(getattr(shmarray, error.__name__) is error for error in public)
     assert {type(example) for example in EXAMPLES} == public - {errors.ShmArrayError}
 

@@ -102,11 +102,7 @@ def dumps(
         pickler = by_value.pickler(_ArrayPickler) if by_value.may_help(error) else None
         if pickler is None:
             raise by_value.explained(error) from error
-        failure = error
-    try:
-        return pickler.pickled(obj, repeated)  # type: ignore[no-any-return]
-    except Exception:  # noqa: BLE001 - user code: it fails either way, and plain pickle says it in the usual words
-        raise failure from None
+    return pickler.pickled(obj, repeated)  # type: ignore[no-any-return]
 
 
 def dumps_by_name(
