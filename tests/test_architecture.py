@@ -42,6 +42,7 @@ LAYERS = [
     "shmarray.pool.executor",
     "shmarray.pool.pool",
     "shmarray.pool.progress",
+    "shmarray.pool.buffered",
     "shmarray.pool.engine",
     "shmarray.pool.engine.scheduler",
     "shmarray.pool.engine.collector",
@@ -207,7 +208,16 @@ def constants_classes_functions(name):
 def test_all_is_sorted_and_complete(module):
     loaded = importlib.import_module(module)
     submodules = {name.rpartition(".")[2] for name in MODULES if name.startswith(f"{module}.")}
-    standard = {"errno", "annotations", "import_module", "Any", "BrokenProcessPool", "PicklingError", "ClassVar", "TYPE_CHECKING"}
+    standard = {
+        "errno",
+        "annotations",
+        "import_module",
+        "Any",
+        "BrokenProcessPool",
+        "PicklingError",
+        "ClassVar",
+        "TYPE_CHECKING",
+    }
     public = {name for name in dir(loaded) if not name.startswith("_")} - submodules - standard
 
     assert list(loaded.__all__) == sorted(loaded.__all__, key=constants_classes_functions)

@@ -5,6 +5,7 @@ From top to bottom; each imports only those below it::
     executor     ProcessPoolExecutor: the stdlib's methods on our engine
     pool         Pool: likewise
     progress     bars over some of Pool's methods
+    buffered     imap that takes no more items than its consumer keeps up with
     engine/      processes that carry out tasks; never sees an array
     arrays/      arrays on their way between processes; never sees a process
     scoped       scoped: a shared array for the length of a with-block

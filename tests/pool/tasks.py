@@ -336,3 +336,27 @@ def map_and_delete(path, mode):
         mapped[:] = 1
     os.unlink(path)
     return mapped
+
+
+def reciprocal(x):
+    return 1 / x
+
+
+def kill_self_at_7(x):
+    if x == 7:
+        kill_self()
+    return x
+
+
+class DiesWhenFormatted:
+    def __format__(self, spec):
+        kill_self()
+
+
+def big_and_small(big, small):
+    return {"big": np.ones(big), "small": np.full(small, 2.0)}
+
+
+def halves(x):
+    middle = len(x) // 2
+    return [x[:middle], x[middle:]]

@@ -302,6 +302,7 @@ class Collector:
             error = WorkerDiedError(f"no worker could be started: {type(cause).__name__}: {cause}")
             error.__cause__ = cause
             self._state.fail_all(error)
+            self._feeder.notify()
 
     def spawn_missing(self) -> None:
         """Start what workers are missing; a `submit` may do so too."""

@@ -42,6 +42,10 @@ class _Terminated(Exception):  # noqa: N818 - no error: it ends the feeder's wai
     """The pool is being terminated."""
 
 
+class _CallFailed(Exception):  # noqa: N818 - no error: it ends the feeder's waiting
+    """The call of the task that waits has failed meanwhile."""
+
+
 class Feeder:
     """Sends the tasks of calls, one call after the other.
 
@@ -64,6 +68,7 @@ class Feeder:
         self._room = threading.Condition(self._workers.lock)
         self._is_waiting = False
         self._refill = 0
+        self._job = 0
         self.thread = threading.Thread(target=self._run, name="shmarray-feeder", daemon=True)
 
     def _run(self) -> None:
@@ -99,16 +104,16 @@ class Feeder:
     def _feed_task(self, task: Any, first: int | None, cache: FunctionCache) -> int | None:
         """Send a task, whose first item has that number; returns the number of the next one's."""
         job, index = task[:2]
-        if self._calls.can_be_cancelled:
-            self._wait(self._placement.depth(self._lending.result_bytes))
-            if not self._calls.begin(job):
-                self._state.waker.wake()  # it may have been the last
-                return first
+        self._job = job
+        if self._calls.can_be_cancelled and not self._may_begin(job):
+            return first
         try:
             flight, pickled, first = self._pickled(task, first, cache)
             self._place(flight, pickled)
         except _Terminated:
             raise
+        except _CallFailed:
+            pass
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             if self._state.phase == TERMINATE:  # so the blocks may be gone already: that is nobody's error
                 raise _Terminated from None
@@ -117,6 +122,17 @@ class Feeder:
                 traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
             self._calls.not_sent(job, index, error)
         return first
+
+    def _may_begin(self, job: int) -> bool:
+        """Wait until a worker can take a call; False if it was cancelled or has failed by then."""
+        try:
+            self._wait(self._placement.depth(self._lending.result_bytes))
+        except _CallFailed:
+            return False
+        if self._calls.begin(job):
+            return True
+        self._state.waker.wake()  # it may have been the last
+        return False
 
     @staticmethod
     def _pickled(task: Any, first: int | None, cache: FunctionCache) -> tuple[InFlightTask, PickledObject, int | None]:
@@ -136,7 +152,15 @@ class Feeder:
         depth = self._placement.depth(pickled.nbytes + self._lending.result_bytes)
         if pickled.buffers:
             self._wait(depth)  # before it takes memory
-        task.data = data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
+        task.data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
+        try:
+            self._send(task, depth)
+        except (_Terminated, _CallFailed):
+            self._lending.lost(task.blocks, ran=False)
+            raise
+
+    def _send(self, task: InFlightTask, depth: int) -> None:
+        data = task.data
         while True:
             with self._workers.lock:
                 worker = self._placement.find(depth) or self._wait(depth)
@@ -179,6 +203,8 @@ class Feeder:
             while True:
                 if self._state.phase == TERMINATE:
                     raise _Terminated
+                if self._job not in self._calls:
+                    raise _CallFailed
                 worker = self._placement.find(depth)
                 if worker is not None:
                     return worker
