@@ -54,7 +54,7 @@ LAYERS = [
     "shmarray.pool.engine.waker",
     "shmarray.pool.engine.exit_status",
     "shmarray.pool.engine.signals",
-    "shmarray.pool.engine.calls",
+    "shmarray.pool.engine.frontend",
     "shmarray.pool.arrays",
     "shmarray.pool.arrays.run_task",
     "shmarray.pool.arrays.lending",
@@ -137,6 +137,31 @@ def test_imports_run_downwards_only(module):
 def test_the_pool_layer_knows_the_core_through_its_two_facades_only(module):
     core = {name for name in own_imports(module) if name.startswith("shmarray.core")}
     assert core <= {"shmarray.core", "shmarray.core.posix"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.pool.engine")])
+def test_the_engine_never_sees_an_array(module):
+    assert "numpy" not in {name.split(".")[0] for name in imported(MODULES[module])}
+    inside = {name for name in own_imports(module) if name.startswith("shmarray.pool.arrays.")}
+    assert inside <= {"shmarray.pool.arrays.messages"}, "only what the package exports"
+
+
+PROCESSES = {"multiprocessing", "concurrent", "subprocess", "signal", "socket", "select", "selectors"}
+CALLS_OF_PROCESSES = {"fork", "kill", "killpg", "waitpid", "wait", "_exit", "pidfd_open", "posix_spawn"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.pool.arrays")])
+def test_arrays_never_see_a_process(module):
+    foreign = set(imported(MODULES[module])) - {"multiprocessing.reduction"}  # a pickler
+    assert not {name.split(".")[0] for name in foreign} & PROCESSES
+    assert not {name for name in own_imports(module) if name.startswith("shmarray.pool.engine")}
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    called = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+    }
+    assert not called & CALLS_OF_PROCESSES
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.command")])

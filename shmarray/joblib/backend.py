@@ -12,7 +12,7 @@ import joblib.parallel
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from shmarray.joblib.by_value import ByValue, Calls
-from shmarray.joblib.workers import SHELF, Wish, Workers
+from shmarray.joblib.workers import CACHE, WorkerOptions, Workers
 from shmarray.pool._stdlib import with_traceback
 
 
@@ -63,7 +63,7 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             "initargs": initargs,
         }
         self._patience = idle_worker_timeout
-        self._wish: Wish | None = None
+        self._options_of_call: WorkerOptions | None = None
         self._workers: Workers | None = None
         self._call = threading.Lock()  # held from configure to terminate
 
@@ -103,9 +103,9 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         chosen = self._options | {name: value for name, value in options.items() if name in self._options}
         self.parallel = parallel
         self._patience = chosen.pop("idle_worker_timeout")
-        self._wish = Wish(n_jobs, self._prepare_worker_env(n_jobs=n_jobs), **chosen)
+        self._options_of_call = WorkerOptions(n_jobs, self._prepare_worker_env(n_jobs=n_jobs), **chosen)
         try:
-            self._workers = SHELF.take(self._wish)
+            self._workers = CACHE.take(self._options_of_call)
         except BaseException:
             self._call.release()
             raise
@@ -138,14 +138,14 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         workers, self._workers = self._workers, None
         if workers is not None:
             workers.pool.terminate()
-        if ensure_ready and self._wish is not None:
-            self._workers = SHELF.take(self._wish)
+        if ensure_ready and self._options_of_call is not None:
+            self._workers = CACHE.take(self._options_of_call)
 
     def terminate(self) -> None:
         """The call is over; its workers wait for the next."""
         workers, self._workers = self._workers, None
         if workers is not None:
-            SHELF.put(workers, self._patience)
+            CACHE.put(workers, self._patience)
         self.reset_batch_stats()
         if self._call.locked():
             self._call.release()

@@ -21,8 +21,8 @@ from shmarray.joblib.by_value import dumps
 from shmarray.pool import Pool
 
 
-class Wish(NamedTuple):
-    """What workers a call wants."""
+class WorkerOptions(NamedTuple):
+    """Which workers a call needs."""
 
     n_jobs: int
     environment: dict[str, str]
@@ -53,7 +53,7 @@ class _Context(LokyContext):  # type: ignore[misc]
         return _Process(env=self._environment, **options)
 
 
-class Shelf:
+class WorkerCache:
     """Where workers wait for the next call: those of the last call that ended, and no others.
 
     A call has its workers to itself.  So what ends the one does not end the other: not an
@@ -66,17 +66,17 @@ class Shelf:
         self._foreign: Any = None
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
-    def take(self, wish: Wish) -> Workers:
+    def take(self, options: WorkerOptions) -> Workers:
         """Workers for a call: those that are kept, if they will do, or new ones."""
         # The arguments by content: the same object may have changed since workers began with it.
-        key = dumps(tuple(wish))
+        key = dumps(tuple(options))
         kept = self._replace(None)
         if kept is not None and kept[0].key == key:
             kept[1].cancel()
             return Workers(kept[0].pool, key)
         self._end(kept)
-        context = _Context(wish.environment)
-        return Workers(Pool(wish.n_jobs, wish.initializer, wish.initargs, context=context), key)
+        context = _Context(options.environment)
+        return Workers(Pool(options.n_jobs, options.initializer, options.initargs, context=context), key)
 
     def put(self, workers: Workers, patience: float) -> None:
         """Keep workers that have nothing to do, for so many seconds."""
@@ -116,7 +116,7 @@ class Shelf:
         self._kept = None
 
 
-SHELF = Shelf()
+CACHE = WorkerCache()
 
 
 def end_idle_workers() -> None:
@@ -124,7 +124,7 @@ def end_idle_workers() -> None:
 
     They end by themselves after the backend's `idle_worker_timeout`, and with the process.
     """
-    SHELF.clear()
+    CACHE.clear()
 
 
 atexit.register(end_idle_workers)

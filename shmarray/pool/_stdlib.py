@@ -12,6 +12,8 @@ every Python that is supported (tests/pool/test_stdlib_suites.py).
     The wrapper around the chunks of ``Executor.map``, and the class of a worker's traceback.
 ``multiprocessing.reduction``
     What was registered with ForkingPickler.
+``threading``
+    What runs at the end of the main thread, before other threads are waited for.
 ``multiprocessing.process``
     The set of all children, and whether this process is a child that still imports the main module.
 ``threading``
@@ -22,6 +24,7 @@ every Python that is supported (tests/pool/test_stdlib_suites.py).
 
 # ruff: noqa: SLF001
 
+import atexit
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterable
@@ -39,7 +42,6 @@ _pool: Any = pool
 _signal: Any = import_module("_signal")
 _process: Any = process
 _processes: Any = processes
-_threading: Any = threading
 _ForkingPickler: Any = reduction.ForkingPickler
 
 INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINATE
@@ -47,7 +49,6 @@ PoolCache: Any = _pool._PoolCache
 mapstar: Any = _pool.mapstar
 starmapstar: Any = _pool.starmapstar
 process_chunk: Any = _process._process_chunk
-register_exit: Any = _threading._register_atexit
 getsignal: Any = _signal.getsignal
 set_signal: Any = _signal.signal
 registered: dict[type, Callable[[Any], Any]] = _ForkingPickler._extra_reducers
@@ -125,6 +126,14 @@ def chunk_function(func: Any) -> Any:
     return None
 
 
+# --- threading -----------------------------------------------------------------------
+
+
+def call_at_end_of_main_thread(function: Callable[[], object]) -> None:
+    """Call this when the main thread has ended, before atexit's functions and before other threads are waited for."""
+    getattr(threading, "_register_atexit", atexit.register)(function)
+
+
 # --- multiprocessing.process ---------------------------------------------------------
 
 
@@ -148,6 +157,7 @@ __all__ = [
     "PoolTraceback",
     "StockPool",
     "Task",
+    "call_at_end_of_main_thread",
     "chunk_function",
     "disown",
     "drop_callbacks",

@@ -14,11 +14,11 @@ from concurrent.futures import ProcessPoolExecutor as StockExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool._stdlib import ExecutorTraceback, chunk_function, process_chunk, register_exit
+from shmarray.pool._stdlib import ExecutorTraceback, call_at_end_of_main_thread, chunk_function, process_chunk
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.engine import signals
-from shmarray.pool.engine.calls import checked_limits, guarded
 from shmarray.pool.engine.feeder import Extra
+from shmarray.pool.engine.frontend import checked_limits, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
@@ -30,6 +30,8 @@ T = TypeVar("T")
 # Calls are cancelled until a worker is about to have them: so it has no more than these ahead,
 # unless they are tiny.
 _TASKS_AHEAD = 2
+# Seconds in which the first call is on its way to a worker.
+_MOMENT = 0.1
 
 
 class ProcessPoolExecutor(StockExecutor):
@@ -209,18 +211,21 @@ class ProcessPoolExecutor(StockExecutor):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def _ensure_workers(self) -> None:
-        """Have as many workers as there are calls, if there may be so many; under fork all at once.
+        """Have as many workers as calls to come, if there may be so many; under fork all at once.
 
         A process with threads should not fork.
         """
-        wanted = self._max_workers if self._forks else min(self._max_workers, len(self._calls))
+        wanted = self._max_workers if self._forks else min(self._max_workers, self._calls.unanswered)
         if self._scheduler.was_started:
             if wanted > self._workers.size:
                 self._workers.size = wanted
                 self._scheduler.spawn_missing()
             return
         self._workers.size = wanted
-        self._scheduler.start()
+        try:
+            self._scheduler.start()
+        except RuntimeError as error:  # no more threads, as at the end of the interpreter
+            raise WorkerDiedError(f"the workers could not be started: {error}") from error
         _running.add(self._scheduler)
 
     # --- the end ---
@@ -231,6 +236,9 @@ class ProcessPoolExecutor(StockExecutor):
         if self._owner != os.getpid():
             return
         if cancel_futures:
+            # As with the stdlib, what idle workers can take at once is not cancelled.
+            if len(self._calls) and self._scheduler.was_started:
+                self._calls.began.wait(_MOMENT)
             self._calls.cancel()
         if is_first:
             _close(self._scheduler)
@@ -321,6 +329,10 @@ class _Calls:
 
     def __init__(self) -> None:
         self._futures: dict[int, Future[Any]] = {}
+        # As the stdlib counts: a call that was cancelled or could not be sent has no answer either.
+        self.unanswered = 0
+        # Set once a worker is about to have a call.
+        self.began = threading.Event()
         self.on_empty: Callable[[], object] = bool
 
     def __contains__(self, job: object) -> bool:
@@ -331,6 +343,7 @@ class _Calls:
 
     def add(self, job: int, future: Future[Any]) -> None:
         self._futures[job] = future
+        self.unanswered += 1
 
     def remove(self, job: int) -> Future[Any] | None:
         future = self._futures.pop(job, None)
@@ -341,6 +354,7 @@ class _Calls:
     def begin(self, job: int) -> bool:
         future = self._futures.get(job)
         if future is not None and future.set_running_or_notify_cancel():
+            self.began.set()
             return True
         self.remove(job)
         return False
@@ -348,6 +362,7 @@ class _Calls:
     def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
         # First it is removed: who gets the result may submit at once, and needs no further worker.
         future = self.remove(job)
+        self.unanswered -= 1
         if future is not None:
             succeeded, value = outcome
             guarded(future.set_result if succeeded else future.set_exception, value)
@@ -440,7 +455,7 @@ class _Running:
         self._schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
         self.is_ending = False
         os.register_at_fork(after_in_child=self._after_fork_in_child)
-        register_exit(self._complete)  # a call in an atexit function is an error
+        call_at_end_of_main_thread(self._complete)
 
     def add(self, scheduler: Scheduler) -> None:
         self._schedulers.add(scheduler)

@@ -12,8 +12,8 @@ from shmarray.pool import _stdlib
 from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.engine import signals
-from shmarray.pool.engine.calls import checked_limits, guarded
 from shmarray.pool.engine.feeder import Extra
+from shmarray.pool.engine.frontend import checked_limits, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec

@@ -98,7 +98,7 @@ def scoped(
 
 
 class _Undo(list[Callable[[], object]]):
-    """What ends an array; the watcher knows of the names in it, before they are there."""
+    """What ends an array; the name reaper learns of its names before they exist."""
 
     def append(self, step: Callable[[], object]) -> None:
         super().append(step)

@@ -87,6 +87,7 @@ class Collector:
 
     def close(self) -> None:
         """Free what the thread used; no worker is left."""
+        self._returned.clear()
         self._selector.close()
         self._waker.close()
 

@@ -58,11 +58,10 @@ class InFlightTask:
 def function_name(func: Any) -> str:
     """What to call a function in an error; its attributes are the user's code, which may raise."""
     try:
-        name = f"{func.__qualname__}()"
-        module = getattr(func, "__module__", None)
-        return f"{module}.{name}" if module and module != "builtins" else name
+        name, module = f"{func.__qualname__}()", getattr(func, "__module__", None)
     except BaseException:  # noqa: BLE001 - user code: a property of a callable object
         return f"a {type(func).__name__} object"
+    return f"{module}.{name}" if type(module) is str and module != "builtins" else name
 
 
 def died(task: InFlightTask, how: str, pid: int | None, code: int | None) -> WorkerDiedError:

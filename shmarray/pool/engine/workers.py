@@ -317,7 +317,8 @@ class WorkerSet:
                 self._remove(worker)
             self._registry.remove(worker.process)
         self._registry.clear()
-        self._spec = self._spec._replace(initializer=None, initargs=())  # the user's objects need not wait for gc
+        # What the user gave is not kept until the garbage collector runs.
+        self._spec = self._spec._replace(initializer=None, initargs=())
         return gone
 
     # --- forks ---

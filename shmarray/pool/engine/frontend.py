@@ -1,4 +1,4 @@
-"""What both front halves need to keep their calls."""
+"""What Pool and ProcessPoolExecutor both need: checks of limits, and a guard around callbacks."""
 
 import threading
 from collections.abc import Callable
