@@ -16,8 +16,6 @@ every Python that is supported (tests/pool/test_stdlib_suites.py).
     What runs at the end of the main thread, before other threads are waited for.
 ``multiprocessing.process``
     The set of all children, and whether this process is a child that still imports the main module.
-``threading``
-    What runs at the interpreter's end before its atexit functions, as for the stdlib's executor.
 ``_signal``
     What the signal module wraps in enumerations, which takes ten times as long.
 """
