@@ -190,7 +190,7 @@ def memory_without_name(error: OSError | None) -> Finding:
         return Finding("ok", "works: pools take no space in /dev/shm, and nothing of theirs can be left behind")
     return Finding(
         "note",
-        f"refused ({wording.failure(error)}): pools copy arrays through a pipe, and scoped() gives arrays names",
+        f"refused ({wording.failure(error)}): pools take their memory from /dev/shm, and scoped() gives arrays names",
         ("allow memfd_create in the container's seccomp profile; set sysctl vm.memfd_noexec below 2",),
     )
 
@@ -201,6 +201,37 @@ def name_when_complete(error: OSError | None) -> Finding:
     return Finding(
         "note",
         f"refused ({wording.failure(error)}): the name comes first, and a maker that is killed leaves half an array",
+    )
+
+
+def reserving(error: OSError | None) -> Finding:
+    if error is None:
+        return Finding("ok", "works: what does not fit into memory is an error when an array is made")
+    return Finding(
+        "note",
+        f"refused ({wording.failure(error)}): space is reserved page by page, many times as slowly, or, where the "
+        "system cannot write to shared memory either, not at all",
+        ("allow fallocate in the container's seccomp profile",),
+    )
+
+
+def giving_back(error: OSError | None) -> Finding:
+    if error is None:
+        return Finding("ok", "works: a pool that has nothing to do takes no memory")
+    return Finding(
+        "note",
+        f"refused ({wording.failure(error)}): a pool keeps the memory of its largest moment until it ends",
+        ("allow fallocate and madvise in the container's seccomp profile",),
+    )
+
+
+def locking(error: OSError | None) -> Finding:
+    if error is None:
+        return Finding("ok", "works: lock() is there for arrays in shared memory")
+    return Finding(
+        "note",
+        f"refused ({wording.failure(error)}): lock() is an error for arrays in shared memory",
+        ("lock a file:// array, or a file of your own, in their place",),
     )
 
 

@@ -2,6 +2,7 @@
 
 From top to bottom; each module imports only those below it::
 
+    mapped_files files that numpy has mapped, for other processes
     temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
     locks        lock
@@ -21,10 +22,12 @@ from shmarray.core.arrays import attach, create, delete, require
 from shmarray.core.listing import ArrayInfo
 from shmarray.core.listing import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
 from shmarray.core.locks import lock
+from shmarray.core.mapped_files import FileReference, check_is_whole, map_referred_file, refer_to_file
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
 from shmarray.core.names import parse as parse_name
+from shmarray.core.posix.files import birth
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.publishing import Removal
 from shmarray.core.references import Reference, refer, resolve
@@ -37,6 +40,7 @@ __all__ = [
     "MS_SYNC",
     "OWNER_ALONE",
     "ArrayInfo",
+    "FileReference",
     "Mapping",
     "Mode",
     "Name",
@@ -45,17 +49,21 @@ __all__ = [
     "Removal",
     "Shape",
     "attach",
+    "birth",
+    "check_is_whole",
     "create",
     "create_temporary",
     "delete",
     "list",
     "lock",
+    "map_referred_file",
     "mlock",
     "msync",
     "munlock",
     "owner",
     "parse_name",
     "refer",
+    "refer_to_file",
     "require",
     "resolve",
 ]

@@ -12,7 +12,7 @@ from shmarray.core import mapping as mappings
 from shmarray.core.mapping import Mapping, Mode
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.posix.errors import explained, unreachable
+from shmarray.core.posix.errors import READING, WRITING, explained, unreachable
 from shmarray.errors import ArrayFormatError
 
 
@@ -28,6 +28,9 @@ class Reference(NamedTuple):
         Under which to open the memory.
     identity : tuple of int
         Its device and inode, so that another array under the same name is not taken for it.
+    born : int or None
+        When a file was made, in nanoseconds: its inode may be another's by now.  Those of
+        shared memory are not used again.
     mode : {'r+', 'r', 'c'}
     size : int
         Bytes to map, from the beginning of the file.
@@ -44,6 +47,7 @@ class Reference(NamedTuple):
     host: str
     name: Name
     identity: files.Identity
+    born: int | None
     mode: Mode
     size: int
     offset: int
@@ -67,16 +71,18 @@ def refer(array: NDArray[Any]) -> Reference:
     if type(array) is not np.ndarray:
         raise TypeError(f"this {type(array).__name__} is more than its memory: give array.view(numpy.ndarray)")
     low, high = byte_bounds(array)
-    if array.size and not mapping.address <= low <= high <= mapping.address + mapping.size:
+    start = mapping.address
+    if array.size and not start <= low <= high <= start + mapping.nbytes:
         raise ValueError(f"this view of {mapping.name.text!r} reaches outside its memory")
     kind = array.dtype
     return Reference(
         _host(mapping.name.kind == "anonymous"),
         mapping.name,
         mapping.identity,
+        files.birth(mapping.name.path) if mapping.name.kind == "file" else None,
         mapping.mode,
-        mapping.size,
-        array.ctypes.data - mapping.address if array.size else 0,
+        mapping.nbytes,
+        array.ctypes.data - start if array.size else 0,
         array.shape,
         array.strides,
         kind.str if kind.isbuiltin == 1 else kind,
@@ -96,13 +102,13 @@ def resolve(reference: Reference) -> NDArray[Any]:
         If the memory cannot be reached, with the reason.
     ArrayFormatError
         If the file is shorter than it was.
-    PermissionError
+    ArrayPermissionError
         If this user may not open it.
     """
-    host, name, identity, mode, size, offset, shape, strides, dtype, writeable = reference
+    host, name, identity, _, mode, size, offset, shape, strides, dtype, writeable = reference
     here = host == _host(name.kind == "anonymous")
     mapping = mappings.live(identity, mode) if here else None
-    if mapping is None or mapping.size < size:
+    if mapping is None or mapping.nbytes < size:
         mapping = _opened(reference)
     array = mapping.array(shape, np.dtype(dtype), offset, strides)
     if not writeable:
@@ -117,10 +123,10 @@ def _opened(reference: Reference) -> Mapping:
     try:
         fd = files.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
     except OSError as error:
-        raise explained(error, name) from error
+        raise explained(error, name, WRITING if mode == "r+" else READING) from error
     try:
         status = os.fstat(fd)
-        if files.identity(status) != wanted:
+        if files.identity(status) != wanted or (reference.born is not None and files.birth(fd) != reference.born):
             raise unreachable(name, "it was deleted, or its scope left, and another is in its place")
         if status.st_size < reference.size:
             raise ArrayFormatError(

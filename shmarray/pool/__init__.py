@@ -14,9 +14,32 @@ From top to bottom; each imports only those below it::
     _stdlib      the private names of the stdlib that are used
 """
 
-from shmarray.pool.executor import ProcessPoolExecutor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Teaches multiprocessing's pickler to send shared arrays by handle, so it is not put off.
+from shmarray.pool.arrays import references  # noqa: F401
 from shmarray.pool.handle import SharedHandle
-from shmarray.pool.pool import Pool
+
+# What it does at exit has to be registered before what its users register.
 from shmarray.pool.scoped import scoped
+
+if TYPE_CHECKING:
+    from shmarray.pool.executor import ProcessPoolExecutor
+    from shmarray.pool.pool import Pool
+else:
+    # Imported at first use, as concurrent.futures does with its pools: programs that use named
+    # arrays alone, and spawned workers, need none of it.
+    _MODULES = {"Pool": "pool", "ProcessPoolExecutor": "executor"}
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_MODULES})
+
 
 __all__ = ["Pool", "ProcessPoolExecutor", "SharedHandle", "scoped"]

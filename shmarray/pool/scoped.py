@@ -50,7 +50,7 @@ def scoped(
 
     Raises
     ------
-    ArrayExistsError, InvalidNameError, SharedMemoryFullError, PermissionError, TypeError, ValueError
+    ArrayExistsError, InvalidNameError, SharedMemoryFullError, ArrayPermissionError, TypeError, ValueError
         As `create` does, on entering the block; nothing is left then.
 
     Notes
@@ -91,7 +91,9 @@ def scoped(
     # generator that somebody keeps, or entered by hand.
     atexit.register(end)
     try:
-        yield create_temporary(undo, name, shape, dtype, data=data, order=order, permissions=permissions)
+        # Kept here until the end, so that the inode by which it is known is no other file's.
+        array = create_temporary(undo, name, shape, dtype, data=data, order=order, permissions=permissions)
+        yield array
     finally:
         end()
         atexit.unregister(end)

@@ -1,5 +1,6 @@
 """``shmarray doctor``: what its figures mean, and what it says of this system."""
 
+import errno
 import json
 import os
 import shutil
@@ -64,6 +65,12 @@ MIB, GIB = 1 << 20, 1 << 30
         ("memory_without_name", [PermissionError(13, "Permission denied")], "note", "seccomp"),
         ("name_when_complete", [None], "ok", "works"),
         ("name_when_complete", [OSError(95, "Operation not supported")], "note", "Operation not supported"),
+        ("reserving", [None], "ok", "works"),
+        ("reserving", [OSError(38, "Function not implemented")], "note", "page by page"),
+        ("giving_back", [None], "ok", "works"),
+        ("giving_back", [PermissionError(1, "Operation not permitted")], "note", "largest moment"),
+        ("locking", [None], "ok", "works"),
+        ("locking", [OSError(95, "Operation not supported")], "note", "file:// array"),
         ("versions", [{"python": "3.11"}], "ok", "python 3.11"),
         ("self_test", [None], "ok", "works"),
         ("self_test", ["OSError: no"], "will bite", "OSError: no"),
@@ -82,6 +89,21 @@ def test_the_remedy_comes_with_what_bites():
         judgements.login(Login(True, 1000, lingers=False)),
     ]
     assert all(finding.verdict == "will bite" and finding.remedies for finding in bites)
+
+
+def test_what_is_refused_is_found(monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    assert facts.reserving() is facts.giving_back() is facts.locking() is None
+    monkeypatch.setattr(facts.os, "posix_fallocate", refused)
+    monkeypatch.setattr(facts.fcntl, "flock", refused)
+    assert facts.reserving().errno == facts.locking().errno == errno.EPERM
+    assert facts.giving_back() is None  # it reserves by other means
+    monkeypatch.delattr(facts.os, "posix_fallocate")
+    assert facts.reserving().errno == errno.ENOSYS
+    monkeypatch.setattr(facts.SparseFile, "create", lambda: None)
+    assert facts.giving_back().errno == errno.ENOTSUP
 
 
 # --- this system ---------------------------------------------------------------------

@@ -316,17 +316,16 @@ def test_a_reused_pid_behind_an_anonymous_handle_is_an_error():
 
 def test_names_that_others_took_first_are_passed_by(portable, shm_name, monkeypatch):
     """Where anonymous arrays need names, these are random; one that is taken is not used."""
-    given = iter(["taken", "taken", "free"])
-    monkeypatch.setattr(temporary.secrets, "token_hex", lambda _: next(given))
-    raw.put(f"shmarray-{os.getpid()}-taken", b"another's")
+    given = iter([b"taken", b"taken", b"free"])
+    monkeypatch.setattr(temporary.os, "urandom", lambda _: next(given))
+    taken, free = (f"shmarray-{os.getpid()}-{end.hex()}" for end in (b"taken", b"free"))
+    raw.put(taken, b"another's")
     try:
         with shmarray.scoped(3):
-            assert raw.names(f"shmarray-{os.getpid()}-") == [
-                f"shmarray-{os.getpid()}-{end}" for end in ("free", "taken")
-            ]
-        assert raw.get(f"shmarray-{os.getpid()}-taken") == b"another's"
+            assert raw.names(f"shmarray-{os.getpid()}-") == [free, taken]
+        assert raw.get(taken) == b"another's"
     finally:
-        os.unlink(raw.path(f"shmarray-{os.getpid()}-taken"))
+        os.unlink(raw.path(taken))
 
 
 # --- memory that is taken away ------------------------------------------------------------

@@ -314,3 +314,25 @@ def forget_if(pid):
 
 def ends_of_kept(_):
     return os.getpid(), [(array[0], array[-1]) for array in KEPT]
+
+
+def wait_for_file(path):
+    """Keep the worker busy until there is such a file."""
+    wait_until(lambda: os.path.exists(path), 60)
+
+
+def look_and_write_at(array, place):
+    seen = float(array[0])
+    if array.flags.writeable:
+        array[place] = 7
+    return seen
+
+
+def map_and_delete(path, mode):
+    """A memory map of a file that is gone when it is sent."""
+    np.full(50_000, 1.0).tofile(path)
+    mapped = np.memmap(path, float, mode, shape=50_000)
+    if mode == "w+":
+        mapped[:] = 1
+    os.unlink(path)
+    return mapped

@@ -9,13 +9,12 @@ From top to bottom; each module imports only those below it::
     maps     part of a file in the address space
     pages    the memory of a file: reserved, written, given back
     files    opening, naming, locking
-    libc     the calls and constants that Python has not
+    libc     the calls and constants that Python does not offer
 
 What a system can do is found out by trying, and remembered; nothing is decided by its name.
 The names in capitals are such findings, and the tests turn them off to take the other way.
 """
 
-from shmarray.core.posix.maps import inode_at
 from shmarray.core.posix.packets import PacketSpace, message_socketpair, receive_packet, send_packet
 from shmarray.core.posix.space import limits as memory_limits
 from shmarray.core.posix.sparse import Part, SparseFile
@@ -24,7 +23,6 @@ __all__ = [
     "PacketSpace",
     "Part",
     "SparseFile",
-    "inode_at",
     "memory_limits",
     "message_socketpair",
     "receive_packet",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shmarray.core.posix import Part
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import encoding_error, is_reraising
-from shmarray.pool.arrays import messages, pickling
+from shmarray.pool.arrays import by_value, messages, pickling
 from shmarray.pool.arrays.blocks import BlockMap, LeaseRef
 from shmarray.pool.arrays.buffers import Octets
 from shmarray.pool.arrays.calls import restored
@@ -130,6 +130,8 @@ class TaskRunner:
             return _Outcome(True, self._invoke(func, args, kwargs))
         except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
             self._invoke.stop()
+            if func is None:
+                error = by_value.not_found(error)
             return _Outcome(False, error, "" if is_reraising(func) else self._encoder.text(error))
 
     def _unpack(self, payload: Payload, opened: list[LeaseRef]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import TERMINATE
-from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps
+from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps, goes_by_value
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.workers import WorkerHandle
@@ -83,7 +83,7 @@ class Feeder:
         first = None if type(sequence) in (list, tuple) else 0
         task = job = None
         index = -1
-        cache = FunctionCache()
+        cache = FunctionCache(main_by_value=goes_by_value())
         for task in sequence:
             job, index = task[:2]
             if self._state.phase == TERMINATE:
@@ -129,7 +129,7 @@ class Feeder:
             items = range(first, first + (call.items or 1))
             first = items.stop
         flight = InFlightTask(job, index, call.func, items, job if group is None else group)
-        return flight, dumps(call.compact, arrays), first
+        return flight, dumps(call.compact, arrays, main_by_value=cache.main_by_value), first
 
     def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
         """Pack a task and send it to the worker that has least to do, waiting until one has room."""

@@ -3,11 +3,12 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 from shmarray.errors import WorkerDiedError
@@ -39,6 +40,21 @@ class ProcessRegistry(Protocol):
 
     def clear(self) -> None:
         """All have."""
+
+
+@contextmanager
+def _without_missing_main_file() -> Iterator[None]:
+    """Have new interpreters import no main module that is no file, such as ``<stdin>``: they would fail."""
+    main: Any = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is None or os.path.exists(path) or getattr(main, "__spec__", None) is not None:
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
 
 
 class WorkerHandle:
@@ -191,8 +207,17 @@ class WorkerSet:
             with self.lock:
                 self.workers.append(worker)
             undo.callback(self._remove, worker)
+<<<<<<< HEAD
             with signals.blocked_in_children(self._start_method), signals.blocked_from_the_first(process):
                 self._start(process)
+=======
+            with (
+                signals.blocked_in_children(self._start_method),
+                signals.blocked_from_the_first(process),
+                _without_missing_main_file(),
+            ):
+                process.start()
+>>>>>>> main
             forks.add_workers([process])
             worker.end = ProcessEnd(process)
             undo.pop_all()
