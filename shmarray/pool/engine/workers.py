@@ -207,17 +207,12 @@ class WorkerSet:
             with self.lock:
                 self.workers.append(worker)
             undo.callback(self._remove, worker)
-<<<<<<< HEAD
-            with signals.blocked_in_children(self._start_method), signals.blocked_from_the_first(process):
-                self._start(process)
-=======
             with (
                 signals.blocked_in_children(self._start_method),
                 signals.blocked_from_the_first(process),
                 _without_missing_main_file(),
             ):
-                process.start()
->>>>>>> main
+                self._start(process)
             forks.add_workers([process])
             worker.end = ProcessEnd(process)
             undo.pop_all()
