@@ -212,12 +212,25 @@ class WorkerSet:
                 signals.blocked_from_the_first(process),
                 _without_missing_main_file(),
             ):
-                process.start()
+                self._start(process)
             forks.add_workers([process])
             worker.end = ProcessEnd(process)
             undo.pop_all()
         self._registry.add(process, [other.process for other in self.workers if other is not worker])
         return worker
+
+    def _start(self, process: Any) -> None:
+        try:
+            process.start()
+        except (ConnectionError, EOFError) as error:
+            if self._start_method != "forkserver":
+                raise
+            # In Python 3.14 the forkserver itself imports the main module, and ends if that fails.
+            message = (
+                "workers die as soon as they start, because the forkserver cannot import the main module: if that "
+                'starts processes, put the code that does so under `if __name__ == "__main__":`'
+            )
+            raise WorkerDiedError(message) from error
 
     def became_ready(self, worker: WorkerHandle) -> None:
         worker.is_ready = True
