@@ -61,6 +61,7 @@ LAYERS = [
     "shmarray.pool.scope",
     "shmarray.pool.watcher",
     "shmarray.pool.handle",
+    "shmarray.pool.missing",
     "shmarray.pool.forks",
     "shmarray.pool.stdlib",
     "shmarray.core",

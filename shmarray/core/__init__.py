@@ -36,7 +36,7 @@ from shmarray.core.names import Name
 from shmarray.core.names import parse as parse_name
 from shmarray.core.posix.files import birth
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
-from shmarray.core.references import Reference, refer, resolve
+from shmarray.core.references import Reference, is_closed, refer, resolve
 from shmarray.core.segment import Order, Shape
 from shmarray.core.space import limits as memory_limits
 from shmarray.core.sparse import Part, SparseFile
@@ -65,6 +65,7 @@ __all__ = [
     "create",
     "create_temporary",
     "delete",
+    "is_closed",
     "list",
     "lock",
     "map_referred_file",

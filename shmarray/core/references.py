@@ -115,6 +115,20 @@ def resolve(reference: Reference) -> NDArray[Any]:
     return array
 
 
+def is_closed(mapping: Mapping) -> bool:
+    """Whether this is memory without a name that this process has made, and made unreachable for others since."""
+    name = mapping.name
+    if name.kind != "anonymous":
+        return False
+    fd = int(name.path.rpartition("/")[2])
+    if name.path != files.descriptor_path(fd):
+        return False
+    try:
+        return files.identity(os.fstat(fd)) != mapping.identity
+    except OSError:
+        return True
+
+
 def _opened(reference: Reference) -> Mapping:
     name, wanted, mode = reference.name, reference.identity, reference.mode
     if reference.host != _host(name.kind == "anonymous"):

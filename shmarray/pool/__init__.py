@@ -25,6 +25,7 @@ From top to bottom; each module imports only those below it::
     scope       scoped: a shared array for the length of a with-block
     watcher     deletes the names of a process that is killed
     handle      SharedHandle: a view of shared memory, as something small to send
+    missing     what the stdlib's carriers deliver in place of an array that is gone
     forks       who is told of forks
     stdlib      the private names of the stdlib that are used
 """
