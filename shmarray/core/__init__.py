@@ -36,7 +36,7 @@ from shmarray.core.names import Name
 from shmarray.core.names import parse as parse_name
 from shmarray.core.posix.files import birth
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
-from shmarray.core.references import Reference, is_closed, refer, resolve
+from shmarray.core.references import Reference, check_is_there, is_closed, refer, resolve
 from shmarray.core.segment import Order, Shape
 from shmarray.core.space import limits as memory_limits
 from shmarray.core.sparse import Part, SparseFile
@@ -61,6 +61,7 @@ __all__ = [
     "Undo",
     "attach",
     "birth",
+    "check_is_there",
     "check_is_whole",
     "create",
     "create_temporary",

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from shmarray.core import FileReference, check_is_whole, is_closed, map_referred_file, owner, refer_to_file
+from shmarray.core import (
+    FileReference,
+    check_is_there,
+    check_is_whole,
+    is_closed,
+    map_referred_file,
+    owner,
+    refer_to_file,
+)
 from shmarray.pool.handle import SharedHandle
 from shmarray.pool.missing import MissingArray
 from shmarray.pool.stdlib import registered
@@ -33,7 +41,10 @@ def by_reference(array: NDArray[Any]) -> Reduction | None:
 
 def _shared(array: NDArray[Any]) -> Reduction | None:
     mapping = owner(array)
-    if mapping is None or mapping.mode == "c":
+    if mapping is None:
+        return None
+    if mapping.mode == "c":
+        check_is_there(mapping)  # its data will be read, here
         return None
     # What a task returns out of its with-block: nobody else has it, or ever will.  In the caller
     # it would be an argument, and what the task wrote to a copy be lost: there it is an error.

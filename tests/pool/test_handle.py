@@ -334,6 +334,17 @@ def test_a_truncated_file_is_a_format_error(name):
         in_child(unpickle)
 
 
+def test_a_private_attachment_of_a_file_that_was_cut_off_is_an_error_when_it_is_sent(name):
+    shmarray.create(name, 100_000)
+    private = shmarray.attach(name, "c")
+    os.truncate(raw.path(name), 5000)
+    one, other = multiprocessing.Pipe()
+    with one, other, pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+        one.send(private)
+    with shmarray.Pool(1) as pool, pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+        pool.apply_async(len, (private,)).get(30)
+
+
 def test_anonymous_memory_is_gone_when_its_scope_is_left():
     with shmarray.scoped(data=[1, 2]) as array:
         pickled = pickle.dumps(shmarray.SharedHandle(array))
