@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 import shmarray
 from shmarray import core
-from shmarray.command import files, processes, table, wording
+from shmarray.command import files, processes, selecting, table, wording
 from shmarray.command.files import ArrayFile
 from shmarray.command.processes import User
 from shmarray.command.statistics import Summary, summaries
 from shmarray.command.table import Column
+from shmarray.errors import ShmArrayError
 
 _FIELDS = (Column("field"), Column("dtype"), Column("from byte", ">"))
 _STATISTICS = (
@@ -51,12 +53,20 @@ class Inspected(NamedTuple):
 
 
 def run(arguments: Namespace) -> int:
-    found = _inspected(arguments.name, statistics=not arguments.no_statistics)
+    found = []
+    for name in arguments.names:
+        try:
+            found.append(_inspected(name, statistics=not arguments.no_statistics))
+        except (ShmArrayError, OSError) as error:
+            if len(arguments.names) == 1:
+                raise
+            print(f"shmarray: {selecting.failure(error)}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(_document(found), indent=2))
+        documents = [_document(one) for one in found]
+        print(json.dumps(documents if len(arguments.names) > 1 else documents[0], indent=2))
     else:
-        print("\n".join(_report(found)))
-    return 0
+        print("\n\n".join("\n".join(_report(one)) for one in found), end="\n" if found else "")
+    return 0 if len(found) == len(arguments.names) else 1
 
 
 def _inspected(name: str, *, statistics: bool) -> Inspected:
