@@ -52,11 +52,8 @@ def birth(place: str | int) -> int | None:
 
 def is_open_to_others() -> bool:
     """Whether other processes of this user can open this one's descriptors, by `descriptor_path`."""
-    try:
-        # The kernel gives root the files of a process that is not dumpable, as one that has changed its user.
-        return PROC and os.stat("/proc/self/fd").st_uid == os.geteuid()
-    except OSError:
-        return False
+    # A process that has changed its user is not dumpable, and those of its user may not look into it.
+    return PROC and (libc.prctl is None or libc.prctl(libc.PR_GET_DUMPABLE) == 1)
 
 
 def own_descriptors() -> list[int]:

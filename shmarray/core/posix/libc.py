@@ -15,6 +15,7 @@ MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRI
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 STATX_BTIME = 0x800
+PR_GET_DUMPABLE = 3
 
 _library = ctypes.CDLL(None, use_errno=True)
 
@@ -41,6 +42,7 @@ mlock = _call("mlock", *_RANGE)
 munlock = _call("munlock", *_RANGE)
 fallocate = _call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 linkat = _call("linkat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+prctl = _call("prctl", ctypes.c_int)
 # In Python from 3.15 on.
 statx = _call("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
