@@ -49,7 +49,8 @@ def run(arguments: Namespace) -> int:
     if arguments.unused and not processes.can_be_seen():
         _complain("which arrays are unused cannot be known: /proc is not mounted here")
         return _FAILED
-    known = selecting.names()
+    # Where the system has no list, names will do, but not what is to be found in it.
+    known = selecting.names() if arguments.names else [info.name for info in shmarray.list()]
     names, unmatched, wide = _selected(arguments.names, known) if arguments.names else (known, [], True)
     targets = [target for target in _looked_up(names) if _is_meant(target, arguments)]
     for pattern in unmatched:
@@ -92,7 +93,7 @@ def _looked_up(names: Sequence[str]) -> list[Target]:
 def _target(name: str, file: ArrayFile | None, users: Census) -> Target:
     if file is None:
         return Target(name, None, [], is_unused=False)
-    pids = [user.pid for user in users.of(file)]
+    pids = [user.pid for user in users.of(file) or ()]
     return Target(name, file, pids, is_unused=not pids and not _may_be_hidden(file, users))
 
 

@@ -48,7 +48,7 @@ class Inspected(NamedTuple):
     header: Header
     file: ArrayFile
     statistics: list[Summary]
-    users: list[User]
+    users: list[User] | None
     hidden: int
 
 
@@ -161,6 +161,9 @@ def _cell(value: Any) -> str:
 
 def _processes(found: Inspected) -> Iterator[str]:
     users = found.users
+    if users is None:
+        yield "which processes have it mapped cannot be known: /proc is not mounted here"
+        return
     yield f"mapped by {wording.count(len(users), 'process')}" if users else "mapped by no process"
     if users:
         width = table.terminal_width() - 2
@@ -193,9 +196,13 @@ def _document(found: Inspected) -> dict[str, Any]:
         "device": file.device,
         "inode": file.inode,
         "statistics": [_summary(one) for one in found.statistics],
-        "processes": [{"pid": one.pid, "modes": list(one.modes), "command": one.command} for one in found.users],
+        "processes": None if found.users is None else [_user(one) for one in found.users],
         "processes_not_looked_at": found.hidden,
     }
+
+
+def _user(one: User) -> dict[str, Any]:
+    return {"pid": one.pid, "modes": list(one.modes), "command": one.command}
 
 
 def _summary(one: Summary) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class Census:
     hidden: int = 0
     hidden_uids: set[int] = field(default_factory=set)
 
-    def of(self, file: ArrayFile) -> list[User]:
-        return self.users.get(file.identity, [])
+    def of(self, file: ArrayFile) -> list[User] | None:
+        """None where the system tells of no processes."""
+        return self.users.get(file.identity, []) if can_be_seen() else None
 
 
 def census(files: Iterable[ArrayFile]) -> Census:

@@ -70,6 +70,7 @@ class _Watcher:
         self._names: set[bytes] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._status: os.stat_result
         self._is_hopeless = False
         forks.register(self)
         # Before all scopes', so that it runs after them.
@@ -97,6 +98,10 @@ class _Watcher:
     def _tell(self, lines: Iterable[bytes]) -> bool:
         if self._socket is None:
             return False
+        if not self._is_own():
+            self._socket.detach()
+            self.stop()
+            return False
         try:
             for line in lines:
                 self._socket.sendall(line, getattr(socket, "MSG_NOSIGNAL", 0))
@@ -104,6 +109,13 @@ class _Watcher:
             self.stop()
             return False
         return True
+
+    def _is_own(self) -> bool:
+        """Whether nobody has closed the socket: its number may be another's by now, who would get the names."""
+        try:
+            return self._socket is not None and os.path.samestat(os.fstat(self._socket.fileno()), self._status)
+        except OSError:
+            return False
 
     def _start(self, started: _thread.LockType) -> None:
         try:
@@ -130,6 +142,7 @@ class _Watcher:
                     cwd="/",
                     start_new_session=True,
                 )
+                self._status = os.fstat(own.fileno())
                 self._socket = own
             except (OSError, ValueError):
                 own.close()

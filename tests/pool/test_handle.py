@@ -14,7 +14,7 @@ import pytest
 import shmarray
 from shmarray.core import mapping
 from tests.helpers import raw, workers
-from tests.helpers.processes import FORK_WARNING, Child, in_child
+from tests.helpers.processes import FORK_WARNING, Child, in_child, run_script
 
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
 
@@ -427,6 +427,29 @@ def test_a_descriptor_that_somebody_closed_is_not_closed_again(tmp_path):
 
     with Child(lambda channel: _after_closing(close_all, channel)) as child:
         assert child.receive() is True
+
+
+def test_names_are_not_told_to_a_socket_of_others(name):
+    """A program that closes all descriptors closes that to the watcher of names too."""
+    code = """
+import os, socket, sys, shmarray
+def scope():
+    with shmarray.scoped(3, name=sys.argv[1]):
+        pass
+scope()
+os.closerange(3, 1000)
+pairs = [socket.socketpair() for _ in range(8)]
+scope()
+scope()
+for ends in pairs:
+    for one in ends:
+        one.setblocking(False)
+        try:
+            raise SystemExit(f"told {one.recv(1000)}")
+        except BlockingIOError:
+            one.close()
+"""
+    run_script(code, name)
 
 
 def _after_closing(function, channel):
