@@ -447,7 +447,10 @@ for ends in pairs:
         try:
             raise SystemExit(f"told {one.recv(1000)}")
         except BlockingIOError:
-            one.close()
+            pass
+for one, other in pairs:
+    one.close()
+    other.close()
 """
     run_script(code, name)
 
