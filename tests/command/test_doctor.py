@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -161,6 +162,14 @@ def test_a_read_only_shared_memory_bites():
     done = run("doctor", "--json", prefix=(UNSHARE, "-m", "sh", "-c", mount, "sh"))
     checks = {check["check"]: check["verdict"] for check in json.loads(done.stdout)["checks"]}
     assert checks["semaphores"] == checks["test: named array"] == "will bite"
+
+
+def test_a_parent_that_ignores_the_end_of_its_children_does_not_matter():
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    checks = json.loads(run("doctor", "--json", prefix=(sys.executable, "-c", ignoring)).stdout)["checks"]
+    assert [check["verdict"] for check in checks if check["check"].startswith("test:")] == ["ok", "ok"]
 
 
 @needs_mount
