@@ -94,7 +94,7 @@ dangling_link          format  format   format  taken   taken   format
 looping_link           format  format   format  taken   taken   format
 link_to_an_array       format  format   format  taken   taken   format
 link_to_a_device       format  format   format  taken   taken   format
-empty                  format  format   ok      taken   taken   ok
+empty                  format  format   ok      taken   taken   format
 text                   format  format   ok      taken   taken   format
 huge_and_sparse        format  format   ok      taken   taken   format
 array_cut_off          format  format   ok      taken   taken   ok

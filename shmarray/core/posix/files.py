@@ -5,6 +5,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 from contextlib import suppress
 from importlib import import_module
@@ -33,6 +34,12 @@ again while anything maps it."""
 
 def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
+
+
+def is_special(status: os.stat_result) -> bool:
+    """Whether it is a device, a pipe, a socket, a directory; shared memory may be of no kind that POSIX names."""
+    mode = status.st_mode
+    return any(kind(mode) for kind in (stat.S_ISCHR, stat.S_ISBLK, stat.S_ISFIFO, stat.S_ISSOCK, stat.S_ISDIR))
 
 
 def birth(place: str | int) -> int | None:
