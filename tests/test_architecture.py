@@ -72,6 +72,7 @@ LAYERS = [
     "shmarray.pool.scoped",
     "shmarray.pool.name_reaper",
     "shmarray.pool.handle",
+    "shmarray.pool.missing",
     "shmarray.pool.forks",
     "shmarray.pool._stdlib",
     "shmarray.core",

@@ -35,6 +35,7 @@ CHECKS = (
     Check("start method", facts.start_method, judgements.start_method),
     Check("/proc", facts.proc, judgements.proc),
     Check("memfd_create", facts.memory_without_name, judgements.memory_without_name),
+    Check("semaphores", facts.semaphores, judgements.semaphores),
     Check("O_TMPFILE, linkat", facts.name_when_complete, judgements.name_when_complete),
     Check("posix_fallocate", facts.reserving, judgements.reserving),
     Check("hole punching", facts.giving_back, judgements.giving_back),

@@ -30,8 +30,8 @@ _SETTINGS = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib
 class Space(NamedTuple):
     """Of a file system; bytes, and files.
 
-    `kind` is empty for a directory that is none of its own, None where that cannot be
-    known; `files_free` is None where files are not counted.
+    `kind` is None where that cannot be known; `total` is 0 where there is no limit;
+    `files_free` is None where files are not counted.
     """
 
     kind: str | None
@@ -54,9 +54,18 @@ def shared_memory() -> Space | None:
         status = os.statvfs(SHARED_MEMORY)
     except FileNotFoundError:
         return None
-    kind = mounted(SHARED_MEMORY)[0] if os.path.exists(_MOUNTS) else None
+    kind = (mounted(SHARED_MEMORY)[0] or mounted(os.path.dirname(SHARED_MEMORY))[0] or mounted("/")[0]) or None
     files = status.f_favail if status.f_files else None
     return Space(kind, status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, files)
+
+
+def semaphores() -> OSError | None:
+    """What the system says to a semaphore, of which multiprocessing's locks and queues are made; None if it works."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        return error
+    return None
 
 
 def mounted(place: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ from shmarray.core.names import parse as parse_name
 from shmarray.core.posix.files import birth
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.publishing import Removal
-from shmarray.core.references import Reference, refer, resolve
+from shmarray.core.references import Reference, check_is_there, is_closed, refer, resolve
 from shmarray.core.segment import OWNER_ALONE, Order, Shape
 from shmarray.core.temporary import create_temporary
 
@@ -50,10 +50,12 @@ __all__ = [
     "Shape",
     "attach",
     "birth",
+    "check_is_there",
     "check_is_whole",
     "create",
     "create_temporary",
     "delete",
+    "is_closed",
     "list",
     "lock",
     "map_referred_file",

@@ -355,7 +355,9 @@ def _deletable(name: Name) -> bool:
     try:
         fd = files.open_existing(name, os.O_RDONLY)
     except PermissionError:
-        return True  # an array of permissions 0o000, say: whether it may go is the directory's to decide
+        # An array of permissions 0o000, say: whether it may go is the directory's to decide.
+        path = files.path_of(name)
+        return path is None or not files.is_special(os.stat(path))
     try:
         return may_be_array(fd)
     finally:

@@ -9,6 +9,8 @@ the other process opens this one's descriptor, for as long as the memory map is 
 import errno
 import mmap
 import os
+import stat
+from contextlib import suppress
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -103,7 +105,7 @@ def check_is_whole(mapped: mmap.mmap, end: int, path: str | None) -> None:
         size = mapped.size()
     except (OSError, ValueError):  # it keeps no descriptor, or is closed
         return
-    if size < end:
+    if size < end and not _is_device(path):
         raise _cut_off(path or "", size, end)
 
 
@@ -185,19 +187,34 @@ def _found(address: int, path: str) -> _Source | None:
     wanted = maps.file_at(address)
     if wanted is None:
         return None
-    for fd in files.own_descriptors():
-        try:
-            status = os.fstat(fd)
-            if status.st_ino == wanted.inode and (
-                status.st_dev == wanted.device or os.readlink(files.descriptor_path(fd)) == wanted.path
-            ):
-                return _Source(files.identity(status), files.birth(fd), fd)
-        except OSError:  # closed meanwhile
-            continue
+    descriptors = _own_descriptors()
+    for fd, status in descriptors:
+        if files.identity(status) == (wanted.device, wanted.inode):
+            return _Source(files.identity(status), files.birth(fd), fd)
+    # On btrfs and overlays the kernel's numbers in maps are others than in stat: by name then.
+    is_named = not wanted.path.endswith(" (deleted)")
+    for fd, status in descriptors:
+        if (is_named or status.st_ino == wanted.inode) and _name_of(fd) == wanted.path:
+            return _Source(files.identity(status), files.birth(fd), fd)
     there = _identity_of(path)
-    if there is not None and there[1] == wanted.inode and wanted.path == os.path.realpath(path):
+    if there is not None and is_named and os.path.realpath(path) == wanted.path:
         return _Source(there, files.birth(path), None)
     return None
+
+
+def _own_descriptors() -> list[tuple[int, os.stat_result]]:
+    found = []
+    for fd in files.own_descriptors():
+        with suppress(OSError):  # closed meanwhile
+            found.append((fd, os.fstat(fd)))
+    return found
+
+
+def _name_of(fd: int) -> str:
+    try:
+        return os.readlink(files.descriptor_path(fd))
+    except OSError:
+        return ""
 
 
 def _identity_of(path: str | None) -> files.Identity | None:
@@ -205,6 +222,15 @@ def _identity_of(path: str | None) -> files.Identity | None:
         return None if path is None else files.identity(os.stat(path))
     except OSError:
         return None
+
+
+def _is_device(path: str | None) -> bool:
+    """Whether it is what has no size."""
+    try:
+        mode = 0 if path is None else os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def _cut_off(path: str, size: int, end: int) -> ArrayFormatError:

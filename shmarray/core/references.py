@@ -116,6 +116,31 @@ def resolve(reference: Reference) -> NDArray[Any]:
     return array
 
 
+def check_is_there(mapping: Mapping) -> None:
+    """Raise ArrayFormatError if the file is known to be shorter by now: to read what was cut off is a bus error."""
+    path = files.path_of(mapping.name)
+    try:
+        status = None if path is None else os.stat(path)
+    except OSError:
+        return
+    if status is not None and files.identity(status) == mapping.identity and status.st_size < mapping.nbytes:
+        raise _cut_off(mapping.name, status.st_size, mapping.nbytes)
+
+
+def is_closed(mapping: Mapping) -> bool:
+    """Whether this is memory without a name that this process has made, and made unreachable for others since."""
+    name = mapping.name
+    if name.kind != "anonymous":
+        return False
+    fd = int(name.path.rpartition("/")[2])
+    if name.path != files.descriptor_path(fd):
+        return False
+    try:
+        return files.identity(os.fstat(fd)) != mapping.identity
+    except OSError:
+        return True
+
+
 def _opened(reference: Reference) -> Mapping:
     name, wanted, mode = reference.name, reference.identity, reference.mode
     if reference.host != _host(name.kind == "anonymous"):
@@ -129,12 +154,14 @@ def _opened(reference: Reference) -> Mapping:
         if files.identity(status) != wanted or (reference.born is not None and files.birth(fd) != reference.born):
             raise unreachable(name, "it was deleted, or its scope left, and another is in its place")
         if status.st_size < reference.size:
-            raise ArrayFormatError(
-                f"{name.text!r} was cut off: it has {status.st_size} bytes of {reference.size}", name.text
-            )
+            raise _cut_off(name, status.st_size, reference.size)
         return mappings.Mapping(fd, reference.size, mode, name, wanted)
     finally:
         os.close(fd)
+
+
+def _cut_off(name: Name, size: int, wanted: int) -> ArrayFormatError:
+    return ArrayFormatError(f"{name.text!r} was cut off: it has {size} bytes of {wanted}", name.text)
 
 
 def _elsewhere(host: str) -> str:

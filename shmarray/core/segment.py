@@ -221,9 +221,11 @@ def read_layout(fd: int, size: int, name: Name) -> Layout:
 
 
 def may_be_array(fd: int) -> bool:
-    """Whether an open file begins as an array, complete or not, or is empty, as one is at first."""
+    """Whether an open file begins as an array, complete or not."""
+    if files.is_special(os.fstat(fd)):  # of a device nothing can be read, or anything
+        return False
     start = files.read_start(fd, len(_UNFINISHED))
-    return not start or start.startswith(layout.MAGIC) or _is_unfinished(start)
+    return start.startswith(layout.MAGIC) or _is_unfinished(start)
 
 
 def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) -> Layout:

@@ -11,6 +11,7 @@ From top to bottom; each imports only those below it::
     scoped       scoped: a shared array for the length of a with-block
     name_reaper  deletes the names of a process that is killed
     handle       SharedHandle: a view of shared memory, as something small to send
+    missing      what multiprocessing's carriers deliver in place of an array that is gone
     forks        what is told of forks
     _stdlib      the private names of the stdlib that are used
 """

@@ -54,6 +54,7 @@ class _Reaper:
         self._names: set[bytes] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._status: os.stat_result
         self._is_unavailable = False
         forks.register(self)
         # Before all scopes', so that it runs after them.
@@ -81,6 +82,10 @@ class _Reaper:
     def _tell(self, lines: Iterable[bytes]) -> bool:
         if self._socket is None:
             return False
+        if not self._is_own():
+            self._socket.detach()
+            self.stop()
+            return False
         try:
             for line in lines:
                 self._socket.sendall(line, getattr(socket, "MSG_NOSIGNAL", 0))
@@ -88,6 +93,13 @@ class _Reaper:
             self.stop()
             return False
         return True
+
+    def _is_own(self) -> bool:
+        """Whether nobody has closed the socket: its number may be another's by now, who would get the names."""
+        try:
+            return self._socket is not None and os.path.samestat(os.fstat(self._socket.fileno()), self._status)
+        except OSError:
+            return False
 
     def _start(self, started: _thread.LockType) -> None:
         try:
@@ -114,6 +126,7 @@ class _Reaper:
                     cwd="/",
                     start_new_session=True,
                 )
+                self._status = os.fstat(own.fileno())
                 self._socket = own
             except (OSError, ValueError):
                 own.close()

@@ -94,7 +94,7 @@ dangling_link          format  format   format  taken   taken   format
 looping_link           format  format   format  taken   taken   format
 link_to_an_array       format  format   format  taken   taken   format
 link_to_a_device       format  format   format  taken   taken   format
-empty                  format  format   ok      taken   taken   ok
+empty                  format  format   ok      taken   taken   format
 text                   format  format   ok      taken   taken   format
 huge_and_sparse        format  format   ok      taken   taken   format
 array_cut_off          format  format   ok      taken   taken   ok
@@ -263,7 +263,8 @@ def test_a_deleted_and_remade_array_on_its_way_to_a_worker_is_that_calls_error(n
             shmarray.create(name, data=[7, 7])
             yield array
 
-        with pytest.raises(shmarray.ArrayNotFoundError, match="another is in its place"):
+        # The worker may look for it just between the one and the other.
+        with pytest.raises(shmarray.ArrayNotFoundError, match=r"another is in its place|there is no shared array"):
             list(pool.imap(tasks.total, remade()))
         assert pool.apply(tasks.total, (np.ones(100_000),)) == 100_000
     shmarray.delete(name)

@@ -360,3 +360,24 @@ def big_and_small(big, small):
 def halves(x):
     middle = len(x) // 2
     return [x[:middle], x[middle:]]
+
+
+def scoped_result(name=None):
+    """What a task returns out of its block."""
+    with shmarray.scoped(data=[1.0, 2.0], name=name) as array:
+        return array
+
+
+def put_scoped(queue):
+    with shmarray.scoped(data=[1.0, 2.0]) as array:
+        queue.put(array)
+        queue.put(array.sum())
+
+
+def reraise_what_it_is(x):
+    """The type of what came in place of an array, and the error that its use raises."""
+    try:
+        np.sqrt(x)
+    except OSError as error:
+        return type(x).__name__, error
+    return type(x).__name__, None

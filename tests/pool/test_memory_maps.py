@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import tempfile
 from pathlib import Path
 
@@ -365,6 +366,40 @@ def test_another_file_in_another_mount_namespace_is_not_taken_for_it(path):
     printed = run_script(program, sent(mapped).hex(), prefix=mounted(cover))
     assert printed.strip() == str((1.0, (SIZE,)))
     assert mapped[1] == 7
+
+
+OVERLAY = """
+import numpy
+from tests.helpers.processes import in_child
+from tests.pool.test_memory_maps import look_and_write, replaced, sent
+for name, mode in (("a", "r"), ("b", "r+"), ("c", "r+")):
+    path = f"/mnt/all/{name}.npy"
+    mapped = numpy.load(path, mmap_mode=mode)
+    pickled = sent(mapped)
+    for _ in range(2):
+        assert in_child(look_and_write, pickled) == (1.0, (50_000,))
+        assert mapped[1] == (7 if mode == "r+" else 1)
+        if name != "c":
+            replaced(path)
+"""
+
+
+@needs_mount
+def test_files_of_an_overlay_are_known_as_those_of_any_file_system():
+    """As in most containers; there the kernel's list of mappings has other numbers than stat."""
+    commands = (
+        "mount -t tmpfs tmpfs /mnt && mkdir /mnt/low /mnt/up /mnt/work /mnt/all && mount -t tmpfs tmpfs /mnt/low && "
+        f"for name in a b c; do {sys.executable} -c "
+        "'import numpy, sys; numpy.save(sys.argv[1], numpy.full(50000, 1.0))' /mnt/low/$name.npy; done && "
+        "mount -t overlay overlay -o lowerdir=/mnt/low,upperdir=/mnt/up,workdir=/mnt/work /mnt/all"
+    )
+    run_script(OVERLAY, prefix=mounted(commands))
+
+
+def test_a_device_is_mapped_as_it_is():
+    with open("/dev/zero", "rb") as file:
+        mapped = np.memmap(file, np.uint8, "r", shape=(100_000,))
+    assert by_reference(mapped) is None or not in_child(received, sent(mapped)).any()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 from contextlib import suppress
 from importlib import import_module
@@ -36,6 +37,12 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
+def is_special(status: os.stat_result) -> bool:
+    """Whether it is a device, a pipe, a socket, a directory; shared memory may be of no kind that POSIX names."""
+    mode = status.st_mode
+    return any(kind(mode) for kind in (stat.S_ISCHR, stat.S_ISBLK, stat.S_ISFIFO, stat.S_ISSOCK, stat.S_ISDIR))
+
+
 def birth(place: str | int) -> int | None:
     """When a file was made, in nanoseconds since the epoch, by its path or descriptor; None if that is not kept.
 
@@ -53,11 +60,8 @@ def birth(place: str | int) -> int | None:
 
 def is_open_to_others() -> bool:
     """Whether other processes of this user can open this one's descriptors, by `descriptor_path`."""
-    try:
-        # The kernel gives root the files of a process that is not dumpable, as one that has changed its user.
-        return PROC and os.stat("/proc/self/fd").st_uid == os.geteuid()
-    except OSError:
-        return False
+    # A process that has changed its user is not dumpable, and those of its user may not look into it.
+    return PROC and (libc.prctl is None or libc.prctl(libc.PR_GET_DUMPABLE) == 1)
 
 
 def own_descriptors() -> list[int]:

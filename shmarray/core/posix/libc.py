@@ -24,6 +24,7 @@ MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRI
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 STATX_BTIME = 0x800
+PR_GET_DUMPABLE = 3
 
 # How a kernel without a call, a seccomp filter, AppArmor, SELinux or a file system says that
 # it does not do a thing; then another way is taken, and what that says is the user's error.
@@ -62,6 +63,7 @@ mlock = _call("mlock", *_RANGE)
 munlock = _call("munlock", *_RANGE)
 fallocate = _call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 linkat = _call("linkat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+prctl = _call("prctl", ctypes.c_int)
 # In Python from 3.15 on.
 statx = _call("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 

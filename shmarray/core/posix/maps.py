@@ -193,9 +193,9 @@ class MappedFile(NamedTuple):
     Attributes
     ----------
     device, inode : int
-        On btrfs, and on an overlay before Linux 6.8, the device is not the one that stat gives.
+        On btrfs the device, and on an overlay before Linux 6.8 both, are not those that stat gives.
     path : str
-        Where it was opened; with `` (deleted)`` behind it if it is not there any more.
+        Its name now; with `` (deleted)`` behind it if it has none any more.
     """
 
     device: int

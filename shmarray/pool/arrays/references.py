@@ -5,6 +5,7 @@ Importing this teaches multiprocessing's pickler to send shared arrays by handle
 
 import mmap
 from collections.abc import Callable
+from multiprocessing import parent_process
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -12,9 +13,18 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from shmarray.core import FileReference, check_is_whole, map_referred_file, owner, refer_to_file
+from shmarray.core import (
+    FileReference,
+    check_is_there,
+    check_is_whole,
+    is_closed,
+    map_referred_file,
+    owner,
+    refer_to_file,
+)
 from shmarray.pool._stdlib import registered
 from shmarray.pool.handle import SharedHandle
+from shmarray.pool.missing import MissingArray
 
 Reduction = tuple[Callable[..., NDArray[Any]], tuple[Any, ...]]
 
@@ -31,7 +41,14 @@ def by_reference(array: NDArray[Any]) -> Reduction | None:
 
 def _shared(array: NDArray[Any]) -> Reduction | None:
     mapping = owner(array)
-    if mapping is None or mapping.mode == "c":
+    if mapping is None:
+        return None
+    if mapping.mode == "c":
+        check_is_there(mapping)  # its data will be read, here
+        return None
+    # What a task returns out of its with-block: nobody else has it, or ever will.  In the caller
+    # it would be an argument, and what the task wrote to a copy be lost: there it is an error.
+    if parent_process() is not None and is_closed(mapping):
         return None
     try:
         handle = SharedHandle(array.view(np.ndarray))
@@ -110,8 +127,15 @@ def _reduce(array: NDArray[Any]) -> Any:
     if array.base is not None:
         reduction = _shared(array)
         if reduction is not None:
-            return reduction
+            return _attached_if_there, reduction[1][:1]
     return array.__reduce__() if _earlier is None else _earlier(array)
+
+
+def _attached_if_there(handle: SharedHandle) -> NDArray[Any] | MissingArray:
+    try:
+        return handle.array
+    except (OSError, MemoryError) as error:
+        return MissingArray(error)
 
 
 ForkingPickler.register(np.ndarray, _reduce)
