@@ -2,6 +2,7 @@
 
 From top to bottom; each module imports only those below it::
 
+    register     which processes of this host have a thing
     sparse       a file in memory, in parts: what a pool's arrays travel in
     temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
@@ -32,9 +33,12 @@ from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
 from shmarray.core.names import parse as parse_name
+from shmarray.core.posix.files import identity_of
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.posix.maps import inode_at
-from shmarray.core.references import Reference, refer, resolve
+from shmarray.core.references import Reference, host_of_memory, refer, resolve
+from shmarray.core.register import Register
+from shmarray.core.register import sweep as sweep_registers
 from shmarray.core.segment import Order, Shape
 from shmarray.core.space import limits as memory_limits
 from shmarray.core.sparse import Part, SparseFile
@@ -52,6 +56,7 @@ __all__ = [
     "PacketSpace",
     "Part",
     "Reference",
+    "Register",
     "Removal",
     "Shape",
     "SparseFile",
@@ -60,6 +65,8 @@ __all__ = [
     "create",
     "create_temporary",
     "delete",
+    "host_of_memory",
+    "identity_of",
     "inode_at",
     "list",
     "lock",
@@ -74,4 +81,5 @@ __all__ = [
     "require",
     "resolve",
     "send_packet",
+    "sweep_registers",
 ]

@@ -1,0 +1,61 @@
+"""What is used of `distributed` that its documentation does not promise.
+
+Tested with the versions from `OLDEST` to `NEWEST`.  Everything else in this package is
+documented there: plugins, `Client.run`, `submit`, `scatter`, `gather`, topics of events.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import distributed
+from distributed.protocol import to_serialize
+
+OLDEST, NEWEST = "2024.8.0", "2026.8.0"
+
+
+def add_handlers(worker: Any, handlers: dict[str, Callable[..., Any]]) -> None:
+    """Let other workers and the scheduler call these functions of a worker, by name.
+
+    Raises
+    ------
+    RuntimeError
+        If this version of distributed has no such thing.
+    """
+    if not isinstance(getattr(worker, "handlers", None), dict) or not callable(getattr(worker, "rpc", None)):
+        raise RuntimeError(
+            f"shmarray.dask does not know distributed {distributed.__version__}; it was tested with {OLDEST} to {NEWEST}"
+        )
+    worker.handlers.update(handlers)
+
+
+async def ask(worker: Any, address: str, operation: str, **arguments: Any) -> Any:
+    """Call a function of another worker; OSError if it cannot be reached."""
+    answer = await getattr(worker.rpc(address), operation)(**arguments)
+    return answer["answer"]
+
+
+async def ask_all(worker: Any, operation: str, **arguments: Any) -> dict[str, Any]:
+    """Call a function of all workers; those that cannot be reached are left out."""
+    message = {"op": operation, **arguments}
+    answers = await worker.scheduler.broadcast(msg=message, on_error="ignore")
+    return {address: answer["answer"] for address, answer in answers.items() if "answer" in answer}
+
+
+def answer(value: Any) -> dict[str, Any]:
+    """What such a function returns; an array goes without a pickle."""
+    return {"status": "OK", "answer": to_serialize(value)}
+
+
+async def unknown_keys(worker: Any, keys: Collection[str]) -> list[str]:
+    """Those keys that the scheduler does not know: released, or their client has gone.
+
+    Not by who has them: nobody has what is being computed again.
+    """
+    states = await worker.scheduler.get_task_status(keys=list(keys))
+    return [key for key, state in states.items() if state is None]
+
+
+def is_known(client: Any, key: str) -> bool:
+    """Whether the scheduler knows a key already that the client has submitted."""
+    states = client.sync(client.scheduler.get_task_status, keys=[key])
+    return states[key] is not None
