@@ -138,8 +138,8 @@ def _attached_without_worker(about: Description) -> Copy:
                     copy = attached(register, about.nbytes)
             if copy is None:
                 raise ArrayNotFoundError(
-                    f"the shared array {about.key!r} is not in this host's memory: its share is closed, or this process "
-                    "is neither a worker of the cluster nor started by one (take handle.array in the task itself)",
+                    f"the shared array {about.key!r} is not in this host's memory: its share is closed, or this "
+                    "process is neither a worker of the cluster nor started by one (take handle.array in the task itself)",
                     about.key,
                 )
             copy.withdraw()

@@ -23,7 +23,8 @@ def add_handlers(worker: Any, handlers: dict[str, Callable[..., Any]]) -> None:
     """
     if not isinstance(getattr(worker, "handlers", None), dict) or not callable(getattr(worker, "rpc", None)):
         raise RuntimeError(
-            f"shmarray.dask does not know distributed {distributed.__version__}; it was tested with {OLDEST} to {NEWEST}"
+            f"shmarray.dask cannot work with distributed {distributed.__version__}: "
+            f"it was tested with {OLDEST} to {NEWEST}"
         )
     worker.handlers.update(handlers)
 

@@ -8,7 +8,7 @@ from shmarray.dask.copies import Description
 from shmarray.dask.site import SITES, Site
 
 
-class ClusterPlugin(WorkerPlugin):
+class ClusterPlugin(WorkerPlugin):  # type: ignore[misc]
     """Gives a worker its `Site`, for as long as it lives."""
 
     name = "shmarray"

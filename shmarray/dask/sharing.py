@@ -136,7 +136,7 @@ class Share(ClusterHandle):
         super().__init__(about, writable=writable)
         self._client = client
         self._sending = threading.Lock()
-        self._end = weakref.finalize(self, _nothing)
+        self._end: weakref.finalize[..., Any] = weakref.finalize(self, _nothing)
         self._keep(octets)
         try:
             self.future: Future = client.submit(_itself, ClusterHandle(about, writable=writable), key=about.key)

@@ -123,7 +123,7 @@ class Site:
             await asyncio.wait([task], timeout=_PAUSE)
 
     async def attach(self, about: Description, source: str | None = None) -> Copy:
-        """This host's copy.
+        """Give this host's copy.
 
         Parameters
         ----------
