@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak check format docs bench bench-quick bench-constants clean
+.PHONY: demo test soak cluster check format docs bench bench-quick bench-constants clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
@@ -14,6 +14,10 @@ test: $(VENV)/test.stamp
 # SHMARRAY_SOAK_SECONDS (120 by default) for each of the two front doors, SHMARRAY_SEED to repeat a run.
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m soak -n 2 -s tests/faults $(ARGS)
+
+# What takes long of the tests of shmarray.dask on simulated hosts; needs root and iproute2.
+cluster: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m cluster -n 2 tests/dask $(ARGS)
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff format --check .

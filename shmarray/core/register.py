@@ -7,7 +7,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from shmarray.core.posix import files
 
@@ -88,7 +88,7 @@ class Register:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> "Register":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -60,9 +60,18 @@ class Chunk(NamedTuple):
         return [self.func(item) for item in self.items]
 
 
-def pack(call: Call | Chunk, shares: Shares) -> Packed:
-    """Pickle a call; raises what that raises."""
-    packer = _Packer(shares)
+def pack(call: Call | Chunk, shares: Shares, *, is_copied: bool) -> Packed:
+    """Pickle a call; raises what that raises.
+
+    Parameters
+    ----------
+    call : Call or Chunk
+    shares : dict
+        What to send in the place of which arrays.
+    is_copied : bool
+        Whether to copy the arrays that go beside the pickle: they may change before they are sent.
+    """
+    packer = _Packer(shares, is_copied=is_copied)
     packer.dump(call)
     return Packed(packer.file.getvalue(), packer.beside)
 
@@ -87,6 +96,12 @@ def name_of(func: Callable[..., Any]) -> str:
     """What Dask's dashboard and messages call a task."""
     name: str = funcname(func)
     return name
+
+
+def is_by_reference(client: Client) -> bool:
+    """Whether workers live in the client's process, and have what it sends without a copy."""
+    address: str = client.scheduler.address
+    return address.startswith("inproc:")
 
 
 def share_repeated(client: Client, iterables: Iterable[Any], chunksize: int) -> Shares:
@@ -126,22 +141,27 @@ def chunks_of(func: Callable[..., Any], iterable: Iterable[Any], chunksize: int,
 def perform(pickled: bytes, beside: Sequence[Any] = ()) -> Any:
     """The task: make the call."""
     try:
-        arrays = [value.array if isinstance(value, ClusterHandle) else value for value in beside]
-        return pickle.loads(pickled, buffers=arrays)()  # noqa: S301 - as Dask's own tasks
+        return _result(pickled, beside)
     except BaseException as error:
         # Dask keeps the traceback, whose frames would keep the arrays.
         traceback.clear_frames(error.__traceback__)
         raise
 
 
+def _result(pickled: bytes, beside: Sequence[Any]) -> Any:
+    arrays = [value.array if isinstance(value, ClusterHandle) else value for value in beside]
+    return pickle.loads(pickled, buffers=arrays)()  # noqa: S301 - as Dask's own tasks
+
+
 # --- in the client -------------------------------------------------------------------
 
 
 class _Packer(Pickler):  # type: ignore[misc]
-    def __init__(self, shares: Shares) -> None:
+    def __init__(self, shares: Shares, *, is_copied: bool) -> None:
         self.file = io.BytesIO()
         self.beside: list[Any] = []
         self._shares = shares
+        self._is_copied = is_copied
         super().__init__(self.file, 5, self._is_in_band)
         # Markers that stand for arrays, and what else has buffers and stays in the pickle.
         self._markers: dict[int, pickle.PickleBuffer] = {}
@@ -150,7 +170,8 @@ class _Packer(Pickler):  # type: ignore[misc]
         if isinstance(obj, Share):
             return self._beside(obj)
         if type(obj) is np.ndarray and obj.nbytes >= _LARGE and not obj.dtype.hasobject:
-            return self._beside(self._shares.get(id(obj), obj))
+            shared = self._shares.get(id(obj))
+            return self._beside(shared or (obj.copy(order="K") if self._is_copied else obj))
         return super().reducer_override(obj)
 
     def _beside(self, thing: Any) -> Any:

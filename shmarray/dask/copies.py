@@ -88,9 +88,13 @@ class Copy:
     def of(cls, writable: NDArray[np.uint8], undo: Undo) -> "Copy":
         """The copy in memory that `new_memory` made and that is full now."""
         reference = refer(writable)._replace(mode="r", writeable=False)
-        octets = resolve(reference)
+        try:
+            octets = resolve(reference)
+        except BaseException:
+            undo_all(undo)
+            raise
         if reference.name.kind != "anonymous" or not _may_keep(3 / 4):
-            _undo_all(undo)
+            undo_all(undo)
         return cls(octets, reference, undo)
 
     @classmethod
@@ -118,7 +122,7 @@ class Copy:
             raise
         undo: Undo = [file.close]
         if not _may_keep(1 / 2):
-            _undo_all(undo)
+            undo_all(undo)
         return cls(octets, reference, undo)
 
     @property
@@ -131,7 +135,7 @@ class Copy:
 
     def withdraw(self) -> None:
         """Let no other process have it from this one any more; arrays here stay valid."""
-        _undo_all(self._undo)
+        undo_all(self._undo)
 
     def shared(self, about: Description) -> NDArray[Any]:
         """The array, read-only."""
@@ -208,10 +212,15 @@ def new_memory(nbytes: int, data: NDArray[np.uint8] | None = None) -> tuple[NDAr
         If it cannot be had.
     """
     undo: Undo = []
-    return create_temporary(undo, None, (nbytes,), np.uint8, data=data), undo
+    try:
+        return create_temporary(undo, None, (nbytes,), np.uint8, data=data), undo
+    except BaseException:
+        undo_all(undo)
+        raise
 
 
-def _undo_all(undo: Undo) -> None:
+def undo_all(undo: Undo) -> None:
+    """Let no other process reach the memory any more; what is mapped stays."""
     while undo:
         undo.pop()()
 

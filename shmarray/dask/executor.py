@@ -12,7 +12,19 @@ from typing import Any
 import distributed
 from distributed import Client
 
-from shmarray.dask.calls import Call, Shares, chunks_of, close, name_of, pack, perform, share_repeated, submit, values
+from shmarray.dask.calls import (
+    Call,
+    Shares,
+    chunks_of,
+    close,
+    is_by_reference,
+    name_of,
+    pack,
+    perform,
+    share_repeated,
+    submit,
+    values,
+)
 from shmarray.dask.sharing import install
 
 
@@ -63,7 +75,7 @@ class ProcessPoolExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         self._check_open()
-        packed = pack(Call(fn, args, kwargs), {})
+        packed = pack(Call(fn, args, kwargs), {}, is_copied=is_by_reference(self._client))
         future: Future[Any] = self._inner.submit(perform, packed.pickled, values(self._client, packed))
         self._calls.add(future)
         return future
@@ -77,16 +89,20 @@ class ProcessPoolExecutor(Executor):
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         deadline = None if timeout is None else time.monotonic() + timeout
+        # Other iterables may fill one buffer again and again.
+        is_lazy = any(type(each) not in (list, tuple) for each in iterables)
+        is_copied = is_lazy or is_by_reference(self._client)
         shares = share_repeated(self._client, iterables, chunksize)
         try:
-            packed = (pack(chunk, shares) for chunk in chunks_of(fn, zip(*iterables, strict=False), chunksize, True))
+            chunks = chunks_of(fn, zip(*iterables, strict=False), chunksize, is_star=True)
+            packed = (pack(chunk, shares, is_copied=is_copied) for chunk in chunks)
             futures = submit(self._client, name_of(fn), packed, self._options)
         except BaseException:
             close(shares)
             raise
         self._chunks.update(futures)
         # A generator begins to run when it is asked for its first item, and that may never be.
-        return chain.from_iterable(_Chunks(self._client, futures, shares, deadline))
+        return chain.from_iterable(_Chunks(futures, shares, deadline))
 
     map.__doc__ = Executor.map.__doc__  # noqa: A003 - the stdlib's name
 
@@ -110,12 +126,10 @@ class ProcessPoolExecutor(Executor):
 class _Chunks(Iterator[list[Any]]):
     """The results of a map's chunks, in order; what is left is cancelled when this is dropped, or fails."""
 
-    def __init__(
-        self, client: Client, futures: list[distributed.Future], shares: Shares, deadline: float | None
-    ) -> None:
+    def __init__(self, futures: list[distributed.Future], shares: Shares, deadline: float | None) -> None:
         self._waiting = deque(futures)
         self._deadline = deadline
-        self._end = weakref.finalize(self, _end, client, self._waiting, shares)
+        self._end = weakref.finalize(self, _end, self._waiting, shares)
 
     def __next__(self) -> list[Any]:
         if not self._waiting:
@@ -131,8 +145,6 @@ class _Chunks(Iterator[list[Any]]):
         return results
 
 
-def _end(client: Client, waiting: deque[distributed.Future], shares: Shares) -> None:
-    if waiting and client.status == "running":
-        client.cancel([future for future in waiting if not future.done()], asynchronous=True)
-    waiting.clear()
+def _end(waiting: deque[distributed.Future], shares: Shares) -> None:
+    waiting.clear()  # what nobody holds, the scheduler cancels
     close(shares)

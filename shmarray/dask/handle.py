@@ -1,15 +1,18 @@
 """ClusterHandle: an array that each host of a cluster has once, as something small to send."""
 
-import threading
+import time
 from typing import Any
 
 import numpy as np
 from distributed import get_worker
 from numpy.typing import DTypeLike, NDArray
 
-from shmarray.dask.copies import COPIES, Copy, Description, attached, open_register
+from shmarray.dask.copies import COPIES, Copy, Description, attached, open_register, update
 from shmarray.dask.site import SITES, Site
 from shmarray.errors import ArrayNotFoundError
+
+# How often, and every how many seconds, to look into a register that another process has locked.
+_ATTEMPTS, _PAUSE = 200, 0.005
 
 
 class ClusterHandle:
@@ -54,15 +57,20 @@ class ClusterHandle:
         SharedMemoryFullError
             If this host has no memory for a copy.
         """
-        copy = self._copy()
-        return copy.private(self._about) if self._writable else copy.shared(self._about)
-
-    def _copy(self) -> Copy:
         copy = COPIES.get(self._about.key)
         if copy is not None:
-            return copy
+            return self._view(copy)
         site = _site()
-        return _attached_without_worker(self._about) if site is None else site.wait_for(self._about)
+        if site is not None:
+            return self._view(site.wait_for(self._about))
+        copy = _attached_without_worker(self._about)
+        try:
+            return self._view(copy)
+        finally:
+            copy.withdraw()  # nobody would tell this process when it is to let go
+
+    def _view(self, copy: Copy) -> NDArray[Any]:
+        return copy.private(self._about) if self._writable else copy.shared(self._about)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,25 +131,21 @@ def _site() -> Site | None:
     return site or next(iter(SITES.values()), None)
 
 
-# Copies that processes without a worker have attached to; theirs until they end.
-_attaching = threading.Lock()
-
-
 def _attached_without_worker(about: Description) -> Copy:
-    """For a process that a task has started: what the worker's host has."""
-    with _attaching:
-        copy = COPIES.get(about.key)
-        if copy is None:
-            register = open_register(about.key)
-            if register is not None:
-                with register:
-                    copy = attached(register, about.nbytes)
-            if copy is None:
-                raise ArrayNotFoundError(
-                    f"the shared array {about.key!r} is not in this host's memory: its share is closed, or this "
-                    "process is neither a worker of the cluster nor started by one (take handle.array in the task itself)",
-                    about.key,
-                )
-            copy.withdraw()
-            COPIES.add(about, copy, None)
-        return copy
+    """What the worker's host has, for a process that a task has started."""
+    copy = None
+    for _ in range(_ATTEMPTS):
+        register = open_register(about.key)
+        if register is not None:
+            with register:
+                copy = attached(register, about.nbytes)
+                update(register, None)
+            break
+        time.sleep(_PAUSE)
+    if copy is None:
+        raise ArrayNotFoundError(
+            f"the shared array {about.key!r} is not in this host's memory: its share is closed, or this process is "
+            "neither a worker of the cluster nor started by one (there, take handle.array in the task)",
+            about.key,
+        )
+    return copy

@@ -47,16 +47,21 @@ def answer(value: Any) -> dict[str, Any]:
     return {"status": "OK", "answer": to_serialize(value)}
 
 
-async def unknown_keys(worker: Any, keys: Collection[str]) -> list[str]:
-    """Those keys that the scheduler does not know: released, or their client has gone.
+# None: nobody knows it any more.  Released: nobody wants it, but results of tasks that had it
+# are there; were one of them lost, it would be wanted again.
+_UNWANTED = (None, "released")
+
+
+async def unwanted_keys(worker: Any, keys: Collection[str]) -> list[str]:
+    """Those keys that no client holds and no task waits for.
 
     Not by who has them: nobody has what is being computed again.
     """
     states = await worker.scheduler.get_task_status(keys=list(keys))
-    return [key for key, state in states.items() if state is None]
+    return [key for key, state in states.items() if state in _UNWANTED]
 
 
-def is_known(client: Any, key: str) -> bool:
-    """Whether the scheduler knows a key already that the client has submitted."""
+def is_wanted(client: Any, key: str) -> bool:
+    """Whether the scheduler knows already that the client has submitted a key."""
     states = client.sync(client.scheduler.get_task_status, keys=[key])
-    return states[key] is not None
+    return states[key] not in _UNWANTED

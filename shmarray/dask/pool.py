@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from distributed import Client, Future, as_completed, wait
 
-from shmarray.dask.calls import Call, Shares, chunks_of, close, name_of, pack, share_repeated, submit
+from shmarray.dask.calls import Call, Shares, chunks_of, close, is_by_reference, name_of, pack, share_repeated, submit
 from shmarray.dask.results import AsyncResult, Results, UnorderedResults
 from shmarray.dask.sharing import install
 
@@ -96,7 +96,7 @@ class Pool:
 
     def _submitted(self, func: Callable[..., Any], args: Iterable[Any], kwds: dict[str, Any] | None) -> Future:
         self._check_open()
-        packed = pack(Call(func, tuple(args), kwds or {}), {})
+        packed = pack(Call(func, tuple(args), kwds or {}), {}, is_copied=is_by_reference(self._client))
         (future,) = submit(self._client, name_of(func), [packed], self._options)
         self._futures.add(future)
         return future
@@ -203,7 +203,8 @@ class Pool:
             chunksize = -(-len(items) // (4 * self._threads())) or 1
         shares = share_repeated(self._client, repeating, chunksize)
         try:
-            packed = (pack(chunk, shares) for chunk in chunks_of(func, items, chunksize, is_star))
+            is_copied = is_by_reference(self._client)
+            packed = (pack(chunk, shares, is_copied=is_copied) for chunk in chunks_of(func, items, chunksize, is_star))
             futures = submit(self._client, name_of(func), packed, self._options)
         except BaseException:
             close(shares)
@@ -251,7 +252,8 @@ class Pool:
 
         def more(count: int) -> list[Future]:
             self._check_open()
-            packed = [pack(chunk, {}) for chunk in islice(chunks, count)]
+            # Copied, because the iterable may fill one buffer again and again.
+            packed = [pack(chunk, {}, is_copied=True) for chunk in islice(chunks, count)]
             futures = submit(self._client, name_of(func), packed, self._options)
             self._futures.update(futures)
             return futures

@@ -1,5 +1,6 @@
 """share: an array that each host of a cluster has once."""
 
+import asyncio
 import threading
 import uuid
 import weakref
@@ -162,7 +163,7 @@ class Share(ClusterHandle):
     def _distribute(self, hosts: dict[str, str]) -> None:
         """Have one worker of each host begin to fetch; a tree, with two others at each."""
         # As soon as workers have it they ask whether it is still wanted.
-        while not hooks.is_known(self._client, self._about.key):
+        while not hooks.is_wanted(self._client, self._about.key):
             pass
         workers = _one_of_each_host(hosts, self._about.key)
         sources = {address: workers[(place - 1) // 2] if place else CLIENT for place, address in enumerate(workers)}
@@ -184,6 +185,9 @@ class Share(ClusterHandle):
                 )
                 start = answers.get(address)
                 part = copy.octets[start : start + PART] if start is not None else part
+        except (Exception, asyncio.CancelledError):
+            if self._client.status == "running":
+                raise
         finally:
             self._sending.release()
 

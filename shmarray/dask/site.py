@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shmarray.core import Undo
 from shmarray.dask import hooks
-from shmarray.dask.copies import COPIES, Copy, Description, attached, new_memory, open_register, sweep, update
+from shmarray.dask.copies import COPIES, Copy, Description, attached, new_memory, open_register, sweep, undo_all, update
 from shmarray.errors import ArrayNotFoundError
 
 T = TypeVar("T")
@@ -114,7 +114,11 @@ class Site:
                 "the array is not on this host yet, and the worker's event loop cannot wait for it: "
                 "use handle.array in a task that is an ordinary function, not a coroutine"
             )
-        return asyncio.run_coroutine_threadsafe(self.attach(about), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(self.attach(about), self._loop).result()
+        except BaseException as error:
+            # Dask keeps tracebacks, and the frames of this one would keep the memory of what did not arrive.
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error
 
     async def begin(self, about: Description, source: str | None) -> None:
         """Begin to attach; returns when it is done, or when parts can be had from here."""
@@ -166,8 +170,7 @@ class Site:
             await self._fill(arriving, source)
             return Copy.of(arriving.octets, arriving.undo)
         except BaseException:
-            for step in arriving.undo:
-                step()
+            undo_all(arriving.undo)
             raise
         finally:
             del self._arriving[about.key]
@@ -181,7 +184,7 @@ class Site:
                     await self._pull(arriving, address)
                 if arriving.is_complete:
                     return
-            if source is None and key in await hooks.unknown_keys(self._worker, [key]):
+            if source is None and key in await hooks.unwanted_keys(self._worker, [key]):
                 raise ArrayNotFoundError(f"the shared array {key!r} is gone: its client has closed it, or ended", key)
             source = None
             # Nobody has all of it: the client sends it.
@@ -246,12 +249,12 @@ class Site:
     # --- letting go ---
 
     def tell(self, key: str) -> None:
-        """The scheduler may not know a key any more."""
+        """A key may not be wanted any more."""
         if COPIES.get(key) is not None:
             self._is_told.set()
 
     async def watch(self) -> None:
-        """Let go of the copies that the scheduler does not know any more."""
+        """Let go of the copies that nobody wants any more."""
         while True:
             held = COPIES.of(self)
             with suppress(TimeoutError):
@@ -265,7 +268,7 @@ class Site:
     async def _let_go(self) -> None:
         keys = [about.key for about in COPIES.of(self)]
         if keys:
-            for key in await hooks.unknown_keys(self._worker, keys):
+            for key in await hooks.unwanted_keys(self._worker, keys):
                 await asyncio.to_thread(COPIES.release, key, self)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
