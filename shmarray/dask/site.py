@@ -117,8 +117,8 @@ class Site:
         try:
             return asyncio.run_coroutine_threadsafe(self.attach(about), self._loop).result()
         except BaseException as error:
-            # Dask keeps tracebacks, and the frames of this one would keep the memory of what did not arrive.
-            raise error.with_traceback(None)  # noqa: B904 - it is the same error
+            _drop_frames(error)
+            raise
 
     async def begin(self, about: Description, source: str | None) -> None:
         """Begin to attach; returns when it is done, or when parts can be had from here."""
@@ -281,6 +281,15 @@ class Site:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # who needs the array tries again, and gets the error
+
+
+def _drop_frames(error: BaseException) -> None:
+    """Let go of what an error's frames hold: Dask keeps errors, and these would keep what did not arrive."""
+    chain: list[BaseException | None] = [error]
+    for each in chain:
+        if each is not None:
+            each.__traceback__ = None
+            chain += [each.__cause__, each.__context__]
 
 
 SITES: "WeakKeyDictionary[Any, Site]" = WeakKeyDictionary()
