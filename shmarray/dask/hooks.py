@@ -47,6 +47,42 @@ def answer(value: Any) -> dict[str, Any]:
     return {"status": "OK", "answer": to_serialize(value)}
 
 
+def discount_shared_memory(worker: Any) -> None:
+    """Let a worker's memory monitor not count shared memory, which several workers map and all would count."""
+    monitor = worker.monitor
+    count = monitor.get_process_memory
+    monitor.get_process_memory = lambda: max(0, count() - _resident_shared_memory("self"))
+
+
+def raise_limit_by_shared_memory(nanny: Any) -> None:
+    """The same for a nanny, which counts for itself and restarts a worker that is over its limit."""
+    check = nanny.periodic_callbacks.get("memory_monitor")
+    if check is None:  # there is no limit
+        return
+    look = check.callback
+
+    def look_without_shared_memory() -> None:
+        manager, process = nanny.memory_manager, nanny.process
+        limit = manager.memory_limit
+        pid = None if process is None else process.pid
+        manager.memory_limit = limit + (0 if pid is None else _resident_shared_memory(pid))
+        try:
+            look()
+        finally:
+            manager.memory_limit = limit
+
+    check.callback = look_without_shared_memory
+
+
+def _resident_shared_memory(pid: int | str) -> int:
+    """Bytes; 0 where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            return next((int(line.split()[1]) << 10 for line in status if line.startswith("RssShmem:")), 0)
+    except OSError:
+        return 0
+
+
 # None: nobody knows it any more.  Released: nobody wants it, but results of tasks that had it
 # are there; were one of them lost, it would be wanted again.
 _UNWANTED = (None, "released")

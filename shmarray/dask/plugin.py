@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from distributed import WorkerPlugin
+from distributed import NannyPlugin, WorkerPlugin
 
+from shmarray.dask import hooks
 from shmarray.dask.copies import Description
 from shmarray.dask.site import SITES, Site
 
@@ -29,6 +30,16 @@ class ClusterPlugin(WorkerPlugin):  # type: ignore[misc]
         site = SITES.get(self._worker)
         if site is not None and finish in ("released", "forgotten"):
             site.tell(key)
+
+
+class NannyPart(NannyPlugin):  # type: ignore[misc]
+    """Keeps a worker from being restarted for memory that it shares."""
+
+    name = "shmarray-nanny"
+    idempotent = True
+
+    def setup(self, nanny: Any) -> None:
+        hooks.raise_limit_by_shared_memory(nanny)
 
 
 async def dask_setup(worker: Any) -> None:

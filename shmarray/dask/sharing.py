@@ -45,6 +45,7 @@ def install(client: Client) -> None:
         raise TypeError(f"give a distributed.Client that is not asynchronous, not {client!r}")
     if client not in _installed:
         sweep()
+        client.register_plugin(plugin.NannyPart())
         client.register_plugin(plugin.ClusterPlugin())
         client.subscribe_topic(_topic(client), _send)
         _installed.add(client)

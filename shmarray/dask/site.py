@@ -95,6 +95,7 @@ class Site:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_told = asyncio.Event()
         hooks.add_handlers(worker, {"shmarray_has": self.has, "shmarray_read": self.read})
+        hooks.discount_shared_memory(worker)
         sweep()
         self._watch = asyncio.create_task(self.watch())
         SITES[worker] = self

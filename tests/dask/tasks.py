@@ -120,3 +120,10 @@ def first_item(array):
 
 def wait_for_file_with(_, path):
     wait_for_file(path)
+
+
+def total_after(table, seconds):
+    """Have all of it in the page table for so long."""
+    total = float(np.asarray(table).sum())
+    time.sleep(seconds)
+    return total

@@ -209,3 +209,13 @@ def test_installing_twice_is_as_good_as_once(client):
         with distributed.Client(client.scheduler.address) as other:
             install(other)  # a plugin that is replaced would close what workers have
         assert set(client.run(tasks.number_of_copies).values()) == {1}
+
+
+def test_shared_memory_does_not_count_against_the_limit_of_a_worker():
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
+    with distributed.LocalCluster(memory_limit="350MB", **options) as cluster, distributed.Client(cluster) as client:
+        (pid,) = worker_pids(client)
+        with share(client, np.ones(30 << 20)) as shared:
+            for _ in range(5):  # the monitors look every 0.1 and 0.2 seconds
+                assert client.submit(tasks.total_after, shared.future, 0.2, pure=False).result() == 30 << 20
+        assert worker_pids(client) == [pid]
