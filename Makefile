@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak cluster check format docs bench bench-quick bench-constants clean
+.PHONY: demo test soak cluster check format docs bench bench-quick bench-constants bench-cluster clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
@@ -41,6 +41,9 @@ bench-quick: $(VENV)/bench.stamp
 
 bench-constants: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.constants $(ARGS)
+
+bench-cluster: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.cluster $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -218,7 +218,9 @@ def test_a_shared_handle_of_another_host_names_what_goes_there(network, remote):
 @pytest.mark.cluster
 def test_another_user_of_the_same_host_has_a_copy_of_its_own(network, remote, tmp_path):
     (host,) = start(network, remote, [1])
-    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/tmp")
+    # The interpreter may lie where only root can read.
+    reading = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reading, "env", "HOME=/tmp")
     add_worker(remote, host, prefix=user, options=["--local-directory", "/tmp/shmarray-test-nobody"])
     with share(remote, tasks.large()) as shared:
         assert on_every_worker(remote, shared.future) == [7.0] * 2
