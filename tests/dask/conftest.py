@@ -83,7 +83,8 @@ def _descendants():
     return found
 
 
-@pytest.fixture(scope="session")
+# Not for the session: its scheduler opens and closes files all the time, which other tests would take for leaks.
+@pytest.fixture(scope="module")
 def cluster():
     """Two worker processes on this host."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
