@@ -3,6 +3,7 @@
 From top to bottom; each module imports only those below it::
 
     mapped_files files that numpy has mapped, for other processes
+    register     which processes of this host have a thing
     temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
     locks        lock
@@ -27,12 +28,14 @@ from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
 from shmarray.core.names import parse as parse_name
-from shmarray.core.posix.files import birth
+from shmarray.core.posix.files import birth, identity_of
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.publishing import Removal
-from shmarray.core.references import Reference, check_is_there, is_closed, refer, resolve
+from shmarray.core.references import Reference, check_is_there, host_of_memory, is_closed, refer, resolve
+from shmarray.core.register import Register
+from shmarray.core.register import sweep as sweep_registers
 from shmarray.core.segment import OWNER_ALONE, Order, Shape
-from shmarray.core.temporary import create_temporary
+from shmarray.core.temporary import Undo, create_temporary
 
 __all__ = [
     "MS_ASYNC",
@@ -46,8 +49,10 @@ __all__ = [
     "Name",
     "Order",
     "Reference",
+    "Register",
     "Removal",
     "Shape",
+    "Undo",
     "attach",
     "birth",
     "check_is_there",
@@ -55,6 +60,8 @@ __all__ = [
     "create",
     "create_temporary",
     "delete",
+    "host_of_memory",
+    "identity_of",
     "is_closed",
     "list",
     "lock",
@@ -68,4 +75,5 @@ __all__ = [
     "refer_to_file",
     "require",
     "resolve",
+    "sweep_registers",
 ]

@@ -76,7 +76,7 @@ def refer(array: NDArray[Any]) -> Reference:
         raise ValueError(f"this view of {mapping.name.text!r} reaches outside its memory")
     kind = array.dtype
     return Reference(
-        _host(mapping.name.kind == "anonymous"),
+        host_of_memory(mapping.name.kind == "anonymous"),
         mapping.name,
         mapping.identity,
         files.birth(mapping.name.path) if mapping.name.kind == "file" else None,
@@ -106,7 +106,7 @@ def resolve(reference: Reference) -> NDArray[Any]:
         If this user may not open it.
     """
     host, name, identity, _, mode, size, offset, shape, strides, dtype, writeable = reference
-    here = host == _host(name.kind == "anonymous")
+    here = host == host_of_memory(name.kind == "anonymous")
     mapping = mappings.live(identity, mode) if here else None
     if mapping is None or mapping.nbytes < size:
         mapping = _opened(reference)
@@ -143,7 +143,7 @@ def is_closed(mapping: Mapping) -> bool:
 
 def _opened(reference: Reference) -> Mapping:
     name, wanted, mode = reference.name, reference.identity, reference.mode
-    if reference.host != _host(name.kind == "anonymous"):
+    if reference.host != host_of_memory(name.kind == "anonymous"):
         raise unreachable(name, _elsewhere(reference.host))
     try:
         fd = files.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
@@ -167,11 +167,15 @@ def _cut_off(name: Name, size: int, wanted: int) -> ArrayFormatError:
 def _elsewhere(host: str) -> str:
     kernel, _, namespace = host.partition("/")
     if kernel != _kernel():
-        return "it is in the memory of another host; send the data (numpy.array) instead"
+        return (
+            "it is in the memory of another host; send the data (numpy.array) instead, or, to the workers of a "
+            "Dask cluster, what shmarray.dask.share gives"
+        )
     return f"it belongs to a process of another pid namespace ({namespace or 'unknown'}); give it a name"
 
 
-def _host(anonymous: bool) -> str:
+def host_of_memory(anonymous: bool) -> str:
+    """The running kernel and, for anonymous memory, the pid namespace: within it, processes can share."""
     return f"{_kernel()}/{_pid_namespace(os.getpid())}" if anonymous else _kernel()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shmarray.pool.references import by_reference
 
 import shmarray
+from shmarray.pool.arrays.references import by_reference
 from tests.helpers.processes import FORK_WARNING, Child, in_child, run_script
 from tests.helpers.scarcity import mounted, needs_mount
 from tests.pool import tasks
