@@ -35,7 +35,16 @@ from shmarray.errors import (
     TaskTimeoutError,
     WorkerDiedError,
 )
-from shmarray.pool import Pool, ProcessPoolExecutor, SharedHandle, scoped
+from shmarray.pool import (
+    Pool,
+    ProcessPoolExecutor,
+    SharedHandle,
+    empty,
+    empty_like,
+    scoped,
+    zeros,
+    zeros_like,
+)
 
 __version__ = "0.1.0"
 
@@ -59,6 +68,8 @@ __all__ = [
     "attach",
     "create",
     "delete",
+    "empty",
+    "empty_like",
     "list",
     "lock",
     "mlock",
@@ -66,4 +77,6 @@ __all__ = [
     "munlock",
     "require",
     "scoped",
+    "zeros",
+    "zeros_like",
 ]

@@ -549,3 +549,27 @@ def test_what_two_workers_keep_of_one_array_stays_when_one_of_them_lets_go(tmp_p
         seen = {}
         wait_until(lambda: seen.update([call(pool, tasks.ends_of_kept, 0)]) or second in seen)
         assert seen[second] == [(7.0, 7.0)]
+
+
+def fork_in_a_thread():
+    codes = []
+
+    def fork():
+        child = os.fork()
+        if not child:
+            os._exit(3)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has threads, and forks
+        thread = threading.Thread(target=fork, daemon=True)
+        thread.start()
+        thread.join(20)
+    return codes
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_any_thread_of_a_task_may_fork(kind, start_method):
+    with tasks.make(kind, start_method, 1) as pool:
+        assert tasks.call(pool, fork_in_a_thread) == [3]
+    if kind == "Pool":
+        pool.join()

@@ -32,6 +32,11 @@ LONG = 24 << 10
 _PLAIN_KINDS = frozenset("biufcmMSUV")
 
 
+def is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether the bytes of an array are all there is to it."""
+    return dtype.kind in _PLAIN_KINDS and not dtype.hasobject
+
+
 class RepeatedArray(NamedTuple):
     """Stands for the buffer of an array that many tasks have; it is copied once for all of them."""
 
@@ -162,7 +167,7 @@ class _Pickler(pickle.Pickler):
         reference = by_reference(array)
         if reference is not None:
             return reference
-        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+        if not is_plain(array.dtype):
             return array.__reduce__()  # __reduce_ex__(5) would arrive read-only if this is
         if array.nbytes < SMALL:
             return array.__reduce__() if array.dtype.isnative else _as_bytes(np.ndarray, array)
@@ -177,7 +182,7 @@ class _Pickler(pickle.Pickler):
         reference = by_reference(array)
         if reference is not None:
             return reference
-        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+        if not is_plain(array.dtype):
             return NotImplemented
         if array.nbytes < SMALL:
             return NotImplemented if array.dtype.isnative else _as_bytes(cls, array)
