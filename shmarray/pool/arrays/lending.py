@@ -145,6 +145,8 @@ class Lending:
         self, allocator: BlockAllocator, buffers: Sequence[Buffer], blocks: TaskBlocks, group: int
     ) -> tuple[Span, ...]:
         own = [buffer for buffer in buffers if not isinstance(buffer, RepeatedArray)]
+        if len(own) == len(buffers):
+            return tuple(self._own_spans(allocator, own, blocks))
         own_spans = iter(self._own_spans(allocator, own, blocks) if own else ())
         return tuple(
             self._shared_span(allocator, buffer, blocks, group)

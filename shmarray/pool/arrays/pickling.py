@@ -169,8 +169,14 @@ class _Pickler(pickle.Pickler):
             return reference
         if not is_plain(array.dtype):
             return array.__reduce__()  # __reduce_ex__(5) would arrive read-only if this is
+        name = _NAMES.get(id(array.dtype))
         if array.nbytes < SMALL:
+            if name is not None:
+                order = _order(array)
+                return _restore_small, (array.tobytes(order), name, array.shape, order)
             return array.__reduce__() if array.dtype.isnative else _as_bytes(np.ndarray, array)
+        if name is not None:
+            return _restore_named, (self._marker(array), name, array.shape, _order(array))
         return self._out_of_band(np.ndarray, array)
 
     def _subclass(self, array: NDArray[Any]) -> Any:
@@ -194,14 +200,22 @@ class _Pickler(pickle.Pickler):
         return _restore_masked, _masked_parts(array)
 
     def _out_of_band(self, cls: type, array: NDArray[Any]) -> Any:
-        """Reduce to a call with the array's buffer, which is only marked here and copied later."""
-        marker = pickle.PickleBuffer(bytearray())  # writable, or the array would not be
+        """Reduce to a call with the array's buffer."""
+        return _restore, (cls, self._marker(array), array.dtype, array.shape, _order(array))
+
+    def _marker(self, array: NDArray[Any]) -> pickle.PickleBuffer:
+        """What stands for the array's buffer, which is copied later."""
+        marker = pickle.PickleBuffer(_WRITABLE)  # or the array would not be
         source = RepeatedArray(array) if id(array) in self._repeated else np.asarray(array)
         self._marked[id(marker)] = marker, source
-        return _restore, (cls, marker, array.dtype, array.shape, _order(array))
+        return marker
 
 
 _idle_picklers: list[_Pickler] = []
+_WRITABLE = bytearray()
+# numpy's own dtypes of one number, by identity: others are equal to these and are more (metadata).
+# To pickle and unpickle a dtype takes longer than to copy 64 kB.
+_NAMES = {id(np.dtype(code)): np.dtype(code).str for code in "?bBhHiIlLqQefdgFDG"}
 
 
 @lru_cache(maxsize=256)
@@ -226,6 +240,15 @@ def _restore(
     # As numpy's own unpickling makes it: a new object of its class, not a view of another.
     array: NDArray[Any] = np.ndarray.__new__(cls, shape, dtype, buffer, 0, None, order)
     return array
+
+
+def _restore_named(buffer: Octets, name: str, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+    return np.ndarray(shape, name, buffer, 0, None, order)
+
+
+def _restore_small(data: bytes, name: str, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+    # A copy, which is writable, and owns its memory as what numpy unpickles.
+    return np.ndarray(shape, name, data, 0, None, order).copy("K")
 
 
 def _masked_parts(array: Any) -> tuple[Any, ...]:

@@ -145,11 +145,15 @@ class TaskRunner:
         return restored(pickling.loads_payload(payload, self._buffers(payload, opened) if payload.spans else []))
 
     def _buffers(self, payload: Payload, opened: list[LeaseRef]) -> list[Octets]:
-        inline = np.array(np.frombuffer(payload.inline, np.uint8)) if payload.inline else np.empty(0, np.uint8)
-        whole = {INLINE: inline}
-        for block, private in {(span[0], span[3]) for span in payload.spans} - {(INLINE, False)}:
-            size = max(offset + size for index, offset, size, _ in payload.spans if index == block)
-            whole[block] = self._open(block, size, opened, private=private)
+        ends: dict[tuple[int, bool], int] = {}
+        for block, offset, size, private in payload.spans:
+            ends[block, private] = max(ends.get((block, private), 0), offset + size)
+        whole = {}
+        for (block, private), end in ends.items():
+            if block == INLINE:
+                whole[block] = np.array(np.frombuffer(payload.inline, np.uint8))
+            else:
+                whole[block] = self._open(block, end, opened, private=private)
         return [whole[block][offset : offset + size] for block, offset, size, _ in payload.spans]
 
     def _open(self, index: int, size: int, opened: list[LeaseRef], *, private: bool) -> Octets:
@@ -240,7 +244,7 @@ class TaskRunner:
         blocks = self._blocks
         assert blocks is not None  # noqa: S101
         retained = set()
-        clean = faults == _faults()
+        clean = None
         for reference in opened:
             if _is_in_use(reference):
                 retained.add(reference.index)
@@ -248,8 +252,11 @@ class TaskRunner:
                 blocks.forget(reference.index)
             elif reference.sentinels:
                 blocks.forget(reference.index)  # private since the fork; the children are gone
-            elif reference.is_private and not clean:
-                _reset(blocks, reference.index)
+            elif reference.is_private:
+                if clean is None:
+                    clean = faults == _faults()
+                if not clean:
+                    _reset(blocks, reference.index)
         blocks.ended()
         return tuple(retained)
 
