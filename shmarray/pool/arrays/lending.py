@@ -236,18 +236,28 @@ class Lending:
 
     def _buffers(self, blocks: TaskBlocks, payload: Payload, retained: Sequence[int]) -> list[Octets]:
         """Where the result's arrays lie from now on; a block that the user holds is no longer the task's."""
+        blocks_used = {span[0] for span in payload.spans}
+        if len(blocks_used) == 1:
+            ranges = [span[1:3] for span in payload.spans]
+            return self._from(blocks, payload, blocks_used.pop(), ranges, retained)
         found: dict[int, Octets] = {}
-        by_block: dict[int, list[int]] = {}
-        for place, span in enumerate(payload.spans):
-            by_block.setdefault(span[0], []).append(place)
-        for index, places in by_block.items():
+        for index in blocks_used:
+            places = [place for place, span in enumerate(payload.spans) if span[0] == index]
             ranges = [payload.spans[place][1:3] for place in places]
-            if index == INLINE:
-                arrays = self._inline(payload, ranges)
-            else:
-                arrays = self._from_block(blocks, index, ranges, copies=index in retained)
-            found.update(zip(places, arrays, strict=True))
+            found.update(zip(places, self._from(blocks, payload, index, ranges, retained), strict=True))
         return [found[place] for place in range(len(payload.spans))]
+
+    def _from(
+        self,
+        blocks: TaskBlocks,
+        payload: Payload,
+        index: int,
+        ranges: Sequence[tuple[int, int]],
+        retained: Sequence[int],
+    ) -> list[Octets]:
+        if index == INLINE:
+            return self._inline(payload, ranges)
+        return self._from_block(blocks, index, ranges, copies=index in retained)
 
     @staticmethod
     def _inline(payload: Payload, ranges: Sequence[tuple[int, int]]) -> list[Octets]:

@@ -1,6 +1,6 @@
 """Objects to (pickle, buffers) and back.
 
-The arrays inside an object, 64 KB and more, are left out of its pickle: the pickle names a
+The arrays inside an object, 56 kB and more, are left out of its pickle: the pickle names a
 buffer for each (PEP 574), and each buffer is copied once, from where it is to where the other
 process can read it.  Arrays that are shared already travel as references.
 
@@ -25,9 +25,9 @@ from shmarray.pool.arrays.messages import INLINE, Payload
 from shmarray.pool.arrays.references import by_reference
 
 # Smaller arrays are faster in the pickle than in a block (benchmarks/constants.py: SMALL).
-SMALL = 64 << 10
+SMALL = 56 << 10
 # Longer pickles go into the block as well: messages stay one packet (benchmarks/constants.py: LONG).
-LONG = 24 << 10
+LONG = 60 << 10
 # Not objects, and not numpy's StringDType: theirs are pointers.
 _PLAIN_KINDS = frozenset("biufcmMSUV")
 
@@ -55,8 +55,10 @@ class PickledObject(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Of the buffers that are this object's alone, and of a pickle that needs a block."""
-        size = sum(buffer.nbytes for buffer in self.buffers if not isinstance(buffer, RepeatedArray))
-        return size + (len(self.pickle) if len(self.pickle) > LONG else 0)
+        size = len(self.pickle) if len(self.pickle) > LONG else 0
+        if self.buffers:
+            size += sum(buffer.nbytes for buffer in self.buffers if not isinstance(buffer, RepeatedArray))
+        return size
 
     def for_block(self) -> list[Buffer]:
         """What goes into a block: the buffers, and before them the pickle if it is too long for a message."""
