@@ -25,7 +25,8 @@ import shmarray
 from benchmarks.report import seconds
 from benchmarks.workloads import KB, MB, arrays, double, identity, look, numbers, size_text, total
 from shmarray.core import copying
-from shmarray.pool import arena, boxes, engine, parcel, sharing, traffic
+from shmarray.pool.arrays import allocator, blocks, calls, dedup, lending, pickling
+from shmarray.pool.engine import collector, placement
 
 # Where a constant lives: several places if it was imported by name.
 Places = tuple[tuple[Any, str], ...]
@@ -116,33 +117,50 @@ def _create(nbytes: int) -> Job:
 
 
 def constants() -> list[Constant]:
-    kinds = (_small, _long, _copy_out, _worth_sharing, _deep, _ahead, _sharing, _idle, _files, _threads, _chunk)
+    kinds = (
+        _small,
+        _long,
+        _copy_out,
+        _worth_sharing,
+        _calls,
+        _deep,
+        _window_bytes,
+        _window_seconds,
+        _waking_seconds,
+        _ahead,
+        _balancing,
+        _idle,
+        _files,
+        _threads,
+        _chunk,
+    )
     return [kind() for kind in kinds]
 
 
 def _small() -> Constant:
     rows = []
-    for size in (16 * KB, 32 * KB, 64 * KB, 128 * KB, 256 * KB):
+    for size in (8 * KB, 16 * KB, 32 * KB, 48 * KB, 55 * KB):
         items = arrays, 200, size
         rows += [Row(f"200 x {size_text(size)}, x.sum()", partial(_map, total, *items))]
         rows += [Row(f"200 x {size_text(size)}, x * 2", partial(_map, double, *items))]
-    columns = {"in the pipe": _NONE, "in a box": _ALL}
-    return Constant("SMALL", "the size from which arrays leave the pipe", ((parcel, "SMALL"),), columns, rows)
+    columns = {"in a message": _NONE, "in a block": _ALL}
+    question = "the size from which arrays lie in a block"
+    return Constant("SMALL", question, ((pickling, "SMALL"),), columns, rows)
 
 
 def _long() -> Constant:
-    sizes = (4 * KB, 16 * KB, 24 * KB, 32 * KB, 64 * KB, 256 * KB)
+    sizes = (4 * KB, 16 * KB, 32 * KB, 56 * KB, 64 * KB, 256 * KB)
     rows = [Row(f"200 x {size_text(size)} of text", partial(_map, len, copies, "x" * size, 200)) for size in sizes]
-    columns = {"in the message": _NONE, "in a box": _ALL}
-    return Constant("LONG", "the size from which pickles go into the box", ((parcel, "LONG"),), columns, rows)
+    columns = {"in the message": _NONE, "in a block": _ALL}
+    return Constant("LONG", "the size from which pickles lie in a block", ((pickling, "LONG"),), columns, rows)
 
 
 def _copy_out() -> Constant:
     sizes = (64 * KB, 128 * KB, 256 * KB, 512 * KB, MB, 4 * MB)
     rows = [Row(f"100 results of {size_text(size)}", partial(_map, ones, copies, size, 100)) for size in sizes]
-    columns = {"copied out": _NONE, "left in the box": 0}
-    question = "the size from which results stay in their box"
-    return Constant("_COPY_OUT", question, ((traffic, "_COPY_OUT"),), columns, rows)
+    columns = {"copied out": _NONE, "left in the block": 0}
+    question = "the size from which results stay in their block"
+    return Constant("_COPY_OUT", question, ((lending, "_COPY_OUT"),), columns, rows)
 
 
 def _worth_sharing() -> Constant:
@@ -152,7 +170,7 @@ def _worth_sharing() -> Constant:
         rows += [Row(f"{size_text(size)} in 100 tasks, written to", partial(_spread, change, size))]
     columns = {"a copy each": _NONE, "one, private": _ALL}
     question = "the size from which an array in many tasks is copied once"
-    return Constant("_WORTH_SHARING", question, ((sharing, "_WORTH_SHARING"),), columns, rows)
+    return Constant("_WORTH_SHARING", question, ((dedup, "_WORTH_SHARING"),), columns, rows)
 
 
 def _deep() -> Constant:
@@ -162,7 +180,7 @@ def _deep() -> Constant:
         Row("one of 50 ms, then 1000 of 0.1 ms", partial(_map, busy, copies, 0.05, 1, 1e-4, 1000)),
     ]
     columns = {str(depth): depth for depth in (2, 8, 24, 64)}
-    return Constant("DEEP", "tasks without arrays that a worker may have unread", ((traffic, "DEEP"),), columns, rows)
+    return Constant("DEEP", "tasks without arrays that a worker may have unread", ((placement, "DEEP"),), columns, rows)
 
 
 def _ahead() -> Constant:
@@ -177,7 +195,56 @@ def _ahead() -> Constant:
     )
 
 
-def _sharing() -> Constant:
+def _calls() -> Constant:
+    rows = [
+        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
+        Row("400 x 8 kB, x.sum()", partial(_map, total, arrays, 400, 8 * KB)),
+    ]
+    columns = {"pickled once": calls.FunctionCache.pickled, "with each task": _not_pickled}
+    question = "a function's pickle, for all tasks of a call"
+    return Constant("calls", question, ((calls.FunctionCache, "pickled"),), columns, rows)
+
+
+def _not_pickled(_: Any, func: Any) -> None:
+    """As FunctionCache.pickled, of a function that must be pickled with each task."""
+
+
+def _window_bytes() -> Constant:
+    rows = [
+        Row(f"{count} x {size_text(size)}, {name}", partial(_map, function, arrays, count, size))
+        for count, size in ((400, 64 * KB), (200, 256 * KB), (100, MB))
+        for name, function in (("x.sum()", total), ("x * 2", double))
+    ]
+    columns = {size_text(size): size for size in (MB, 4 * MB, 16 * MB)}
+    question = "bytes that a worker may have, if that is more than tasks_ahead tasks"
+    return Constant("WINDOW_BYTES", question, ((placement, "WINDOW_BYTES"),), columns, rows)
+
+
+def _window_seconds() -> Constant:
+    rows = [
+        Row("400 x 64 kB, x.sum()", partial(_map, total, arrays, 400, 64 * KB)),
+        Row("1000 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 1000)),
+        Row("one of 50 ms, then 1000 of 0.1 ms", partial(_map, busy, copies, 0.05, 1, 1e-4, 1000)),
+    ]
+    columns = {f"{1000 * time_:g} ms": time_ for time_ in (0.0005, 0.002, 0.01)}
+    question = "seconds of work that a worker may have, if that is more than tasks_ahead tasks"
+    return Constant("WINDOW_SECONDS", question, ((placement, "WINDOW_SECONDS"),), columns, rows)
+
+
+def _waking_seconds() -> Constant:
+    rows = [
+        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
+        Row("400 x 8 kB, x.sum()", partial(_map, total, arrays, 400, 8 * KB)),
+        Row("400 x 64 kB, x.sum()", partial(_map, total, arrays, 400, 64 * KB)),
+        Row("4 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 4)),
+        Row("1000 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 1000)),
+    ]
+    columns = {f"{1000 * time_:g} ms": time_ for time_ in (0.0, 0.0001, 0.0002, 0.0005)}
+    question = "seconds of work that a worker gets before an idle one is woken"
+    return Constant("WAKING_SECONDS", question, ((placement, "WAKING_SECONDS"),), columns, rows)
+
+
+def _balancing() -> Constant:
     rows = [
         Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
         Row("40 of 5 ms, then 40 of 0.1 ms", partial(_map, busy, copies, 5e-3, 40, 1e-4, 40)),
@@ -185,7 +252,7 @@ def _sharing() -> Constant:
     ]
     columns = {f"{1000 * wait:g} ms": wait for wait in (0.0005, 0.002, 0.01)}
     question = "seconds after which an idle worker gets another's unread tasks"
-    return Constant("_SHARING", question, ((engine, "_SHARING"),), columns, rows)
+    return Constant("_BALANCING", question, ((collector, "_BALANCING"),), columns, rows)
 
 
 def _idle() -> Constant:
@@ -195,7 +262,7 @@ def _idle() -> Constant:
     ]
     columns = {f"{wait:g} s": wait for wait in (0.1, 1.0, 10.0)}
     question = "seconds after which memory that nobody used goes back"
-    return Constant("IDLE", question, ((boxes, "IDLE"), (arena, "IDLE")), columns, rows)
+    return Constant("IDLE", question, ((blocks, "IDLE"), (allocator, "IDLE")), columns, rows)
 
 
 def _files() -> Constant:
@@ -210,7 +277,7 @@ def _files() -> Constant:
     ]
     columns = {str(count): count for count in (1, 2, 8)}
     question = "files for results: who takes new memory holds its file's lock"
-    return Constant("_FILES_FOR_RESULTS", question, ((arena, "_FILES_FOR_RESULTS"),), columns, rows)
+    return Constant("_FILES_FOR_RESULTS", question, ((allocator, "_FILES_FOR_RESULTS"),), columns, rows)
 
 
 def _threads() -> Constant:

@@ -44,7 +44,7 @@ from shmarray.errors import (
 from shmarray.pool import SharedHandle, scoped
 
 if TYPE_CHECKING:
-    from shmarray.pool import Pool, ProcessPoolExecutor
+    from shmarray.pool import Pool, ProcessPoolExecutor, empty, empty_like, zeros, zeros_like
 else:
 
     def __getattr__(name: str) -> Any:
@@ -83,6 +83,8 @@ __all__ = [
     "attach",
     "create",
     "delete",
+    "empty",
+    "empty_like",
     "list",
     "lock",
     "mlock",
@@ -90,4 +92,6 @@ __all__ = [
     "munlock",
     "require",
     "scoped",
+    "zeros",
+    "zeros_like",
 ]

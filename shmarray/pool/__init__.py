@@ -7,6 +7,7 @@ From top to bottom; each imports only those below it::
     progress     bars over some of Pool's methods
     buffered     imap that takes no more items than its consumer keeps up with
     engine/      processes that carry out tasks; never sees an array
+    creation     empty, zeros: arrays in memory that need not be copied on the way
     arrays/      arrays on their way between processes; never sees a process
     scoped       scoped: a shared array for the length of a with-block
     name_reaper  deletes the names of a process that is killed
@@ -27,12 +28,14 @@ from shmarray.pool.handle import SharedHandle
 from shmarray.pool.scoped import scoped
 
 if TYPE_CHECKING:
+    from shmarray.pool.creation import empty, empty_like, zeros, zeros_like
     from shmarray.pool.executor import ProcessPoolExecutor
     from shmarray.pool.pool import Pool
 else:
     # Imported at first use, as concurrent.futures does with its pools: programs that use named
     # arrays alone, and spawned workers, need none of it.
     _MODULES = {"Pool": "pool", "ProcessPoolExecutor": "executor"}
+    _MODULES |= dict.fromkeys(("empty", "empty_like", "zeros", "zeros_like"), "creation")
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULES:
@@ -44,4 +47,13 @@ else:
         return sorted({*globals(), *_MODULES})
 
 
-__all__ = ["Pool", "ProcessPoolExecutor", "SharedHandle", "scoped"]
+__all__ = [
+    "Pool",
+    "ProcessPoolExecutor",
+    "SharedHandle",
+    "empty",
+    "empty_like",
+    "scoped",
+    "zeros",
+    "zeros_like",
+]

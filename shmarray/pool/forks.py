@@ -116,12 +116,13 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global _sentinel  # noqa: PLW0603
+    global _sentinel, lock  # noqa: PLW0603
     _sentinel = None  # the writing end stays open: the parent looks at that
     disown(_workers)
     for forkable in tuple(_registered):
         forkable.after_fork_in_child()
-    lock.release()
+    # A new one: a worker is forked inside a with-block that it never leaves, and its other threads could not fork.
+    lock = threading.RLock()
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:Depr
 
 # Seconds after which a call is taken to hang; what is promised is two, on a machine with nothing else to do.
 LIMIT = 20
-SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in boxes
+SMALL = 10_000  # items of 8 bytes: above the 56 KB from which arrays travel in boxes
 
 
 class Door:

@@ -21,7 +21,7 @@ from tests.pool.tasks import call, make
 
 pytestmark = pytest.mark.filterwarnings(processes.FORK_WARNING)
 
-SIZE = 9_000  # items of 8 bytes: just more than the 64 KB from which arrays go in a box
+SIZE = 9_000  # items of 8 bytes: just more than the 56 KB from which arrays go in a box
 ROWS = 18_000  # of a table, whose strings have offsets of 4 bytes
 KEPT: list[Any] = []
 optional = functools.partial(pytest.importorskip, reason="carries arrays, but shmarray does not need it")

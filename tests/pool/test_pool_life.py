@@ -565,3 +565,27 @@ for _ in range(2):
     with {use} as pool:
         assert list(pool.map(abs, [-1, 2])) == [1, 2]
 """)
+
+
+def fork_in_a_thread():
+    codes = []
+
+    def fork():
+        child = os.fork()
+        if not child:
+            os._exit(3)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has threads, and forks
+        thread = threading.Thread(target=fork, daemon=True)
+        thread.start()
+        thread.join(20)
+    return codes
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_any_thread_of_a_task_may_fork(kind, start_method):
+    with tasks.make(kind, start_method, 1) as pool:
+        assert tasks.call(pool, fork_in_a_thread) == [3]
+    if kind == "Pool":
+        pool.join()

@@ -246,7 +246,7 @@ class Numbered(Starred):
 
 DTYPES = ["u1", "?", "<i4", "<f8", "c16", "M8[us]", [("a", "<i8"), ("b", "S8")]]
 # Bytes, near to where arrays begin to go in boxes, results stay in them, and boxes are of many tasks.
-THRESHOLDS = [64 << 10, 512 << 10, 1 << 20]
+THRESHOLDS = [56 << 10, 512 << 10, 1 << 20]
 SIZES = st.one_of(
     st.sampled_from([0, 16, 4096]),
     st.builds(lambda size, more: size + 16 * more, st.sampled_from(THRESHOLDS), st.sampled_from([-1, 0, 1, 600])),

@@ -2,17 +2,18 @@
 
 From top to bottom; each module imports only those below it::
 
-    run_task    the worker's side of a task: unpack, call, pack the result
-    lending     the caller's side: pack tasks, unpack results, blocks lent meanwhile
-    allocator   blocks: handed out, taken back, their memory released
-    blocks      the shared memory of a pool, as one process sees it; forks
-    calls       calls as they are pickled
-    pickling    objects -> (pickle, buffers) -> objects
-    by_value    lambdas, and what a notebook or a prompt defines
-    references  arrays that travel by reference
-    dedup       which arrays of a call are copied once for all its tasks
-    messages    tasks and answers as bytes
-    buffers     where buffers lie, and how arrays are copied there
+    run_task       the worker's side of a task: unpack, call, pack the result
+    result_memory  arrays that a task makes where its result goes
+    lending        the caller's side: pack tasks, unpack results, blocks lent meanwhile
+    allocator      blocks: handed out, taken back, their memory released
+    blocks         the shared memory of a pool, as one process sees it; forks
+    calls          calls as they are pickled
+    pickling       objects -> (pickle, buffers) -> objects
+    by_value       lambdas, and what a notebook or a prompt defines
+    references     arrays that travel by reference
+    dedup          which arrays of a call are copied once for all its tasks
+    messages       tasks and answers as bytes
+    buffers        where buffers lie, and how arrays are copied there
 
 The engine uses the names that this module exports, and nothing else of it.
 """
@@ -24,7 +25,8 @@ from shmarray.pool.arrays.by_value import main_goes_by_value as goes_by_value
 from shmarray.pool.arrays.calls import Call, FunctionCache, compact
 from shmarray.pool.arrays.dedup import RepeatedArrays, repeated_arrays
 from shmarray.pool.arrays.lending import Lending, RetainedBlocks, TaskBlocks
-from shmarray.pool.arrays.pickling import PickledObject, dumps
+from shmarray.pool.arrays.pickling import PickledObject, dumps, is_plain
+from shmarray.pool.arrays.result_memory import allocate
 from shmarray.pool.arrays.run_task import ExceptionEncoder, TaskRunner
 
 __all__ = [
@@ -39,9 +41,11 @@ __all__ = [
     "RetainedBlocks",
     "TaskBlocks",
     "TaskRunner",
+    "allocate",
     "compact",
     "dumps",
     "goes_by_value",
+    "is_plain",
     "messages",
     "repeated_arrays",
 ]

@@ -235,6 +235,10 @@ class BlockAllocator(BlockMap):
         self._held += 1
         block.leases = sorted((reference for _, reference in leases), key=lambda reference: reference.offset)
         _share_pages(block)
+        if block.reserved > 2 * sum(whole_pages(size) for _, size in ranges):
+            # Most of it is not the user's: if it is held for long, the rest is released.
+            block.freed_at = time.monotonic()
+            self._partly_free[block.index] = block
         self._expect_trim()
         return [lease.octets() for lease, _ in leases]
 

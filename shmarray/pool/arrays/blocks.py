@@ -146,6 +146,8 @@ class BlockMap:
     def _mapped(self, parts: dict[int, Part], index: int, size: int, *, private: bool) -> Part:
         part = parts.get(index)
         if part is None or part.size < size:
+            if part is not None:
+                size = max(size, 2 * part.size)  # it grows, perhaps by many small steps
             rounded = -(-size // _ROUND) * _ROUND
             part = parts[index] = self.file(index).map(offset_of(index), rounded, private=private)
         return part
@@ -157,7 +159,13 @@ class BlockMap:
 
     # --- content ---
 
-    def fill(self, index: int, reserved: int, buffers: Sequence[NDArray[Any]], alignment: int) -> tuple[list[int], int]:
+    def reserve(self, index: int, start: int, end: int) -> None:
+        """Make a part of a block exist; raises as `SparseFile.reserve` does."""
+        self.file(index).reserve(offset_of(index) + start, end - start)
+
+    def fill(
+        self, index: int, reserved: int, buffers: Sequence[NDArray[Any]], alignment: int, start: int = 0
+    ) -> tuple[list[int], int]:
         """Copy arrays into a block that has memory for `reserved` bytes; returns their offsets, and its memory then.
 
         Memory that is not there yet is written to, not mapped, which is twice as fast as
@@ -168,7 +176,7 @@ class BlockMap:
         OSError, MemoryError
             If memory cannot be had.  How much the block has then is unknown.
         """
-        offsets, end = layout(buffers, alignment=alignment)
+        offsets, end = layout(buffers, start, alignment)
         if end <= reserved:
             copy_all_into(self.ready(index, end).octets(), buffers, offsets)
             return offsets, reserved
@@ -177,7 +185,7 @@ class BlockMap:
             for buffer, offset in zip(buffers, offsets, strict=True):
                 file.write(offset_of(index) + offset, octets_of(buffer))
         else:
-            file.reserve(offset_of(index) + reserved, end - reserved)
+            self.reserve(index, reserved, end)
             copy_all_into(self.ready(index, end).octets(), buffers, offsets)
         return offsets, whole_pages(end)
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 ALIGNMENT = 64
 
 Octets = NDArray[np.uint8]
+# Of the others there may be bytes that numpy does not copy (padding).
+_NUMBERS = frozenset("biufc")
 
 
 def layout(buffers: Sequence[NDArray[Any]], start: int = 0, alignment: int = ALIGNMENT) -> tuple[list[int], int]:
@@ -24,7 +26,9 @@ def layout(buffers: Sequence[NDArray[Any]], start: int = 0, alignment: int = ALI
 
 def copy_into(target: Octets, buffer: NDArray[Any]) -> None:
     """Copy an array to these bytes, in column-major order if it has that and in row-major order otherwise."""
-    if buffer.flags.forc:
+    if buffer.dtype.kind in _NUMBERS:  # half the time of making octets
+        np.copyto(np.ndarray(buffer.shape, buffer.dtype, target, 0, None, "F" if buffer.flags.fnc else "C"), buffer)
+    elif buffer.flags.forc:
         np.copyto(target, octets_of(buffer))
     else:
         np.copyto(np.ndarray(buffer.shape, buffer.dtype, target), buffer)

@@ -145,6 +145,8 @@ class Lending:
         self, allocator: BlockAllocator, buffers: Sequence[Buffer], blocks: TaskBlocks, group: int
     ) -> tuple[Span, ...]:
         own = [buffer for buffer in buffers if not isinstance(buffer, RepeatedArray)]
+        if len(own) == len(buffers):
+            return tuple(self._own_spans(allocator, own, blocks))
         own_spans = iter(self._own_spans(allocator, own, blocks) if own else ())
         return tuple(
             self._shared_span(allocator, buffer, blocks, group)
@@ -217,8 +219,10 @@ class Lending:
         notes = Notes(*message.notes)
         if notes.shortage and payload.spans:
             self._warn(notes.shortage)
+        if notes.taken and blocks.result is not None and self.allocator is not None:
+            self.allocator.has_memory(blocks.result, notes.taken)
         try:
-            buffers = self._buffers(blocks, payload) if payload.spans else []
+            buffers = self._buffers(blocks, payload, notes.retained) if payload.spans else []
         except BaseException as error:  # noqa: BLE001 - MemoryError: this result's, not the pool's
             buffers, payload = [], _failure(error)
         self._take_back(blocks, notes, retained)
@@ -230,60 +234,80 @@ class Lending:
             _set_cause(outcome[1], self._traceback_type(f'\n"""\n{notes.traceback}"""'))
         return outcome
 
-    def _buffers(self, blocks: TaskBlocks, payload: Payload) -> list[Octets]:
+    def _buffers(self, blocks: TaskBlocks, payload: Payload, retained: Sequence[int]) -> list[Octets]:
         """Where the result's arrays lie from now on; a block that the user holds is no longer the task's."""
+        blocks_used = {span[0] for span in payload.spans}
+        if len(blocks_used) == 1:
+            ranges = [span[1:3] for span in payload.spans]
+            return self._from(blocks, payload, blocks_used.pop(), ranges, retained)
         found: dict[int, Octets] = {}
-        by_block: dict[int, list[int]] = {}
-        for place, span in enumerate(payload.spans):
-            by_block.setdefault(span[0], []).append(place)
-        for index, places in by_block.items():
+        for index in blocks_used:
+            places = [place for place, span in enumerate(payload.spans) if span[0] == index]
             ranges = [payload.spans[place][1:3] for place in places]
-            arrays = self._inline(payload, ranges) if index == INLINE else self._from_block(blocks, index, ranges)
-            found.update(zip(places, arrays, strict=True))
+            found.update(zip(places, self._from(blocks, payload, index, ranges, retained), strict=True))
         return [found[place] for place in range(len(payload.spans))]
+
+    def _from(
+        self,
+        blocks: TaskBlocks,
+        payload: Payload,
+        index: int,
+        ranges: Sequence[tuple[int, int]],
+        retained: Sequence[int],
+    ) -> list[Octets]:
+        if index == INLINE:
+            return self._inline(payload, ranges)
+        return self._from_block(blocks, index, ranges, copies=index in retained)
 
     @staticmethod
     def _inline(payload: Payload, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
         octets = np.frombuffer(payload.inline, np.uint8)
         return [octets[offset : offset + size].copy() for offset, size in ranges]
 
-    def _from_block(self, blocks: TaskBlocks, index: int, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
+    def _from_block(
+        self, blocks: TaskBlocks, index: int, ranges: Sequence[tuple[int, int]], *, copies: bool
+    ) -> list[Octets]:
         allocator = self.allocator
         assert allocator is not None  # noqa: S101 - it named the block
         block = blocks.pop(index)
         end = max(offset + size for offset, size in ranges)
         allocator.has_memory(block, end)
-        if end >= _COPY_OUT:
+        if end >= _COPY_OUT and not copies:  # what a worker retains is not the user's
             try:
                 return allocator.deliver(block, ranges)
             except OSError:
                 pass  # no address space for a mapping, or no more of them
         blocks.put(block)
-        copies = []
+        arrays = []
         for offset, size in ranges:
-            copies.append(np.empty(size, np.uint8))
-            allocator.copy_out(block, offset, copies[-1])
-        return copies
+            arrays.append(np.empty(size, np.uint8))
+            allocator.copy_out(block, offset, arrays[-1])
+        return arrays
 
     def _take_back(self, blocks: TaskBlocks, notes: Notes, retained: RetainedBlocks) -> None:
         allocator = self.allocator
         if allocator is None:
             return
         retained.has_forked |= notes.has_forked
-        if notes.shortage:
-            self._discard_result(blocks)
         for index in notes.retained:
             block = allocator.block(index)
             if block not in retained.blocks:
                 retained.blocks.add(block)
                 block.retain_count += 1
+        if notes.shortage:
+            self._discard_result(blocks)
         self._give_back(blocks)
         for index in notes.released:
             self._released(allocator.block(index), retained)
 
     def _discard_result(self, blocks: TaskBlocks) -> None:
-        if blocks.result is not None and self.allocator is not None:
-            self.allocator.discard(blocks.result)
+        block = blocks.result
+        if block is None or self.allocator is None:
+            return
+        if block.retain_count:  # its memory, however much it is, is released when it is given back
+            block.has_holes = True
+        else:
+            self.allocator.discard(block)
             blocks.result = None
 
     def _give_back(self, blocks: TaskBlocks) -> None:

@@ -63,6 +63,8 @@ class Notes(NamedTuple):
         Whether this worker has ever forked.
     traceback : str
         Of the exception that the task raised, as text.
+    taken : int
+        Bytes of memory that the result's block has, if the task has taken some for arrays of its own.
     """
 
     retained: tuple[int, ...] = ()
@@ -70,6 +72,7 @@ class Notes(NamedTuple):
     shortage: str = ""
     has_forked: bool = False
     traceback: str = ""
+    taken: int = 0
 
 
 class Message(NamedTuple):

@@ -1,6 +1,6 @@
 """Objects to (pickle, buffers) and back.
 
-The arrays inside an object, 64 KB and more, are left out of its pickle: the pickle names a
+The arrays inside an object, 56 kB and more, are left out of its pickle: the pickle names a
 buffer for each (PEP 574), and each buffer is copied once, from where it is to where the other
 process can read it.  Arrays that are shared already travel as references.
 
@@ -27,11 +27,16 @@ from shmarray.pool.arrays.messages import INLINE, Payload
 from shmarray.pool.arrays.references import by_reference
 
 # Smaller arrays are faster in the pickle than in a block (benchmarks/constants.py: SMALL).
-SMALL = 64 << 10
+SMALL = 56 << 10
 # Longer pickles go into the block as well: messages stay one packet (benchmarks/constants.py: LONG).
-LONG = 24 << 10
+LONG = 60 << 10
 # Not objects, and not numpy's StringDType: theirs are pointers.
 _PLAIN_KINDS = frozenset("biufcmMSUV")
+
+
+def is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether the bytes of an array are all there is to it."""
+    return dtype.kind in _PLAIN_KINDS and not dtype.hasobject
 
 
 class RepeatedArray(NamedTuple):
@@ -52,8 +57,10 @@ class PickledObject(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Of the buffers that are this object's alone, and of a pickle that needs a block."""
-        size = sum(buffer.nbytes for buffer in self.buffers if not isinstance(buffer, RepeatedArray))
-        return size + (len(self.pickle) if len(self.pickle) > LONG else 0)
+        size = len(self.pickle) if len(self.pickle) > LONG else 0
+        if self.buffers:
+            size += sum(buffer.nbytes for buffer in self.buffers if not isinstance(buffer, RepeatedArray))
+        return size
 
     def for_block(self) -> list[Buffer]:
         """What goes into a block: the buffers, and before them the pickle if it is too long for a message."""
@@ -187,10 +194,16 @@ class _ArrayPickler:
         reference = by_reference(array)
         if reference is not None:
             return reference
-        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+        if not is_plain(array.dtype):
             return array.__reduce__()  # __reduce_ex__(5) would arrive read-only if this is
+        name = _NAMES.get(id(array.dtype))
         if array.nbytes < SMALL:
+            if name is not None:
+                order = _order(array)
+                return _restore_small, (array.tobytes(order), name, array.shape, order)
             return array.__reduce__() if array.dtype.isnative else _as_bytes(np.ndarray, array)
+        if name is not None:
+            return _restore_named, (self._marker(array), name, array.shape, _order(array))
         return self._out_of_band(np.ndarray, array)
 
     def _subclass(self, array: NDArray[Any]) -> Any:
@@ -202,7 +215,7 @@ class _ArrayPickler:
         reference = by_reference(array)
         if reference is not None:
             return reference
-        if array.dtype.kind not in _PLAIN_KINDS or array.dtype.hasobject:
+        if not is_plain(array.dtype):
             return NotImplemented
         if array.nbytes < SMALL:
             return NotImplemented if array.dtype.isnative else _as_bytes(cls, array)
@@ -214,11 +227,15 @@ class _ArrayPickler:
         return _restore_masked, _masked_parts(array)
 
     def _out_of_band(self, cls: type, array: NDArray[Any]) -> Any:
-        """Reduce to a call with the array's buffer, which is only marked here and copied later."""
-        marker = pickle.PickleBuffer(bytearray())  # writable, or the array would not be
+        """Reduce to a call with the array's buffer."""
+        return _restore, (cls, self._marker(array), array.dtype, array.shape, _order(array))
+
+    def _marker(self, array: NDArray[Any]) -> pickle.PickleBuffer:
+        """What stands for the array's buffer, which is copied later."""
+        marker = pickle.PickleBuffer(_WRITABLE)  # or the array would not be
         source = RepeatedArray(array) if id(array) in self._repeated else np.asarray(array)
         self._marked[id(marker)] = marker, source
-        return _restore, (cls, marker, array.dtype, array.shape, _order(array))
+        return marker
 
 
 class _Pickler(_ArrayPickler, pickle.Pickler):
@@ -235,6 +252,10 @@ class _Pickler(_ArrayPickler, pickle.Pickler):
 
 
 _idle_picklers: list[_Pickler] = []
+_WRITABLE = bytearray()
+# numpy's own dtypes of one number, by identity: others are equal to these and are more (metadata).
+# To pickle and unpickle a dtype takes longer than to copy 64 kB.
+_NAMES = {id(np.dtype(code)): np.dtype(code).str for code in "?bBhHiIlLqQefdgFDG"}
 
 
 @lru_cache(maxsize=256)
@@ -259,6 +280,15 @@ def _restore(
     # As numpy's own unpickling makes it: a new object of its class, not a view of another.
     array: NDArray[Any] = np.ndarray.__new__(cls, shape, dtype, buffer, 0, None, order)
     return array
+
+
+def _restore_named(buffer: Octets, name: str, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+    return np.ndarray(shape, name, buffer, 0, None, order)
+
+
+def _restore_small(data: bytes, name: str, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+    # A copy, which is writable, and owns its memory as what numpy unpickles.
+    return np.ndarray(shape, name, data, 0, None, order).copy("K")
 
 
 def _masked_parts(array: Any) -> tuple[Any, ...]:

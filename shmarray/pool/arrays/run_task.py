@@ -4,6 +4,7 @@ All of it under ``try``: an error in unpickling or in mapping a block is the err
 task, and the worker goes on.
 """
 
+import errno
 import gc
 import os
 import resource
@@ -14,7 +15,6 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shmarray.core.posix import Part
 from shmarray.errors import SharedMemoryFullError
@@ -25,6 +25,7 @@ from shmarray.pool.arrays.buffers import Octets
 from shmarray.pool.arrays.calls import restored
 from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
 from shmarray.pool.arrays.pickling import PickledObject
+from shmarray.pool.arrays.result_memory import Place, ResultMemory, places
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 # Bits of an entry of /proc/self/pagemap.
@@ -96,6 +97,7 @@ class TaskRunner:
 
     def __init__(self, blocks: BlockMap | None, encoder: ExceptionEncoder, invoke: Invoke) -> None:
         self._blocks = blocks
+        self._memory = None if blocks is None else ResultMemory(blocks)
         self._encoder = encoder
         self._invoke = invoke
         self._retained: dict[int, list[LeaseRef]] = {}
@@ -104,21 +106,28 @@ class TaskRunner:
         """Carry out a task, and answer; raises nothing, whatever the task does."""
         began = time.perf_counter()
         job, index, block, reserved, payload, *_ = messages.decode(data)
-        blocks = self._blocks
-        if blocks is not None and block:
-            blocks.current = block
-            blocks.set_word(block, os.getpid())
+        blocks, memory = self._blocks, self._memory
+        if blocks is not None and memory is not None:
+            if block:
+                blocks.current = block
+                blocks.set_word(block, os.getpid())
+            memory.open(block, reserved)
         opened: list[LeaseRef] = []
         faults = _faults() if payload.spans and any(span[3] for span in payload.spans) else 0
-        pickled, text = self._pickled(self._outcome(payload, opened))
-        payload, shortage = self._pack(pickled, block, reserved, opened)
+        outcome = self._outcome(payload, opened)
+        if memory is not None:
+            memory.close()
+            opened += memory.parts
+        pickled, text = self._pickled(outcome)
+        payload, shortage = self._pack(pickled, opened)
         del pickled
+        taken = memory.reserved if memory is not None and memory.reserved > reserved else 0
         retained = self._clean_up(opened, faults) if opened else ()
         released = self._released() if self._retained else ()
         has_forked = blocks is not None and blocks.has_forked
         notes: tuple[Any, ...] = ()
-        if retained or released or shortage or has_forked or text:
-            notes = tuple(Notes(retained, released, shortage, has_forked, text))
+        if retained or released or shortage or has_forked or text or taken:
+            notes = tuple(Notes(retained, released, shortage, has_forked, text, taken))
         return messages.encode(Message(job, index, 0, 0, payload, notes, time.perf_counter() - began))
 
     # --- the call ---
@@ -138,11 +147,15 @@ class TaskRunner:
         return restored(pickling.loads_payload(payload, self._buffers(payload, opened) if payload.spans else []))
 
     def _buffers(self, payload: Payload, opened: list[LeaseRef]) -> list[Octets]:
-        inline = np.array(np.frombuffer(payload.inline, np.uint8)) if payload.inline else np.empty(0, np.uint8)
-        whole = {INLINE: inline}
-        for block, private in {(span[0], span[3]) for span in payload.spans} - {(INLINE, False)}:
-            size = max(offset + size for index, offset, size, _ in payload.spans if index == block)
-            whole[block] = self._open(block, size, opened, private=private)
+        ends: dict[tuple[int, bool], int] = {}
+        for block, offset, size, private in payload.spans:
+            ends[block, private] = max(ends.get((block, private), 0), offset + size)
+        whole = {}
+        for (block, private), end in ends.items():
+            if block == INLINE:
+                whole[block] = np.array(np.frombuffer(payload.inline, np.uint8))
+            else:
+                whole[block] = self._open(block, end, opened, private=private)
         return [whole[block][offset : offset + size] for block, offset, size, _ in payload.spans]
 
     def _open(self, index: int, size: int, opened: list[LeaseRef], *, private: bool) -> Octets:
@@ -177,31 +190,54 @@ class TaskRunner:
         except BaseException as error:  # noqa: BLE001 - the error does not pickle either
             return pickling.dumps((False, RuntimeError(f"the result cannot be sent: {type(error).__name__}"))), text
 
-    def _pack(self, pickled: PickledObject, block: int, reserved: int, opened: list[LeaseRef]) -> tuple[Payload, str]:
+    def _pack(self, pickled: PickledObject, opened: list[LeaseRef]) -> tuple[Payload, str]:
         """Put the result where the caller can have it; empties `pickled`."""
         buffers: list[Any] = pickled.for_block()
         if not buffers:
             return Payload(pickled.pickle), ""
-        if buffers is pickled.buffers:
-            spans = _in_argument_block(buffers, opened)
-            if spans is not None:
-                return Payload(pickled.pickle, spans), ""
-        if self._blocks is None or not block:
-            return pickled.inline(), ""
+        pickle = pickled.pickle if buffers is pickled.buffers else b""
         try:
-            return self._in_block(pickled, buffers, block, reserved), ""
-        except SharedMemoryFullError as error:  # through the pipe it would take twice the memory
-            return Payload(pickling.dumps((False, error.with_traceback(None))).pickle), str(error)
+            spans = self._spans(buffers, pickled, opened)
         except (OSError, MemoryError) as error:
+            # Through the pipe it would take twice the memory.
+            if isinstance(error, SharedMemoryFullError) or not pickled.buffers:
+                return Payload(pickling.dumps((False, error.with_traceback(None))).pickle), str(error)
             return pickled.inline(), str(error)
+        return (pickled.inline() if spans is None else Payload(pickle, spans)), ""
 
-    def _in_block(self, pickled: PickledObject, buffers: list[NDArray[Any]], block: int, reserved: int) -> Payload:
-        blocks = self._blocks
-        assert blocks is not None  # noqa: S101
-        # Each buffer has pages of its own, so that the caller can release them one by one.
-        offsets, _ = blocks.fill(block, reserved, buffers, _PAGE)
-        spans = tuple((block, offset, buffer.nbytes, False) for buffer, offset in zip(buffers, offsets, strict=True))
-        return Payload(pickled.pickle if buffers is pickled.buffers else b"", spans)
+    def _spans(self, buffers: list[Any], pickled: PickledObject, opened: list[LeaseRef]) -> tuple[Span, ...] | None:
+        """Where the result's buffers lie, those copied that are not in blocks yet; None if there is no block."""
+        found = places(buffers, [reference for reference in opened if not reference.is_private]) if opened else {}
+        others = [position for position in range(len(buffers)) if position not in found]
+        spans: dict[int, Span] = {}
+        if others:
+            if self._memory is None or not self._memory.index:
+                return None
+            copies = self._memory.append([buffers[position] for position in others])
+            spans.update(zip(others, copies, strict=True))
+        if found:
+            buffers.clear()
+            pickled.buffers.clear()
+            try:
+                spans.update(self._uncopied(found))
+            except (OSError, MemoryError):
+                if not others:  # all can go inline
+                    pickled.buffers.extend(found[position].array() for position in sorted(found))
+                raise
+        return tuple(spans[position] for position in range(len(spans)))
+
+    def _uncopied(self, found: dict[int, Place]) -> dict[int, Span]:
+        """Where these are; they are copied if something else uses the memory, which may be written to."""
+        references = {id(place.reference): place.reference for place in found.values()}
+        in_use = {key for key, reference in references.items() if _is_in_use(reference)}
+        spans = {position: place.span() for position, place in found.items()}
+        retained = [position for position, place in found.items() if id(place.reference) in in_use]
+        if retained:
+            if self._memory is None or not self._memory.index:
+                raise OSError(errno.ENOMEM, "there is no block for a result of which the task keeps a part")
+            copies = self._memory.append([found[position].array() for position in retained])
+            spans.update(zip(retained, copies, strict=True))
+        return spans
 
     # --- afterwards ---
 
@@ -209,17 +245,20 @@ class TaskRunner:
         """Make the mappings ready for other tasks, and say which blocks must not be used again."""
         blocks = self._blocks
         assert blocks is not None  # noqa: S101
-        retained = []
-        clean = faults == _faults()
+        retained = set()
+        clean = None
         for reference in opened:
             if _is_in_use(reference):
-                retained.append(reference.index)
+                retained.add(reference.index)
                 self._retained.setdefault(reference.index, []).append(reference)
                 blocks.forget(reference.index)
             elif reference.sentinels:
                 blocks.forget(reference.index)  # private since the fork; the children are gone
-            elif reference.is_private and not clean:
-                _reset(blocks, reference.index)
+            elif reference.is_private:
+                if clean is None:
+                    clean = faults == _faults()
+                if not clean:
+                    _reset(blocks, reference.index)
         blocks.ended()
         return tuple(retained)
 
@@ -232,40 +271,6 @@ class TaskRunner:
         for index in released:
             del self._retained[index]
         return tuple(released)
-
-
-def _in_argument_block(buffers: list[Any], opened: list[LeaseRef]) -> tuple[Span, ...] | None:
-    """Where the result lies in the task's own block, if all of it does and nothing else is left of the arguments.
-
-    Then it goes back in that block, uncopied.  Empties `buffers` to find out, and fills it again if not.
-    """
-    own = next((reference for reference in opened if not reference.is_private), None)
-    lease = None if own is None else own()
-    if own is None or lease is None or lease.part.private or not all(buffer.flags.forc for buffer in buffers):
-        return None
-    part = lease.part
-    del lease
-    places = [(buffer.__array_interface__["data"][0] - part.address, buffer.nbytes) for buffer in buffers]
-    if not _fit(places, part.size):
-        return None
-    kinds: Any = [(buffer.shape, buffer.dtype, "F" if buffer.flags.fnc else "C") for buffer in buffers]
-    buffers.clear()
-    if not _is_in_use(own):
-        return tuple((own.index, start, size, False) for start, size in places)
-    # Retained, so it must be copied: from the mapping itself, which outlives the arrays.
-    octets = part.octets()
-    for (shape, dtype, order), (start, size) in zip(kinds, places, strict=True):
-        buffers.append(np.ndarray(shape, dtype, octets[start : start + size], 0, None, order))
-    return None
-
-
-def _fit(places: list[tuple[int, int]], size: int) -> bool:
-    end = 0
-    for start, length in sorted(places):
-        if start < end:  # before the block, or over another buffer: two arrays that share memory
-            return False
-        end = start + length
-    return end <= size
 
 
 def _is_in_use(reference: LeaseRef) -> bool:

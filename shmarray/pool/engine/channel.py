@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from shmarray.core.posix import PacketSpace, message_socketpair, receive_packet, send_packet
 
 _LENGTH = struct.Struct("=Q")
-# Well below the 208 kB that a socket holds by default.
-PACKET = 32 << 10
+# Well below the 208 kB that a socket holds by default, and more than a pickle that needs no block (pickling.LONG).
+PACKET = 64 << 10
 # A dead reader is an error, also in a program that has set SIGPIPE to end it (BSD and macOS have it per socket).
 _QUIETLY = getattr(socket, "MSG_NOSIGNAL", 0)
 
