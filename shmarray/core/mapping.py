@@ -20,9 +20,6 @@ from shmarray.core.posix import files, maps
 Mode = Literal["r+", "r", "c"]
 
 
-_fence = threading.Lock()
-
-
 class Mapping(maps.Range):
     """Part of a file in the address space of this process, until it is garbage.
 
@@ -66,10 +63,12 @@ class Mapping(maps.Range):
         """
         octets, source = self.octets(), np.frombuffer(header, np.uint8)
         octets[WORD : len(header)] = source[WORD:]
-        # Python has no fence.  What precedes the first release stays before it, and what
-        # follows the second acquire stays after it.
+        # Python has no fence.  What precedes the first release of a lock stays before it, and
+        # what follows the second acquire stays after it.  A lock of its own, because a fork
+        # would leave a common one held in the child.
+        fence = threading.Lock()
         for _ in range(2):
-            with _fence:
+            with fence:
                 pass
         octets[:WORD].view(np.uint64)[0] = source[:WORD].view(np.uint64)[0]
 
@@ -97,10 +96,13 @@ _limit = _FEW
 
 def _remember(reference: weakref.ref[Mapping], key: _Key) -> None:
     global _limit  # noqa: PLW0603 - two threads that prune at once do no harm
+    # Each operation on the dictionary is atomic, with a GIL or without.  No lock: a finalizer
+    # that makes an array may run in the middle, and a fork would leave it held in the child.
     if len(_live) >= _limit:
-        for old, other in tuple(_live.items()):
-            if other() is None:
-                _live.pop(old, None)
+        for old, other in _live.copy().items():
+            # Another thread may have mapped the file anew since the look.
+            if other() is None and (popped := _live.pop(old, other)) is not other:
+                _live.setdefault(old, popped)
         _limit = max(_FEW, 2 * len(_live))
     known = _live.get(key)
     if known is None or known() is None:

@@ -1,4 +1,4 @@
-"""System calls that return at once, made without letting go of the interpreter's lock.
+"""System calls that return at once, made without letting go of the interpreter's lock, where it has one.
 
 A method of a socket lets go of it for every call, and when another thread wants it, getting
 it back is a switch of threads: with one thread that sends small messages and one that
@@ -18,7 +18,7 @@ _NOTHING_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
 
 class PacketSpace:
-    """Memory to receive packets into."""
+    """Memory to receive packets into; for one thread at a time."""
 
     def __init__(self, size: int) -> None:
         self.size = size

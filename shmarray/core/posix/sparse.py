@@ -21,6 +21,11 @@ _SIZES = (1 << 50, 1 << 46, 1 << 42, 1 << 38)  # bytes
 _NAME = Name("shared memory of a pool", "anonymous", "")
 
 
+def _bounded(size: int) -> OSError:
+    """What the size of /dev/shm allows is all of this file, not all of the memory."""
+    return OSError(errno.EFBIG, f"no {size} bytes are free in the directory of shared memory, where this file lies")
+
+
 def _is_sized(fd: int) -> bool:
     """Give a shared memory object its size, which macOS allows once; close it if it takes none."""
     for size in _SIZES:
@@ -46,7 +51,12 @@ class SparseFile:
     """
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self._fds = [fd] if fd >= 0 else []
+
+    @property
+    def fd(self) -> int:
+        """The open file; -1 after `close`."""
+        return next(iter(self._fds), -1)
 
     @classmethod
     def create(cls) -> "SparseFile | None":
@@ -69,8 +79,8 @@ class SparseFile:
             If memory does not suffice.  A write to a part that was not reserved would be
             a bus error, or past a control group's limit the end of the process.
         OSError
-            EFBIG beyond ``ulimit -f``, or beyond the size of a file that has it from the
-            beginning: there may be memory elsewhere.
+            EFBIG beyond ``ulimit -f``, or, for a file that lies in /dev/shm, beyond what is
+            free there: there may be memory elsewhere.
         """
         with self._new_memory(offset, size):
             pages.reserve(self.fd, size, offset)
@@ -82,6 +92,10 @@ class SparseFile:
 
     @contextmanager
     def _new_memory(self, offset: int, size: int) -> Iterator[None]:
+        # None for memory that no file system bounds.
+        free = pages.free_bytes(self.fd)
+        if free is not None and size > free:
+            raise _bounded(size)
         space.check(_NAME, self.fd, size, _SPARE)
         try:
             yield
@@ -90,11 +104,14 @@ class SparseFile:
                 self.free(offset, size)
             if error.errno == errno.EFBIG:
                 raise
+            if error.errno == errno.ENOSPC and free is not None:
+                raise _bounded(size) from error
             raise space.explained(error, _NAME, self.fd, size) from error
 
     def allocated(self) -> int:
         """Bytes of memory that the whole file has."""
-        return 512 * os.fstat(self.fd).st_blocks if self.fd >= 0 else 0
+        fd = self.fd
+        return 512 * os.fstat(fd).st_blocks if fd >= 0 else 0
 
     def free(self, offset: int, size: int) -> None:
         """Give the memory back to the system; whoever maps it sees zeros.
@@ -112,9 +129,9 @@ class SparseFile:
 
     def close(self) -> None:
         """Close the descriptor; parts that are mapped stay."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with suppress(IndexError):
+            # Of threads that close it at once, one gets the number: another's file may have it next.
+            os.close(self._fds.pop())
 
     def __del__(self) -> None:
         self.close()
