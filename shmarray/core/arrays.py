@@ -147,7 +147,7 @@ def create(
 
     Notes
     -----
-    The name appears when the array is complete: who attaches it never sees half of it,
+    The name appears when the array is complete: no process that attaches it sees half of it,
     and a process killed inside `create` leaves nothing (Linux; elsewhere the name is
     there before its content, and `attach` waits for that).  The array outlives this
     process, until `delete`; see `scoped` for one that does not.  Safe to call from many

@@ -34,7 +34,7 @@ def create_temporary(
     ----------
     undo : list of callable
         Gets what makes the array unreachable; those that have it keep it.  Before there is
-        anything to undo, so that an interrupt at any moment leaves it to who has the list.
+        anything to undo, so that an interrupt at any moment leaves it to the holder of the list.
         Each may be called more than once.
     name : str or None
     shape, dtype, data, order, permissions

@@ -9,7 +9,7 @@ From top to bottom; each module imports only those below it::
     maps     part of a file in the address space
     pages    the memory of a file: reserved, written, given back
     files    opening, naming, locking
-    libc     the calls and constants that Python has not
+    libc     the calls and constants that Python does not offer
 
 What a system can do is found out by trying, and remembered; nothing is decided by its name.
 The names in capitals are such findings, and the tests turn them off to take the other way.

@@ -1,4 +1,4 @@
-"""Calls of libc that Python has not, and constants of its headers."""
+"""Calls of libc that Python does not offer, and constants of its headers."""
 
 import ctypes
 import errno
