@@ -6,7 +6,6 @@ task, and the worker goes on.
 
 import gc
 import os
-import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core.posix import Part
+from shmarray.core.posix import fault_count
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import encoding_error, is_reraising
 from shmarray.pool.arrays import messages, pickling
@@ -27,8 +26,6 @@ from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
 from shmarray.pool.arrays.pickling import PickledObject
 
 _PAGE = os.sysconf("SC_PAGESIZE")
-# Bits of an entry of /proc/self/pagemap.
-_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
 
 class Invoke(Protocol):
@@ -109,7 +106,7 @@ class TaskRunner:
             blocks.current = block
             blocks.set_word(block, os.getpid())
         opened: list[LeaseRef] = []
-        faults = _faults() if payload.spans and any(span[3] for span in payload.spans) else 0
+        faults = fault_count() if payload.spans and any(span[3] for span in payload.spans) else None
         pickled, text = self._pickled(self._outcome(payload, opened))
         payload, shortage = self._pack(pickled, block, reserved, opened)
         del pickled
@@ -203,12 +200,12 @@ class TaskRunner:
 
     # --- afterwards ---
 
-    def _clean_up(self, opened: list[LeaseRef], faults: int) -> tuple[int, ...]:
+    def _clean_up(self, opened: list[LeaseRef], faults: int | None) -> tuple[int, ...]:
         """Make the mappings ready for other tasks, and say which blocks must not be used again."""
         blocks = self._blocks
         assert blocks is not None  # noqa: S101
         retained = []
-        clean = faults == _faults()
+        clean = faults is not None and faults == fault_count()
         for reference in opened:
             if _is_in_use(reference):
                 retained.append(reference.index)
@@ -277,29 +274,11 @@ def _is_in_use(reference: LeaseRef) -> bool:
     return reference.is_in_use()
 
 
-def _faults() -> int:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt + usage.ru_majflt
-
-
 def _reset(blocks: BlockMap, index: int) -> None:
     """Let a private block show its content again, if anything was written to it."""
     part = blocks.private(index, 0)
-    if not _is_clean(part):
+    if not part.is_clean():
         try:
             part.discard_writes()
         except OSError:  # mlockall
             blocks.forget(index)
-
-
-def _is_clean(part: Part) -> bool:
-    """Whether no page of a private mapping was written to; False if one cannot know."""
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            pagemap.seek(8 * (part.address // _PAGE))
-            data = pagemap.read(8 * (part.size // _PAGE))
-    except OSError:
-        return False
-    entries = np.frombuffer(data, np.uint64)
-    written = (entries & (_PRESENT | _SWAPPED)).astype(bool) & ~(entries & _OF_FILE).astype(bool)
-    return len(entries) == part.size // _PAGE and not written.any()

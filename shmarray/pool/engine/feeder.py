@@ -143,16 +143,20 @@ class Feeder:
                 task.is_long = worker.channel.is_long(data)
                 if not task.is_long:
                     if self._workers.give(worker, task):
-                        self._placement.given(worker)
+                        self._given(worker)
                         return
-                    worker.is_full = True
                     continue
                 worker = self._placement.find(1) or self._wait(1)
                 task.is_being_sent = True
                 worker.add(task)
-                self._placement.given(worker)
+                self._given(worker)
             if self.send_long(worker, task):
                 return
+
+    def _given(self, worker: WorkerHandle) -> None:
+        self._placement.given(worker)
+        if worker.end is not None and worker.end.may_be_hidden:
+            self._state.waker.wake()  # from now on the collecting thread must ask for its end
 
     def send_long(self, worker: WorkerHandle, task: InFlightTask) -> bool:
         """Send what the worker reads meanwhile; False if it has not got all of it, so that nobody has run it."""
