@@ -314,3 +314,8 @@ def forget_if(pid):
 
 def ends_of_kept(_):
     return os.getpid(), [(array[0], array[-1]) for array in KEPT]
+
+
+def slow_pid(_):
+    time.sleep(0.1)
+    return os.getpid()

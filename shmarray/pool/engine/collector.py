@@ -61,6 +61,7 @@ class Collector:
         if state.lending.allocator is not None:
             state.lending.allocator.wake = self._trim_soon
         self._task_timeout = task_timeout
+        feeder.tells = task_timeout is not None  # its time begins
         self._space = PacketSpace(PACKET)
         # Tasks that must be sent again: taken back, or not begun by a worker that died.
         self._returned: deque[InFlightTask] = deque()
@@ -327,7 +328,8 @@ class Collector:
         with self._spawning:
             for worker in self._workers.spawn_missing():
                 assert worker.end is not None  # noqa: S101 - it was started
-                self._must_look |= worker.end.may_be_hidden
+                if worker.end.may_be_hidden:
+                    self._must_look = self._feeder.tells = True
                 self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._drain, worker))
                 self._selector.register(worker.end.fd, selectors.EVENT_READ, partial(self._died, worker))
                 self._placement.offer(worker)

@@ -51,10 +51,14 @@ class Feeder:
         Whether the thread has seen the end of the tasks.
     on_lost : callable
         Called with a worker and a list of tasks, if the worker died while it got the last of them.
+    tells : bool
+        Whether the collecting thread, which may be waiting for ever, is told of a worker that
+        has something to do now.
     """
 
     def __init__(self, state: PoolState) -> None:
         self.is_done = False
+        self.tells = False
         self.on_lost: Callable[[WorkerHandle, list[InFlightTask]], object]
         self._state = state
         self._workers = state.workers
@@ -155,8 +159,8 @@ class Feeder:
 
     def _given(self, worker: WorkerHandle) -> None:
         self._placement.given(worker)
-        if worker.end is not None and worker.end.may_be_hidden:
-            self._state.waker.wake()  # from now on the collecting thread must ask for its end
+        if self.tells and len(worker.in_flight) <= 1:
+            self._state.waker.wake()
 
     def send_long(self, worker: WorkerHandle, task: InFlightTask) -> bool:
         """Send what the worker reads meanwhile; False if it has not got all of it, so that nobody has run it."""
