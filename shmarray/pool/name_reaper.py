@@ -21,6 +21,7 @@ from contextlib import suppress
 from multiprocessing import spawn
 
 from shmarray.core import Removal
+from shmarray.core.posix import send_all
 from shmarray.pool import forks
 
 # Seconds to wait for the helper, which has nothing else to do.
@@ -80,7 +81,8 @@ class _Reaper:
         self._tell([b"-" + name])
 
     def _tell(self, lines: Iterable[bytes]) -> bool:
-        if self._socket is None:
+        own = self._socket  # another thread may set it to None
+        if own is None:
             return False
         if not self._is_own():
             self._socket.detach()
@@ -88,7 +90,7 @@ class _Reaper:
             return False
         try:
             for line in lines:
-                self._socket.sendall(line, getattr(socket, "MSG_NOSIGNAL", 0))
+                send_all(own, line)
         except OSError:
             self.stop()
             return False
@@ -106,7 +108,7 @@ class _Reaper:
             with forks.lock:  # no child gets what is not known yet
                 if self._socket is None:
                     self._run()
-                    self._is_unavailable = not self._tell([b"+" + name for name in tuple(self._names)])
+                    self._is_unavailable = not self._tell([b"+" + name for name in list(self._names)])
         finally:
             started.release()
 

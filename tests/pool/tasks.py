@@ -381,3 +381,8 @@ def reraise_what_it_is(x):
     except OSError as error:
         return type(x).__name__, error
     return type(x).__name__, None
+
+
+def slow_pid(_):
+    time.sleep(0.1)
+    return os.getpid()

@@ -82,10 +82,26 @@ class Unmapping(weakref.ref[Any]):
     __slots__ = ()
     _as_parameter_ = 0
 
+
+class Freeing(Unmapping):
+    """Likewise, but gives memory back to the system: whoever else maps it sees zeros."""
+
+    __slots__ = ()
+
     @classmethod
-    def removing(cls, owner: object, address: int, size: int) -> "Unmapping":
-        """Not unmap, but give the memory back to the system: who else maps it sees zeros."""
+    def of_pages(cls, owner: object, address: int, size: int) -> Self:
         return cls(owner, partial(libc.madvise, address, size, libc.MADV_REMOVE))
+
+    @classmethod
+    def of_file(cls, owner: object, fd: int, offset: int, size: int) -> Self:
+        """As above, where there is no MADV_REMOVE; the owner keeps the descriptor open."""
+        mode = libc.FALLOC_KEEP_SIZE | libc.FALLOC_PUNCH_HOLE
+        return cls(owner, partial(libc.fallocate, fd, mode, offset, size))
+
+
+def can_remove(address: int) -> bool:
+    """Whether the system gives memory back that is mapped; of no bytes at this address, it is only asked."""
+    return not libc.madvise(address, 0, libc.MADV_REMOVE)
 
 
 if sys.version_info >= (3, 13):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core.names import Name
-from shmarray.core.posix import files, libc, maps, pages, space
+from shmarray.core.posix import dirty, files, libc, maps, pages, space
 
 # Several processes reserve at once, and need some for themselves: were they let come to the
 # very limit of a control group, the kernel would end one of them.
@@ -88,7 +88,32 @@ class SparseFile:
     def write(self, offset: int, octets: NDArray[np.uint8]) -> None:
         """Write there, with new memory where there is none; raises as `reserve` does."""
         with self._new_memory(offset, octets.nbytes):
-            pages.write(self.fd, octets.data, offset)
+            try:
+                pages.write(self.fd, octets.data, offset)
+            except OSError as error:
+                if error.errno not in libc.REFUSALS:
+                    raise
+                # macOS: shared memory objects can be mapped, and nothing else.
+                pages.reserve(self.fd, octets.nbytes, offset)
+                self._mapped(offset, octets.nbytes)[:] = octets
+
+    def read(self, offset: int, target: NDArray[np.uint8]) -> None:
+        """Fill `target` with what is there, without a mapping if the system can do that."""
+        view: Any = memoryview(target)  # type: ignore[arg-type]
+        try:
+            while view:
+                done = os.preadv(self.fd, [view], offset)
+                view, offset = view[done:], offset + done
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in libc.REFUSALS:
+                raise
+            size = len(view)
+            target[len(target) - size :] = self._mapped(offset, size)
+
+    def _mapped(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """That part, for a moment."""
+        before = offset % pages.PAGE
+        return self.map(offset - before, before + size).octets()[before:]
 
     @contextmanager
     def _new_memory(self, offset: int, size: int) -> Iterator[None]:
@@ -122,6 +147,20 @@ class SparseFile:
             If the system cannot: the memory stays as it is.
         """
         pages.punch(self.fd, size, offset)
+
+    def cut(self, offset: int) -> None:
+        """Give the memory from there to the end back to the system.
+
+        In place of `free`, for systems without it.  Nobody may be using that part: an access
+        to it is a bus error until it is reserved or written anew.
+
+        Raises
+        ------
+        OSError
+            If the system cannot.
+        """
+        if os.fstat(self.fd).st_size > offset:
+            pages.truncate(self.fd, offset)
 
     def map(self, offset: int, size: int, *, private: bool = False) -> "Part":
         """Map a part; OSError with ENOMEM if there is no address space for it."""
@@ -191,9 +230,15 @@ class Part:
         """Make a private part show the file again; OSError if the kernel will not (under mlockall)."""
         maps.discard_writes(self.address, self.size)
 
-    def free_with(self, owner: object, offset: int, size: int) -> object:
-        """Free whole pages of a shared part when their owner, which keeps what this returns, is garbage."""
-        return maps.Unmapping.removing(owner, self.address + offset, size)
+    def free_with(self, owner: object, file: SparseFile, offset: int, size: int) -> object:
+        """Free whole pages of a shared part when their owner, which keeps the file and what this returns, is gone."""
+        if maps.can_remove(self.address):
+            return maps.Freeing.of_pages(owner, self.address + offset, size)
+        return maps.Freeing.of_file(owner, file.fd, self._offset + offset, size)
+
+    def is_clean(self) -> bool:
+        """Whether this process has written nothing to a private part; False if one cannot know."""
+        return dirty.is_clean(self.address, self.size)
 
     # Not maps.Unmapping: parts are held by objects that can be in a cycle, and the garbage
     # collector calls no weak reference's callback that is garbage itself.

@@ -55,10 +55,14 @@ class Feeder:
         Whether the thread has seen the end of the tasks.
     on_lost : callable
         Called with a worker and a list of tasks, if the worker died while it got the last of them.
+    tells : bool
+        Whether the collecting thread, which may be waiting for ever, is told of a worker that
+        has something to do now.
     """
 
     def __init__(self, state: PoolState) -> None:
         self.is_done = False
+        self.tells = False
         self.on_lost: Callable[[WorkerHandle, list[InFlightTask]], object]
         self._state = state
         self._workers = state.workers
@@ -167,16 +171,20 @@ class Feeder:
                 task.is_long = worker.channel.is_long(data)
                 if not task.is_long:
                     if self._workers.give(worker, task):
-                        self._placement.given(worker)
+                        self._given(worker)
                         return
-                    worker.is_full = True
                     continue
                 worker = self._placement.find(1) or self._wait(1)
                 task.is_being_sent = True
                 worker.add(task)
-                self._placement.given(worker)
+                self._given(worker)
             if self.send_long(worker, task):
                 return
+
+    def _given(self, worker: WorkerHandle) -> None:
+        self._placement.given(worker)
+        if self.tells and len(worker.in_flight) <= 1:
+            self._state.waker.wake()
 
     def send_long(self, worker: WorkerHandle, task: InFlightTask) -> bool:
         """Send what the worker reads meanwhile; False if it has not got all of it, so that nobody has run it."""

@@ -81,7 +81,7 @@ class Placement:
             self._last = None
 
     def find(self, depth: int) -> WorkerHandle | None:
-        """The worker that got the last task if it has hardly begun, an idle one, or one with fewer than `depth` tasks."""
+        """The last worker given a task if it has hardly begun, an idle one, or one with fewer than `depth` tasks."""
         last = self._last
         if last is not None and depth > 1:
             count = len(last.in_flight)

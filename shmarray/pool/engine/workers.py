@@ -112,6 +112,13 @@ class WorkerHandle:
         self.in_flight.pop()
         self.sent -= 1
 
+    def has_long_task(self) -> bool:
+        """Whether it has a task whose message nothing may follow before it is answered."""
+        try:
+            return self.in_flight[-1].is_long
+        except IndexError:  # the last may be answered at any moment
+            return False
+
     def kill(self) -> None:
         if self.end is not None:
             self.end.signal(signal.SIGKILL)
@@ -261,7 +268,7 @@ class WorkerSet:
             worker.is_alive
             and not worker.is_full
             and (most is None or worker.sent < most)
-            and not (worker.in_flight and worker.in_flight[-1].is_long)
+            and not worker.has_long_task()
         )
 
     def has_quota(self, worker: WorkerHandle) -> bool:
@@ -271,10 +278,17 @@ class WorkerSet:
     def give(self, worker: WorkerHandle, task: InFlightTask) -> bool:
         """Send a short task, if there is room for it now."""
         worker.add(task)  # first: the answer may be there before the call returns
-        if worker.channel.send_now(task.data):
-            return True
+        try:
+            if worker.channel.send_now(task.data):
+                return True
+        except OSError:  # it is about to be ended: it never has room again
+            worker.remove_last()
+            worker.is_full = True
+            return False
         worker.remove_last()
-        worker.is_full = bool(worker.in_flight)
+        worker.is_full = True
+        if not worker.in_flight:
+            worker.is_full = False  # the last answer may have come before the line above, and no other will come
         return False
 
     def take_back_from_busiest(self, idle: WorkerHandle) -> list[InFlightTask]:
