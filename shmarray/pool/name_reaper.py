@@ -85,7 +85,7 @@ class _Reaper:
         if own is None:
             return False
         if not self._is_own():
-            self._socket.detach()
+            own.detach()
             self.stop()
             return False
         try:
