@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import shmarray
+from shmarray.core import owner
+from shmarray.core.posix import pages
 from tests.helpers import raw
 from tests.helpers.processes import Child, in_child, run_script
 
@@ -386,3 +388,26 @@ for number in range(200):
 assert caught == 200
 """
     run_script(code, name)
+
+
+def test_a_private_mapping_shows_its_file_again(name):
+    with shmarray.scoped(data=np.arange(100_000.0), name=name):
+        private = shmarray.attach(name, "c")
+        mapping = owner(private)
+        private.sum()
+        mapping.discard_writes()  # nothing to do
+        private[[0, 99_999]] = -1
+        mapping.discard_writes()
+        assert private[[0, 99_999]].tolist() == [0.0, 99_999.0]
+
+
+def test_where_the_kernel_does_not_tell_what_was_written_it_is_discarded_all_the_same(name, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(pages, "page_entries", refuse)
+    with shmarray.scoped(data=np.arange(10.0), name=name):
+        private = shmarray.attach(name, "c")
+        private[0] = -1
+        owner(private).discard_writes()
+        assert private[0] == 0.0
