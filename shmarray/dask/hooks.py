@@ -47,11 +47,19 @@ def answer(value: Any) -> dict[str, Any]:
     return {"status": "OK", "answer": to_serialize(value)}
 
 
-def discount_shared_memory(worker: Any) -> None:
-    """Let a worker's memory monitor not count shared memory, which several workers map and all would count."""
+def discount_shared_memory(worker: Any) -> Callable[[], None]:
+    """Let a worker's memory monitor not count shared memory, which several workers map and all would count.
+
+    What it returns has it counted again.
+    """
     monitor = worker.monitor
     count = monitor.get_process_memory
     monitor.get_process_memory = lambda: max(0, count() - _resident_shared_memory("self"))
+
+    def undo() -> None:
+        monitor.get_process_memory = count
+
+    return undo
 
 
 def raise_limit_by_shared_memory(nanny: Any) -> None:

@@ -95,13 +95,14 @@ class Site:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_told = asyncio.Event()
         hooks.add_handlers(worker, {"shmarray_has": self.has, "shmarray_read": self.read})
-        hooks.discount_shared_memory(worker)
+        self._count_shared_memory = hooks.discount_shared_memory(worker)
         sweep()
         self._watch = asyncio.create_task(self.watch())
         SITES[worker] = self
 
     def close(self) -> None:
         SITES.pop(self._worker, None)
+        self._count_shared_memory()
         self._watch.cancel()
         for task in tuple(self._tasks):
             task.cancel()

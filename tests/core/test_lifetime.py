@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import shmarray
-from shmarray.core.posix import maps
+from shmarray.core import owner
+from shmarray.core.posix import maps, pages
 from tests.helpers import raw
 from tests.helpers.processes import Child, in_child, run_script
 
@@ -396,3 +397,26 @@ def test_a_file_cut_off_before_it_is_mapped_is_an_error_and_no_bus_error(tmp_pat
     path.write_bytes(b"x" * 10)
     with path.open("rb") as file, pytest.raises(OSError, match="cut off"):
         maps.Range.of_file(file.fileno(), 10_000, writable=False, private=False)
+
+
+def test_a_private_mapping_shows_its_file_again(name):
+    with shmarray.scoped(data=np.arange(100_000.0), name=name):
+        private = shmarray.attach(name, "c")
+        mapping = owner(private)
+        private.sum()
+        mapping.discard_writes()  # nothing to do
+        private[[0, 99_999]] = -1
+        mapping.discard_writes()
+        assert private[[0, 99_999]].tolist() == [0.0, 99_999.0]
+
+
+def test_where_the_kernel_does_not_tell_what_was_written_it_is_discarded_all_the_same(name, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(pages, "page_entries", refuse)
+    with shmarray.scoped(data=np.arange(10.0), name=name):
+        private = shmarray.attach(name, "c")
+        private[0] = -1
+        owner(private).discard_writes()
+        assert private[0] == 0.0

@@ -6,17 +6,21 @@ from contextlib import suppress
 
 import pytest
 
-distributed = pytest.importorskip("distributed", reason="needs distributed (the extra dask)")
+from tests.dask import hosts
+from tests.helpers import processes
+from tests.helpers.processes import wait_until
 
-import dask  # noqa: E402
+try:
+    import dask
+    import distributed
 
-from shmarray.dask.copies import COPIES  # noqa: E402
-from tests.dask import hosts  # noqa: E402
-from tests.helpers import processes  # noqa: E402
-from tests.helpers.processes import wait_until  # noqa: E402
-
-# A test that waits for longer than this for a worker has found an error.
-dask.config.set({"distributed.comm.timeouts.connect": "10s", "distributed.admin.tick.limit": "60s"})
+    from shmarray.dask.copies import COPIES
+except ModuleNotFoundError:
+    # Then the modules that need it are skipped, and say so.
+    COPIES = {}
+else:
+    # A test that waits for longer than this for a worker has found an error.
+    dask.config.set({"distributed.comm.timeouts.connect": "10s", "distributed.admin.tick.limit": "60s"})
 
 WARNINGS = [
     # Of distributed and of what it uses.

@@ -1,5 +1,9 @@
 """The benchmark of clusters runs, and its results are right; its figures are nobody's business here."""
 
+import pytest
+
+pytest.importorskip("distributed", reason="needs distributed (the extra dask)")
+
 from benchmarks import cluster
 
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 import shmarray
+from tests.helpers import processes
+from tests.helpers.processes import wait_until
+
+pytest.importorskip("distributed", reason="needs distributed (the extra dask)")
+
 from shmarray.dask import Pool, share
 from tests.dask import tasks
 from tests.dask.hosts import anonymous_memory, needs_hosts
-from tests.helpers import processes
-from tests.helpers.processes import wait_until
 
 pytestmark = [needs_hosts, pytest.mark.timeout(120)]
 
@@ -69,7 +72,7 @@ def owner_of(client, host, registered=0):
 
 
 def test_each_host_has_one_copy_and_none_after_the_end(network, remote):
-    hosts = start(network, remote, [2, 2])
+    hosts = start(network, remote, [2, 2], options=["--preload", "shmarray.dask"])
     with share(remote, tasks.large(40 * MB)) as shared:
         assert on_every_worker(remote, shared.future) == [7.0] * 4
         assert [host.copies() for host in hosts] == [1, 1]

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import shmarray
+
+pytest.importorskip("distributed", reason="needs distributed (the extra dask)")
+
 from shmarray.dask import Pool, ProcessPoolExecutor, share
 from tests.dask import tasks
 

@@ -4,14 +4,18 @@ import asyncio
 import os
 import pickle
 
-import distributed
 import numpy as np
 import pytest
 
 import shmarray
+from tests.helpers.processes import wait_until
+
+pytest.importorskip("distributed", reason="needs distributed (the extra dask)")
+
+import distributed
+
 from shmarray.dask import ClusterHandle, Pool, ProcessPoolExecutor, install, share
 from tests.dask import hosts, tasks
-from tests.helpers.processes import wait_until
 
 
 def worker_pids(client):
