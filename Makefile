@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-newest soak check format docs wheel bench bench-quick bench-constants clean
+.PHONY: demo test test-newest soak cluster check format docs wheel bench bench-quick bench-constants bench-cluster clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
@@ -18,6 +18,10 @@ test-newest:
 # SHMARRAY_SOAK_SECONDS (120 by default) for each of the two front doors, SHMARRAY_SEED to repeat a run.
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m soak -n 2 -s tests/faults $(ARGS)
+
+# What takes long of the tests of shmarray.dask on simulated hosts; needs root and iproute2.
+cluster: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m cluster -n 2 tests/dask $(ARGS)
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff format --check .
@@ -44,6 +48,9 @@ bench-quick: $(VENV)/bench.stamp
 
 bench-constants: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.constants $(ARGS)
+
+bench-cluster: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.cluster $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

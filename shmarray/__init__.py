@@ -10,6 +10,9 @@ From top to bottom; each layer imports only those below it::
 All public names are here.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from shmarray import pool
 from shmarray.core import (
     MS_ASYNC,
     MS_INVALIDATE,
@@ -29,22 +32,31 @@ from shmarray.errors import (
     ArrayExistsError,
     ArrayFormatError,
     ArrayNotFoundError,
+    ArrayPermissionError,
     InvalidNameError,
+    LockTimeoutError,
     SharedMemoryFullError,
     ShmArrayError,
     TaskTimeoutError,
+    UnsendableError,
     WorkerDiedError,
 )
-from shmarray.pool import (
-    Pool,
-    ProcessPoolExecutor,
-    SharedHandle,
-    empty,
-    empty_like,
-    scoped,
-    zeros,
-    zeros_like,
-)
+from shmarray.pool import SharedHandle, scoped
+
+if TYPE_CHECKING:
+    from shmarray.pool import Pool, ProcessPoolExecutor, empty, empty_like, zeros, zeros_like
+else:
+
+    def __getattr__(name: str) -> Any:
+        # What the pool layer imports at first use.
+        if name not in pool.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(pool, name)
+        return value
+
+    def __dir__() -> tuple[str, ...]:
+        return (*globals(), *__all__)
+
 
 __version__ = "0.1.0"
 
@@ -56,13 +68,16 @@ __all__ = [
     "ArrayFormatError",
     "ArrayInfo",
     "ArrayNotFoundError",
+    "ArrayPermissionError",
     "InvalidNameError",
+    "LockTimeoutError",
     "Pool",
     "ProcessPoolExecutor",
     "SharedHandle",
     "SharedMemoryFullError",
     "ShmArrayError",
     "TaskTimeoutError",
+    "UnsendableError",
     "WorkerDiedError",
     "__version__",
     "attach",

@@ -7,7 +7,10 @@
     +-- ArrayNotFoundError      FileNotFoundError        there is no such array, or not any more
     +-- ArrayFormatError        OSError, ValueError      what lies under the name is no array
     +-- InvalidNameError        OSError, ValueError      no array can have this name
+    +-- ArrayPermissionError    PermissionError          this user may not do that with the array
     +-- SharedMemoryFullError   OSError, MemoryError     the space cannot be had
+    +-- LockTimeoutError        TimeoutError             the lock was not to be had in time
+    +-- UnsendableError         PicklingError            a function or class that workers cannot import
     +-- WorkerDiedError         BrokenProcessPool        a worker died while it ran a task
     +-- TaskTimeoutError        TimeoutError             a task took longer than it may
 
@@ -17,16 +20,20 @@ survive a pickle: an exception that does not breaks the pool that carries it.
 
 import errno
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, ClassVar
+from pickle import PicklingError
+from typing import Any
 
 __all__ = [
     "ArrayExistsError",
     "ArrayFormatError",
     "ArrayNotFoundError",
+    "ArrayPermissionError",
     "InvalidNameError",
+    "LockTimeoutError",
     "SharedMemoryFullError",
     "ShmArrayError",
     "TaskTimeoutError",
+    "UnsendableError",
     "WorkerDiedError",
 ]
 
@@ -47,7 +54,7 @@ class _NamedError(ShmArrayError, OSError):
         code that catches the builtin looks for it.
     """
 
-    code: ClassVar[int]
+    code: int
 
     def __init__(self, message: str, name: str = "") -> None:
         super().__init__(self.code, message, name)
@@ -85,6 +92,26 @@ class InvalidNameError(_NamedError, ValueError):
     code = errno.EINVAL
 
 
+class ArrayPermissionError(_NamedError, PermissionError):
+    """Raised when the system does not let this user read, write, make or delete an array.
+
+    Its `errno` is EACCES, EPERM or EROFS.
+    """
+
+    def __init__(self, message: str, name: str = "", code: int = errno.EACCES) -> None:
+        self.code = code
+        super().__init__(message, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.strerror, self.name, self.code), self.__dict__
+
+
+class LockTimeoutError(_NamedError, TimeoutError):
+    """Raised by `lock` when another held it all the time."""
+
+    code = errno.ETIMEDOUT
+
+
 class SharedMemoryFullError(_NamedError, MemoryError):
     """Raised, with nothing left behind, when the space for an array cannot be had.
 
@@ -100,6 +127,16 @@ class SharedMemoryFullError(_NamedError, MemoryError):
         super().__init__(message, name)
         self.asked = asked
         self.free = free
+
+
+class UnsendableError(ShmArrayError, PicklingError, AttributeError):
+    """Raised for a function or class that workers cannot import, where it cannot go by value.
+
+    Also an AttributeError, which pickle raises for local functions before Python 3.14.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
 
 
 class WorkerDiedError(ShmArrayError, BrokenProcessPool):

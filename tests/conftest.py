@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import shmarray
-from shmarray.core.posix import files, libc
+from shmarray.core.posix import files, libc, pages
 from tests.helpers import processes, raw
 
 # The times of a shared machine say nothing, and every example makes names of its own.
@@ -141,7 +141,23 @@ def _posix_alone(monkeypatch):
     monkeypatch.setattr(files, "SHM_DIRECTORY", None)
 
 
-SYSTEMS = [_native, _link_through_proc, _no_unnamed_files, _posix_alone]
+def _all_refused(monkeypatch):
+    """The kernel has the calls, and a policy refuses them: the error decides, not what is there."""
+
+    def refused(*_args, **_options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def refused_in_c(*_):
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    for module, call in ((files, "link"), (files, "memfd_create"), (pages, "posix_fallocate")):
+        monkeypatch.setattr(module.os, call, refused)
+    for call in ("linkat", "fallocate"):
+        monkeypatch.setattr(libc, call, refused_in_c)
+
+
+SYSTEMS = [_native, _link_through_proc, _no_unnamed_files, _all_refused, _posix_alone]
 
 
 @pytest.fixture(params=SYSTEMS, ids=[system.__name__.lstrip("_") for system in SYSTEMS])

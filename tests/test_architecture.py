@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import shmarray
+from tests.helpers.processes import run_script
 
 PACKAGE = Path(shmarray.__file__).parent
 
@@ -33,6 +34,17 @@ LAYERS = [
     "shmarray.command.table",
     "shmarray.command.wording",
     "shmarray",
+    "shmarray.dask",
+    "shmarray.dask.executor",
+    "shmarray.dask.pool",
+    "shmarray.dask.results",
+    "shmarray.dask.calls",
+    "shmarray.dask.sharing",
+    "shmarray.dask.plugin",
+    "shmarray.dask.handle",
+    "shmarray.dask.site",
+    "shmarray.dask.copies",
+    "shmarray.dask.hooks",
     "shmarray.joblib",
     "shmarray.joblib.backend",
     "shmarray.joblib.workers",
@@ -41,6 +53,7 @@ LAYERS = [
     "shmarray.pool.executor",
     "shmarray.pool.pool",
     "shmarray.pool.progress",
+    "shmarray.pool.buffered",
     "shmarray.pool.engine",
     "shmarray.pool.engine.scheduler",
     "shmarray.pool.engine.collector",
@@ -64,6 +77,7 @@ LAYERS = [
     "shmarray.pool.arrays.blocks",
     "shmarray.pool.arrays.calls",
     "shmarray.pool.arrays.pickling",
+    "shmarray.pool.arrays.by_value",
     "shmarray.pool.arrays.references",
     "shmarray.pool.arrays.dedup",
     "shmarray.pool.arrays.messages",
@@ -71,9 +85,12 @@ LAYERS = [
     "shmarray.pool.scoped",
     "shmarray.pool.name_reaper",
     "shmarray.pool.handle",
+    "shmarray.pool.missing",
     "shmarray.pool.forks",
     "shmarray.pool._stdlib",
     "shmarray.core",
+    "shmarray.core.mapped_files",
+    "shmarray.core.register",
     "shmarray.core.temporary",
     "shmarray.core.references",
     "shmarray.core.locks",
@@ -206,12 +223,43 @@ def constants_classes_functions(name):
 def test_all_is_sorted_and_complete(module):
     loaded = importlib.import_module(module)
     submodules = {name.rpartition(".")[2] for name in MODULES if name.startswith(f"{module}.")}
-    standard = {"errno", "annotations", "Any", "ClassVar", "BrokenProcessPool"}
-    public = {name for name in vars(loaded) if not name.startswith("_")} - submodules - standard
+    standard = {
+        "errno",
+        "annotations",
+        "import_module",
+        "Any",
+        "BrokenProcessPool",
+        "PicklingError",
+        "ClassVar",
+        "TYPE_CHECKING",
+    }
+    public = {name for name in dir(loaded) if not name.startswith("_")} - submodules - standard
 
     assert list(loaded.__all__) == sorted(loaded.__all__, key=constants_classes_functions)
     assert set(loaded.__all__) - {"__version__"} == public | (set(loaded.__all__) & submodules)
     assert len(set(loaded.__all__)) == len(loaded.__all__)
+
+
+@pytest.mark.parametrize("facade", ["shmarray", "shmarray.pool"])
+def test_pools_are_imported_at_first_use(facade):
+    """Named arrays, scopes, handles and multiprocessing's pickler are there at once, and need none of it."""
+    code = f"""
+import sys, numpy, {facade}
+from multiprocessing.reduction import ForkingPickler
+assert numpy.ndarray in ForkingPickler._extra_reducers
+assert {facade}.SharedHandle
+assert not {{"shmarray.pool.pool", "shmarray.pool.executor"}} & set(sys.modules)
+assert {{"Pool", "scoped", "__name__"}} <= set(dir({facade}))
+from {facade} import Pool
+assert Pool is {facade}.Pool is sys.modules["shmarray.pool.pool"].Pool
+try:
+    {facade}.Pools
+except AttributeError as error:
+    assert str(error) == "module '{facade}' has no attribute 'Pools'"
+else:
+    raise SystemExit("it has every attribute")
+"""
+    run_script(code)
 
 
 def test_every_public_name_has_a_docstring():

@@ -18,13 +18,19 @@ TREE = {
     errors.ArrayNotFoundError: ((FileNotFoundError,), errno.ENOENT),
     errors.ArrayFormatError: ((OSError, ValueError), errno.EINVAL),
     errors.InvalidNameError: ((OSError, ValueError), errno.EINVAL),
+    errors.ArrayPermissionError: ((PermissionError,), errno.EACCES),
+    errors.LockTimeoutError: ((TimeoutError,), errno.ETIMEDOUT),
     errors.SharedMemoryFullError: ((OSError, MemoryError), errno.ENOSPC),
 }
 EXAMPLES = [
     *(error("a sentence about 'it'", "it") for error in TREE if error is not errors.SharedMemoryFullError),
     errors.SharedMemoryFullError("no space", "it", 100, 10),
+    errors.ArrayPermissionError("the file system is read-only", "it", errno.EROFS),
     errors.WorkerDiedError("a worker died", 123, -9, "square"),
     errors.WorkerDiedError(),
+    errors.WorkerDiedError("a worker died", 123, -9, "items 4 to 7 of the map over f()", range(4, 8)),
+    errors.UnsendableError("f() cannot be sent"),
+    errors.TaskTimeoutError("too slow", 123, 1.5, "item 4 of the map over f()", range(4, 5)),
 ]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -32,7 +38,13 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 def test_the_tree_is_complete():
     found = {error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)}
     public = {error for error in found if error.__module__ == "shmarray.errors" and not error.__name__.startswith("_")}
-    assert public == {*TREE, errors.ShmArrayError, errors.WorkerDiedError}
+    assert public == {
+        *TREE,
+        errors.ShmArrayError,
+        errors.WorkerDiedError,
+        errors.TaskTimeoutError,
+        errors.UnsendableError,
+    }
     assert all(getattr(shmarray, error.__name__) is error for error in public)
     assert {type(example) for example in EXAMPLES} == public - {errors.ShmArrayError}
 
@@ -52,6 +64,8 @@ def test_an_error_is_also_the_builtin(error):
 def test_a_dead_worker_is_a_broken_pool():
     assert issubclass(errors.WorkerDiedError, (errors.ShmArrayError, BrokenProcessPool))
     assert issubclass(errors.WorkerDiedError, errors.ShmArrayError)
+    assert issubclass(errors.TaskTimeoutError, (errors.ShmArrayError, TimeoutError))
+    assert issubclass(errors.TaskTimeoutError, errors.ShmArrayError)
 
 
 def attributes(error):

@@ -1,6 +1,8 @@
 """``shmarray delete``."""
 
+import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import shmarray
 from shmarray.command import files, processes, selecting, wording
 from shmarray.command.files import ArrayFile
+from shmarray.command.processes import Census
 from shmarray.errors import ArrayNotFoundError, ShmArrayError
 
 _DONE, _FAILED, _REFUSED = 0, 1, 2
@@ -24,11 +27,14 @@ class Target(NamedTuple):
         None if it is not there.
     pids : list of int
         Who has it mapped.
+    is_unused : bool
+        Whether nobody has it mapped, for all that can be known.
     """
 
     name: str
     file: ArrayFile | None
     pids: list[int]
+    is_unused: bool
 
     def __str__(self) -> str:
         if self.file is None:
@@ -38,21 +44,24 @@ class Target(NamedTuple):
 
 
 def run(arguments: Namespace) -> int:
-    known = selecting.names()
-    names, unmatched, wide = _selected(arguments.names, known)
-    targets = _looked_up(names)
+    if not arguments.names and not arguments.unused and arguments.older_than is None:
+        arguments.misused("say which: a NAME, a pattern, --unused, --older-than AGE")
+    if arguments.unused and not processes.can_be_seen():
+        _complain("which arrays are unused cannot be known: /proc is not mounted here")
+        return _FAILED
+    # Where the system has no list, names will do, but not what is to be found in it.
+    known = selecting.names() if arguments.names else [info.name for info in shmarray.list()]
+    names, unmatched, wide = _selected(arguments.names, known) if arguments.names else (known, [], True)
+    targets = [target for target in _looked_up(names) if _is_meant(target, arguments)]
     for pattern in unmatched:
         _complain(f"no array matches {pattern!r}{selecting.hint(pattern, known)}")
+    if not targets:
+        print("nothing to delete")
+        return _FAILED if unmatched else _DONE
     if wide and not (arguments.yes or arguments.dry_run):
-        if sys.stdin is None or not sys.stdin.isatty():
-            _complain(
-                f"{wording.count(len(targets), 'array')} would be deleted and there is no terminal to ask, "
-                "so none was: look with --dry-run, then say --yes"
-            )
-            return _REFUSED
-        if not _confirmed(targets):
-            print("nothing was deleted")
-            return _FAILED
+        refusal = _asked_about(targets)
+        if refusal is not None:
+            return refusal
     gone = [target for target in targets if _deleted(target, known, dry_run=arguments.dry_run)]
     if gone and not arguments.dry_run:
         print(_freed(gone))
@@ -78,13 +87,54 @@ def _selected(asked: Sequence[str], known: Sequence[str]) -> tuple[list[str], li
 def _looked_up(names: Sequence[str]) -> list[Target]:
     there = {name: _file(name) for name in names}
     users = processes.census(file for file in there.values() if file is not None)
-    return [Target(name, file, [user.pid for user in users.of(file)] if file else []) for name, file in there.items()]
+    return [_target(name, file, users) for name, file in there.items()]
+
+
+def _target(name: str, file: ArrayFile | None, users: Census) -> Target:
+    if file is None:
+        return Target(name, None, [], is_unused=False)
+    pids = [user.pid for user in users.of(file) or ()]
+    return Target(name, file, pids, is_unused=not pids and not _may_be_hidden(file, users))
+
+
+def _may_be_hidden(file: ArrayFile, users: Census) -> bool:
+    """Whether a process may have it mapped that this user may not look into, or not even see (hidepid)."""
+    mine = os.geteuid()
+    return mine != 0 and (file.uid != mine or bool(file.permissions & 0o077) or mine in users.hidden_uids)
+
+
+def _is_meant(target: Target, arguments: Namespace) -> bool:
+    """Whether an array passes --unused and --older-than; says so of one that was named in full and does not."""
+    why = ""
+    if target.file is None:  # deleting it will say that it is not there
+        return True
+    if arguments.unused and not target.is_unused:
+        why = "it is in use" if target.pids else "others may use it, and only root can know"
+    elif arguments.older_than is not None and time.time() - target.file.since < arguments.older_than:
+        why = f"it is {wording.duration(time.time() - target.file.since)} old"
+    if why and target.name in arguments.names:
+        print(f"kept {target}: {why}")
+    return not why
 
 
 def _file(name: str) -> ArrayFile | None:
     with suppress(ShmArrayError, OSError):  # delete will say it
         return files.look(files.path_of(name))
     return None
+
+
+def _asked_about(targets: Sequence[Target]) -> int | None:
+    """Ask; None for yes, otherwise the exit code."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        _complain(
+            f"{wording.count(len(targets), 'array')} would be deleted and there is no terminal to ask, "
+            "so none was: look with --dry-run, then say --yes"
+        )
+        return _REFUSED
+    if _confirmed(targets):
+        return None
+    print("nothing was deleted")
+    return _FAILED
 
 
 def _confirmed(targets: Sequence[Target]) -> bool:
@@ -103,13 +153,20 @@ def _deleted(target: Target, known: Sequence[str], *, dry_run: bool) -> bool:
         if dry_run:
             _try(target.name)
         else:
-            shmarray.delete(target.name)
+            _delete(target)
     except (ShmArrayError, OSError) as error:
         missing = isinstance(error, ArrayNotFoundError)
         _complain(wording.failure(error) + (selecting.hint(target.name, known) if missing else ""))
         return False
     print(f"{'would delete' if dry_run else 'deleted'} {target}")
     return True
+
+
+def _delete(target: Target) -> None:
+    now = _file(target.name)
+    if now is not None and (target.file is None or now.identity != target.file.identity):
+        raise OSError(None, "it was replaced by another while this looked at it: ask again", target.name)
+    shmarray.delete(target.name)
 
 
 def _try(name: str) -> None:

@@ -1,6 +1,8 @@
 """The figures of this system, as `judgements` takes them.  Each function looks at one thing and judges nothing."""
 
 import errno
+import fcntl
+import mmap
 import multiprocessing
 import os
 import pwd
@@ -8,7 +10,7 @@ import re
 import resource
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from glob import glob
 from typing import NamedTuple
@@ -17,7 +19,7 @@ import numpy as np
 
 import shmarray
 from shmarray.command.files import SHARED_MEMORY
-from shmarray.core.posix import memory_limits
+from shmarray.core.posix import SparseFile, memory_limits
 
 _MOUNTS = "/proc/self/mountinfo"
 _CAP_IPC_LOCK = 1 << 14
@@ -28,8 +30,8 @@ _SETTINGS = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib
 class Space(NamedTuple):
     """Of a file system; bytes, and files.
 
-    `kind` is empty for a directory that is none of its own, None where that cannot be
-    known; `files_free` is None where files are not counted.
+    `kind` is None where that cannot be known; `total` is 0 where there is no limit;
+    `files_free` is None where files are not counted.
     """
 
     kind: str | None
@@ -52,9 +54,18 @@ def shared_memory() -> Space | None:
         status = os.statvfs(SHARED_MEMORY)
     except FileNotFoundError:
         return None
-    kind = mounted(SHARED_MEMORY)[0] if os.path.exists(_MOUNTS) else None
+    kind = (mounted(SHARED_MEMORY)[0] or mounted(os.path.dirname(SHARED_MEMORY))[0] or mounted("/")[0]) or None
     files = status.f_favail if status.f_files else None
     return Space(kind, status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, files)
+
+
+def semaphores() -> OSError | None:
+    """What the system says to a semaphore, of which multiprocessing's locks and queues are made; None if it works."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        return error
+    return None
 
 
 def mounted(place: str) -> tuple[str, str]:
@@ -166,6 +177,41 @@ def name_when_complete() -> OSError | None:
             os.close(fd)
     except OSError as error:
         return error
+    return None
+
+
+def reserving() -> OSError | None:
+    """What posix_fallocate says; None if it works."""
+    return _refusal(lambda file: os.posix_fallocate(file.fd, 0, mmap.PAGESIZE))
+
+
+def giving_back() -> OSError | None:
+    """What the system says when memory in the middle of a file is given back; None if it works."""
+
+    def give_back(file: SparseFile) -> None:
+        file.reserve(0, mmap.PAGESIZE)
+        file.free(0, mmap.PAGESIZE)
+
+    return _refusal(give_back)
+
+
+def locking() -> OSError | None:
+    """What flock says to shared memory; None if it works."""
+    return _refusal(lambda file: fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
+
+
+def _refusal(attempt: Callable[[SparseFile], None]) -> OSError | None:
+    file = SparseFile.create()
+    if file is None:
+        return OSError(errno.ENOTSUP, "no memory without a name")
+    try:
+        attempt(file)
+    except AttributeError:  # a call that Python has not here
+        return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    except OSError as error:
+        return error
+    finally:
+        file.close()
     return None
 
 

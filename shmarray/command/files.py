@@ -1,19 +1,13 @@
 """The file that an array is: owner, times, space."""
 
-import ctypes
 import os
 import pwd
 import stat
-import struct
 from dataclasses import dataclass
 
-from shmarray.core import parse_name
+from shmarray.core import birth, parse_name
 
 SHARED_MEMORY = "/dev/shm"
-
-# statx(2), which Python has from 3.15 on: the time of birth is nowhere else.
-_AT_FDCWD, _STATX_BTIME = -100, 0x800
-_STATX_SIZE, _MASK_AT, _BTIME_AT = 256, 0, 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +70,7 @@ def path_of(name: str) -> str:
 def look(path: str) -> ArrayFile:
     """Look at a file without opening it; OSError if it is not there."""
     status = os.stat(path)
+    born = birth(path)
     return ArrayFile(
         path,
         status.st_dev,
@@ -84,16 +79,6 @@ def look(path: str) -> ArrayFile:
         status.st_uid,
         stat.S_IMODE(status.st_mode),
         512 * status.st_blocks,
-        _birth(path),
+        None if born is None else born / 1e9,
         status.st_mtime,
     )
-
-
-def _birth(path: str) -> float | None:
-    statx = getattr(ctypes.CDLL(None), "statx", None)
-    found = ctypes.create_string_buffer(_STATX_SIZE)
-    if statx is None or statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, found):
-        return None
-    (mask,) = struct.unpack_from("=I", found, _MASK_AT)
-    seconds, nanoseconds = struct.unpack_from("=qI", found, _BTIME_AT)
-    return float(seconds + nanoseconds / 1e9) if mask & _STATX_BTIME else None

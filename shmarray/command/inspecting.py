@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 import shmarray
 from shmarray import core
-from shmarray.command import files, processes, table, wording
+from shmarray.command import files, processes, selecting, table, wording
 from shmarray.command.files import ArrayFile
 from shmarray.command.processes import User
 from shmarray.command.statistics import Summary, summaries
 from shmarray.command.table import Column
+from shmarray.errors import ShmArrayError
 
 _FIELDS = (Column("field"), Column("dtype"), Column("from byte", ">"))
 _STATISTICS = (
@@ -46,17 +48,25 @@ class Inspected(NamedTuple):
     header: Header
     file: ArrayFile
     statistics: list[Summary]
-    users: list[User]
+    users: list[User] | None
     hidden: int
 
 
 def run(arguments: Namespace) -> int:
-    found = _inspected(arguments.name, statistics=not arguments.no_statistics)
+    found = []
+    for name in arguments.names:
+        try:
+            found.append(_inspected(name, statistics=not arguments.no_statistics))
+        except (ShmArrayError, OSError) as error:
+            if len(arguments.names) == 1:
+                raise
+            print(f"shmarray: {selecting.failure(error)}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(_document(found), indent=2))
+        documents = [_document(one) for one in found]
+        print(json.dumps(documents if len(arguments.names) > 1 else documents[0], indent=2))
     else:
-        print("\n".join(_report(found)))
-    return 0
+        print("\n\n".join("\n".join(_report(one)) for one in found), end="\n" if found else "")
+    return 0 if len(found) == len(arguments.names) else 1
 
 
 def _inspected(name: str, *, statistics: bool) -> Inspected:
@@ -151,6 +161,9 @@ def _cell(value: Any) -> str:
 
 def _processes(found: Inspected) -> Iterator[str]:
     users = found.users
+    if users is None:
+        yield "which processes have it mapped cannot be known: /proc is not mounted here"
+        return
     yield f"mapped by {wording.count(len(users), 'process')}" if users else "mapped by no process"
     if users:
         width = table.terminal_width() - 2
@@ -183,9 +196,13 @@ def _document(found: Inspected) -> dict[str, Any]:
         "device": file.device,
         "inode": file.inode,
         "statistics": [_summary(one) for one in found.statistics],
-        "processes": [{"pid": one.pid, "modes": list(one.modes), "command": one.command} for one in found.users],
+        "processes": None if found.users is None else [_user(one) for one in found.users],
         "processes_not_looked_at": found.hidden,
     }
+
+
+def _user(one: User) -> dict[str, Any]:
+    return {"pid": one.pid, "modes": list(one.modes), "command": one.command}
 
 
 def _summary(one: Summary) -> dict[str, Any]:

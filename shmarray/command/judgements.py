@@ -20,6 +20,10 @@ _FILES_WITHOUT_POOL, _FILES_PER_WORKER = 32, 6
 _FIRST_PERSON = 1000
 
 
+# File systems whose files are memory.
+_IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")
+
+
 class Finding(NamedTuple):
     """What a check found.
 
@@ -54,12 +58,17 @@ def shared_memory(space: Space | None) -> Finding:
     if space is None:
         return Finding(
             "will bite",
-            "there is no /dev/shm: named arrays cannot be listed, and may have no place",
+            "there is no /dev/shm: named arrays have no place, nor have multiprocessing's semaphores (Lock, Queue, "
+            "ProcessPoolExecutor); Pool and scoped() without a name work",
             ("sudo mkdir /dev/shm && sudo mount -t tmpfs -o size=8g,mode=1777 tmpfs /dev/shm",),
         )
+    return _limited(space) if space.total else _without_limit(space)
+
+
+def _limited(space: Space) -> Finding:
     text = f"{wording.size(space.total)}, {wording.size(space.free)} free"
-    if space.kind not in ("tmpfs", None):
-        return Finding("note", f"{text}, but it is no tmpfs: arrays there are written to a disk", _LARGER[-1:])
+    if space.kind not in (*_IN_MEMORY, None):
+        return Finding("note", f"{text}, but it is no tmpfs ({space.kind}): arrays are written to a disk", _LARGER[-1:])
     if space.total < _SMALL:
         return Finding("will bite", f"only {text}: a few arrays fill it", _LARGER)
     if space.free < _NEARLY_FULL:
@@ -68,6 +77,17 @@ def shared_memory(space: Space | None) -> Finding:
         more = "sudo mount -o remount,nr_inodes=1000000 /dev/shm"
         return Finding("will bite", f"{text}, but only for {space.files_free} more files", (*_EMPTIER, more))
     return Finding("ok", text)
+
+
+def _without_limit(space: Space) -> Finding:
+    if space.kind == "ramfs":
+        return Finding(
+            "note",
+            "a ramfs: nothing limits its size but the memory of the machine, which is not swapped out, and where that "
+            "is full the kernel ends processes",
+            ("sudo mount -t tmpfs -o size=8g,mode=1777 tmpfs /dev/shm   (as long as it is empty)",),
+        )
+    return Finding("ok", "it has no limit of its own; memory has")
 
 
 def memory(limits: list[tuple[str, int]]) -> Finding:
@@ -170,19 +190,28 @@ def start_method(default: str) -> Finding:
 def proc(there: bool, own: bool, options: str) -> Finding:
     if not there:
         return Finding(
-            "will bite",
-            "not mounted: arrays of scoped() without a name cannot reach other processes",
-            ("mount -t proc proc /proc, or give scoped() a name",),
+            "note",
+            "not mounted: arrays of scoped() take names and space in /dev/shm, and writable memory maps cannot be sent",
+            ("mount -t proc proc /proc",),
         )
     if not own:
         return Finding(
             "note",
-            "closed to other processes (this one is not dumpable): arrays of scoped() without a name cannot be reached",
-            ("give scoped() a name",),
+            "closed to other processes (this one is not dumpable): arrays of scoped() take names and space in /dev/shm",
         )
     if "hidepid=" in options and not any(f"hidepid={off}" in options.split(",") for off in ("0", "off")):
         return Finding("ok", "visible, but for other users' processes: list and info do not count those")
     return Finding("ok", "visible: arrays without a name can be reached through it")
+
+
+def semaphores(error: OSError | None) -> Finding:
+    if error is None:
+        return Finding("ok", "work: multiprocessing's locks and queues, and ProcessPoolExecutor, need them")
+    return Finding(
+        "will bite",
+        f"refused ({wording.failure(error)}): multiprocessing's locks and queues, and ProcessPoolExecutor, need them",
+        ("a /dev/shm that this user may write to: mode 1777, not read-only", "or use Pool, which needs none"),
+    )
 
 
 def memory_without_name(error: OSError | None) -> Finding:
@@ -190,7 +219,7 @@ def memory_without_name(error: OSError | None) -> Finding:
         return Finding("ok", "works: pools take no space in /dev/shm, and nothing of theirs can be left behind")
     return Finding(
         "note",
-        f"refused ({wording.failure(error)}): pools copy arrays through a pipe, and scoped() gives arrays names",
+        f"refused ({wording.failure(error)}): pools take their memory from /dev/shm, and scoped() gives arrays names",
         ("allow memfd_create in the container's seccomp profile; set sysctl vm.memfd_noexec below 2",),
     )
 
@@ -201,6 +230,37 @@ def name_when_complete(error: OSError | None) -> Finding:
     return Finding(
         "note",
         f"refused ({wording.failure(error)}): the name comes first, and a maker that is killed leaves half an array",
+    )
+
+
+def reserving(error: OSError | None) -> Finding:
+    if error is None:
+        return Finding("ok", "works: what does not fit into memory is an error when an array is made")
+    return Finding(
+        "note",
+        f"refused ({wording.failure(error)}): space is reserved page by page, many times as slowly, or, where the "
+        "system cannot write to shared memory either, not at all",
+        ("allow fallocate in the container's seccomp profile",),
+    )
+
+
+def giving_back(error: OSError | None) -> Finding:
+    if error is None:
+        return Finding("ok", "works: a pool that has nothing to do takes no memory")
+    return Finding(
+        "note",
+        f"refused ({wording.failure(error)}): a pool keeps the memory of its largest moment until it ends",
+        ("allow fallocate and madvise in the container's seccomp profile",),
+    )
+
+
+def locking(error: OSError | None) -> Finding:
+    if error is None:
+        return Finding("ok", "works: lock() is there for arrays in shared memory")
+    return Finding(
+        "note",
+        f"refused ({wording.failure(error)}): lock() is an error for arrays in shared memory",
+        ("lock a file:// array, or a file of your own, in their place",),
     )
 
 

@@ -31,7 +31,7 @@ class Listed:
 
     info: shmarray.ArrayInfo
     file: ArrayFile
-    users: list[User]
+    users: list[User] | None
 
 
 # What is in the way comes first: the largest, the oldest.
@@ -76,7 +76,7 @@ def _row(one: Listed, now: float) -> list[str]:
         wording.size(one.info.nbytes),
         wording.duration(now - one.file.since),
         wording.safe(one.file.owner),
-        str(len(one.users)),
+        "?" if one.users is None else str(len(one.users)),
     ]
 
 
@@ -97,6 +97,8 @@ def _sum(found: list[Listed]) -> str:
 def _space(arrays: int) -> str:
     total, free = _shared_memory()
     in_arrays = f"{wording.size(arrays)}. " if arrays else ""
+    if not total:
+        return f"{in_arrays}{SHARED_MEMORY} has no limit of its own."
     return (
         f"{in_arrays}{SHARED_MEMORY}: {wording.size(total - free)} used in all, {wording.size(free)} free "
         f"of {wording.size(total)}."
@@ -140,5 +142,5 @@ def _entry(one: Listed) -> dict[str, Any]:
         "permissions": f"{one.file.permissions:04o}",
         "created": one.file.created,
         "modified": one.file.modified,
-        "processes": [user.pid for user in one.users],
+        "processes": None if one.users is None else [user.pid for user in one.users],
     }

@@ -1,18 +1,22 @@
 """Arguments, help, and which command; errors in one line."""
 
 import errno
+import re
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Any
 
 import shmarray
 from shmarray.command import deleting, demo, doctor, inspecting, listing, selecting, wording
-from shmarray.errors import ArrayNotFoundError, ShmArrayError
+from shmarray.errors import ShmArrayError
 
 # Of full memory and missing arrays the library tells by classes of its own, so these are
 # about what was printed.
 _OF_THE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+
+_AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|h|d)")
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}  # seconds
 
 _DESCRIPTION = """\
 See, inspect and delete the numpy arrays that processes share on this machine, and
@@ -23,6 +27,7 @@ _EPILOG = """\
 examples:
   shmarray list --sort size         what is there, the largest first
   shmarray info weights             one array: header, statistics, who has it mapped
+  shmarray delete --unused          those that no process has mapped, after a question
   shmarray delete 'run-7-*'         all that match, after a question
   shmarray doctor                   will anything bite here? run it once in each container
   shmarray demo                     see it work, in seconds
@@ -58,11 +63,14 @@ _INFO = """\
 Show what an array's header says, what its numbers are like, and which processes have it
 mapped (mode r+: shared and writable, r: read-only, c: private copy-on-write).  It is
 attached read-only and read in chunks.  NaNs are counted and left out of min, max and mean.
+One that is not there is an error (exit code 1), and the others are shown nevertheless.
+--json gives an object for one name, a list of them for several.
 """
 
 _INFO_EPILOG = """\
 examples:
   shmarray info weights
+  shmarray info weights labels
   shmarray info file://big.npy        a file that numpy.save wrote
   shmarray info --json weights | jq .statistics
 """
@@ -75,6 +83,11 @@ A pattern that matches more than one array is asked about.  Where nobody can be 
 (stdin is no terminal), nothing is deleted then and the exit code is 2, unless you say
 --yes.  Names in full are never asked about.  What is no array is never deleted.  A name
 that is not there is an error (exit code 1), and the others are deleted nevertheless.
+
+--unused and --older-than leave the others alone; both together, what is both.  Without a
+name they mean all that you may read.  'Unused' is what no process has mapped now; it may be
+kept for later, and processes of another container that shares /dev/shm are never seen.
+What others may have mapped whom you may not look into is not counted as unused.
 """
 
 _DELETE_EPILOG = """\
@@ -82,6 +95,8 @@ examples:
   shmarray delete weights
   shmarray delete --dry-run 'run-*'   what would go
   shmarray delete --yes 'run-*'       in scripts
+  shmarray delete --yes --unused --older-than 12h
+                                      what was left behind: a job for cron
   shmarray delete -- -x               a name that begins with a hyphen
 
 patterns: * anything, ? one character, [ab] one of these.  A pattern that is itself the
@@ -127,10 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(arguments.run(arguments))
-    except ArrayNotFoundError as error:
-        return _failed(wording.failure(error) + selecting.hint(error.name, selecting.names()))
     except ShmArrayError as error:
-        return _failed(wording.failure(error))
+        return _failed(selecting.failure(error))
     except OSError as error:
         if error.errno in _OF_THE_OUTPUT:
             raise
@@ -161,13 +174,16 @@ def _parser() -> ArgumentParser:
     one.add_argument("--sort", choices=["name", "size", "age"], default="name", help="the largest or oldest first")
     _add_json(one)
 
-    one = command("info", inspecting.run, "one array: header, statistics, who has it mapped", _INFO, _INFO_EPILOG)
-    one.add_argument("name", metavar="NAME")
+    one = command("info", inspecting.run, "arrays: header, statistics, who has them mapped", _INFO, _INFO_EPILOG)
+    one.add_argument("names", nargs="+", metavar="NAME")
     one.add_argument("--no-statistics", action="store_true", help="do not read the data")
     _add_json(one)
 
     one = command("delete", deleting.run, "delete arrays", _DELETE, _DELETE_EPILOG)
-    one.add_argument("names", nargs="+", metavar="NAME", help="a name, or a pattern such as 'run-*'")
+    one.add_argument("names", nargs="*", metavar="NAME", help="a name, or a pattern such as 'run-*'")
+    one.add_argument("--unused", action="store_true", help="only those that no process has mapped")
+    one.add_argument("--older-than", type=_age, metavar="AGE", help="only those made so long ago: 90s, 30min, 12h, 7d")
+    one.set_defaults(misused=one.error)
     one.add_argument("-y", "--yes", action="store_true", help="do not ask")
     one.add_argument("-n", "--dry-run", action="store_true", help="only say what would be deleted")
 
@@ -176,6 +192,13 @@ def _parser() -> ArgumentParser:
 
     command("demo", demo.run, "see it work, in seconds", _DEMO)
     return parser
+
+
+def _age(text: str) -> float:
+    found = _AGE.fullmatch(text)
+    if found is None:
+        raise ArgumentTypeError(f"{text!r} is no age: give a number and s, min, h or d, as in 12h")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def _add_json(parser: ArgumentParser) -> None:

@@ -41,14 +41,18 @@ class Census:
     users : dict of (int, int) to list of User
         By device and inode.
     hidden : int
-        How many processes could not be looked at: other users'.
+        How many processes could not be looked at: other users', and those that have changed theirs.
+    hidden_uids : set of int
+        The users of those.
     """
 
     users: dict[Identity, list[User]] = field(default_factory=lambda: defaultdict(list))
     hidden: int = 0
+    hidden_uids: set[int] = field(default_factory=set)
 
-    def of(self, file: ArrayFile) -> list[User]:
-        return self.users.get(file.identity, [])
+    def of(self, file: ArrayFile) -> list[User] | None:
+        """None where the system tells of no processes."""
+        return self.users.get(file.identity, []) if can_be_seen() else None
 
 
 def census(files: Iterable[ArrayFile]) -> Census:
@@ -60,6 +64,7 @@ def census(files: Iterable[ArrayFile]) -> Census:
             maps = _read(pid, "maps")
         except PermissionError:
             found.hidden += 1
+            found.hidden_uids |= _uids(pid)
             continue
         modes = defaultdict(set)
         for inode, mode in _mapped(maps or b"", by_inode):
@@ -67,6 +72,20 @@ def census(files: Iterable[ArrayFile]) -> Census:
         for identity, seen in modes.items():
             found.users[identity].append(User(pid, tuple(sorted(seen, reverse=True))))
     return found
+
+
+def can_be_seen() -> bool:
+    """Whether the system tells of its processes."""
+    return os.path.exists(f"/proc/{os.getpid()}/maps")
+
+
+def _uids(pid: int) -> set[int]:
+    """A process's users; the owner of /proc/PID will not do, which is root for one that is not dumpable."""
+    for line in (_read(pid, "status") or b"").splitlines():
+        key, *numbers = line.split()
+        if key == b"Uid:":
+            return set(map(int, numbers))
+    return set()
 
 
 def _others() -> Iterator[int]:

@@ -10,6 +10,8 @@ from shmarray.command.parser import main
 
 def run() -> int:
     """The command ``shmarray``: the arguments of this process, and its exit code."""
+    # A parent that ignores it, a daemon, hands that down: then nobody learns how a child ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # None if it was closed, or a stand-in
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

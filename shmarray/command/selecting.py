@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import shmarray
+from shmarray.command import wording
+from shmarray.errors import ArrayNotFoundError
 
 
 def names() -> list[str]:
@@ -23,6 +25,12 @@ def matching(pattern: str, known: Sequence[str]) -> list[str]:
     """The names that a pattern means.  One that is itself a name means that array alone."""
     bare = pattern.removeprefix("shm://").lstrip("/")
     return [bare] if bare in known else [name for name in known if fnmatchcase(name, bare)]
+
+
+def failure(error: Exception) -> str:
+    """An error in one line, and which name was meant perhaps."""
+    text = wording.failure(error)
+    return text + hint(error.name, names()) if isinstance(error, ArrayNotFoundError) else text
 
 
 def hint(missing: str, known: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 From top to bottom; each module imports only those below it::
 
+    mapped_files files that numpy has mapped, for other processes
+    register     which processes of this host have a thing
     temporary    arrays that are to end, with a name or without
     references   where a view is, as values that can travel
     locks        lock
@@ -21,15 +23,19 @@ from shmarray.core.arrays import attach, create, delete, require
 from shmarray.core.listing import ArrayInfo
 from shmarray.core.listing import list_arrays as list  # noqa: A004 - the name that SharedArray's users know
 from shmarray.core.locks import lock
+from shmarray.core.mapped_files import FileReference, check_is_whole, map_referred_file, refer_to_file
 from shmarray.core.mapping import Mapping, Mode, owner
 from shmarray.core.memory import mlock, msync, munlock
 from shmarray.core.names import Name
 from shmarray.core.names import parse as parse_name
+from shmarray.core.posix.files import birth, identity_of
 from shmarray.core.posix.libc import MS_ASYNC, MS_INVALIDATE, MS_SYNC
 from shmarray.core.publishing import Removal
-from shmarray.core.references import Reference, refer, resolve
+from shmarray.core.references import Reference, check_is_there, host_of_memory, is_closed, refer, resolve
+from shmarray.core.register import Register
+from shmarray.core.register import sweep as sweep_registers
 from shmarray.core.segment import OWNER_ALONE, Order, Shape
-from shmarray.core.temporary import create_temporary
+from shmarray.core.temporary import Undo, create_temporary
 
 __all__ = [
     "MS_ASYNC",
@@ -37,25 +43,37 @@ __all__ = [
     "MS_SYNC",
     "OWNER_ALONE",
     "ArrayInfo",
+    "FileReference",
     "Mapping",
     "Mode",
     "Name",
     "Order",
     "Reference",
+    "Register",
     "Removal",
     "Shape",
+    "Undo",
     "attach",
+    "birth",
+    "check_is_there",
+    "check_is_whole",
     "create",
     "create_temporary",
     "delete",
+    "host_of_memory",
+    "identity_of",
+    "is_closed",
     "list",
     "lock",
+    "map_referred_file",
     "mlock",
     "msync",
     "munlock",
     "owner",
     "parse_name",
     "refer",
+    "refer_to_file",
     "require",
     "resolve",
+    "sweep_registers",
 ]

@@ -16,13 +16,15 @@ from shmarray.core.layout import Layout
 from shmarray.core.mapping import Mode, is_live, mapped
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.posix.errors import explained
+from shmarray.core.posix.errors import DELETING, READING, WRITING, explained
 from shmarray.core.publishing import publish
 from shmarray.core.segment import OWNER_ALONE, Order, Shape, UnfinishedError, may_be_array, planned, read_layout
 from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
 
 # How long attach waits for a maker that cannot make it under no name: a reservation of some GB takes that long.
 _PATIENCE = 5.0  # seconds
+# And for one whose file is empty, where such makers are an exception: mostly it is somebody else's.
+_PATIENCE_IF_EMPTY = 0.5  # seconds
 _POLL = 0.002  # seconds
 _FLAGS = {"r+": os.O_RDWR, "r": os.O_RDONLY, "c": os.O_RDONLY}
 _S = TypeVar("_S", bound=np.generic)
@@ -135,17 +137,19 @@ def create(
     ------
     ArrayExistsError
         If the name is taken, by whatever it is.
+    ArrayNotFoundError
+        If there is no such directory (``file://``), or no ``/dev/shm``.
     InvalidNameError, TypeError, ValueError
         If no array can have this name, dtype or shape.  Nothing was touched.
     SharedMemoryFullError
         If the space cannot be had; it is reserved here, so that no later write dies of a
         bus error.  Nothing is left behind, and nothing of others is changed.
-    PermissionError
+    ArrayPermissionError
         If the system does not let this user.
 
     Notes
     -----
-    The name appears when the array is complete: who attaches it never sees half of it,
+    The name appears when the array is complete: no process that attaches it sees half of it,
     and a process killed inside `create` leaves nothing (Linux; elsewhere the name is
     there before its content, and `attach` waits for that).  The array outlives this
     process, until `delete`; see `scoped` for one that does not.  Safe to call from many
@@ -191,7 +195,7 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
         If there is no array of that name.
     ArrayFormatError
         If what is there is not a complete array.  Nothing in it was evaluated.
-    PermissionError
+    ArrayPermissionError
         If this user may not open it this way; ``mode="r"`` asks for less.
     InvalidNameError, TypeError, ValueError
         If no array can have this name, or there is no such mode.
@@ -209,13 +213,14 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
     if mode not in _FLAGS:
         raise ValueError(f"mode is 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")
     target = names.parse(name).absolute()
-    deadline = None
+    start = None
     while True:
         try:
             return _attached(target, mode)
         except UnfinishedError as error:
-            deadline = deadline or time.monotonic() + _PATIENCE
-            if time.monotonic() > deadline:
+            start = start or time.monotonic()
+            patience = _PATIENCE if error.is_marked or not files.UNNAMED_FILES else _PATIENCE_IF_EMPTY
+            if time.monotonic() > start + patience:
                 raise ArrayFormatError(str(error), name) from None
         time.sleep(_POLL)
 
@@ -232,7 +237,7 @@ def _attached(name: Name, mode: Mode) -> NDArray[Any]:
     except ShmArrayError:
         raise
     except OSError as error:
-        raise explained(error, name) from error
+        raise explained(error, name, WRITING if mode == "r+" else READING) from error
     return mapping.array(found.shape, found.dtype, found.offset, None, found.order)
 
 
@@ -284,7 +289,7 @@ def require(
     ArrayExistsError
         If there is an array of that name with another shape, dtype or order; the order
         is 'C' unless 'F' is asked for.
-    ArrayFormatError, InvalidNameError, TypeError, ValueError, SharedMemoryFullError, PermissionError
+    ArrayFormatError, InvalidNameError, TypeError, ValueError, SharedMemoryFullError, ArrayPermissionError
         As `create` and `attach` do.
 
     Notes
@@ -329,7 +334,7 @@ def delete(name: str) -> None:
         If there is no array of that name.
     ArrayFormatError
         If what is there is no array, not even an unfinished one: it is left alone.
-    PermissionError
+    ArrayPermissionError
         If the system does not let this user.
     """
     target = names.parse(name)
@@ -340,7 +345,7 @@ def delete(name: str) -> None:
     except ShmArrayError:
         raise
     except OSError as error:
-        raise explained(error, target) from error
+        raise explained(error, target, DELETING) from error
 
 
 def _deletable(name: Name) -> bool:
@@ -350,7 +355,9 @@ def _deletable(name: Name) -> bool:
     try:
         fd = files.open_existing(name, os.O_RDONLY)
     except PermissionError:
-        return True  # an array of permissions 0o000, say: whether it may go is the directory's to decide
+        # An array of permissions 0o000, say: whether it may go is the directory's to decide.
+        path = files.path_of(name)
+        return path is None or not files.is_special(os.stat(path))
     try:
         return may_be_array(fd)
     finally:

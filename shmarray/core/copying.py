@@ -40,14 +40,14 @@ def contiguous_bytes(source: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def pour(source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> None:
-    """Fill an empty file, mapped whole at `target`, from `offset` to its end.
+    """Fill a file without pages, mapped whole at `target`, from `offset` to its end.
 
     Parameters
     ----------
     source : ndarray of uint8
-        ``target.size - offset`` bytes.
+        ``target.nbytes - offset`` bytes.
     fd : int
-        The file; it has its size and its pages afterwards.
+        The file; it has its pages afterwards.
     target : Mapping
     offset : int
         Where `source` goes, in bytes, below a page's size.
@@ -57,10 +57,9 @@ def pour(source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> No
     OSError
         With ENOSPC if the space ran out; some of it is filled then.
     """
-    if target.size < _TWO_THREADS:
+    if target.nbytes < _TWO_THREADS:
         pages.write(fd, source.data, offset)
         return
-    pages.truncate(fd, target.size)
     _Pouring(source, fd, target, offset).run()
 
 
@@ -73,7 +72,7 @@ class _Pouring:
         self.target = target
         self.octets = target.octets()
         self.offset = offset
-        self.starts = deque(range(0, target.size, _CHUNK))
+        self.starts = deque(range(0, target.nbytes, _CHUNK))
         # Not the exception: its traceback would hold this, and so the pages, in a cycle.
         self.failure = 0
 
@@ -117,7 +116,7 @@ class _Pouring:
                 self._write_range(begin, end)
 
     def _range(self, start: int) -> tuple[int, int]:
-        return max(start, self.offset), min(start + _CHUNK, self.target.size)
+        return max(start, self.offset), min(start + _CHUNK, self.target.nbytes)
 
     def _write_range(self, begin: int, end: int) -> None:
         pages.write(self.fd, self.source[begin - self.offset : end - self.offset].data, begin)

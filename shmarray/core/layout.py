@@ -36,6 +36,8 @@ from numpy.typing import DTypeLike
 MAGIC = b"\x93NUMPY"
 # numpy.load refuses a longer text unless told otherwise: some 400 fields.
 LONGEST_TEXT = 10_000
+# Bytes that a processor stores at once; a header's first ones tell it from anything else.
+WORD = 8
 # What numpy writes for any dtype but a structured one; longer headers need a second read.
 USUAL_SIZE = 128
 _ALIGNMENT = 64

@@ -17,6 +17,7 @@ from shmarray.core.mapping import require_owner
 from shmarray.core.names import Name
 from shmarray.core.posix import files
 from shmarray.core.posix.errors import explained, unreachable
+from shmarray.errors import LockTimeoutError
 
 # flock has no timeout of its own, and a signal to end it would hit the whole program.
 # The waits between two tries double from 0.5 to 20 ms.
@@ -55,7 +56,7 @@ def lock(
 
     Raises
     ------
-    TimeoutError
+    LockTimeoutError
         If another held it all the time.
     ArrayNotFoundError
         If there is no such name, or the array's name was deleted: there is nothing left
@@ -143,6 +144,6 @@ def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
     while not files.flock(fd, shared=shared, wait=False):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"the lock of {name.text!r} is held by another, or by this very thread")
+            raise LockTimeoutError(f"the lock of {name.text!r} is held by another, or by this very thread", name.text)
         time.sleep(min(wait, left))
         wait = min(2 * wait, _LONGEST_WAIT)

@@ -5,28 +5,33 @@ When the last of them is gone the range is unmapped: nothing has to be closed, n
 can be used after it was closed.
 """
 
+import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shmarray.core.layout import WORD
 from shmarray.core.names import Name
-from shmarray.core.posix import files, libc, maps
+from shmarray.core.posix import files, maps, pages
 
 Mode = Literal["r+", "r", "c"]
 
+# Bits of what the kernel tells of a page.
+_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
-class Mapping:
+
+class Mapping(maps.Range):
     """Part of a file in the address space of this process, until it is garbage.
 
     Parameters
     ----------
     fd : int
         The open file; it may be closed afterwards.
-    size : int
-        Bytes from the beginning of the file.
+    nbytes : int
+        Bytes from the beginning of the file, which must be there.
     mode : {'r+', 'r', 'c'}
         As for `numpy.memmap`: shared, read-only, private copy-on-write.
     name : Name
@@ -40,33 +45,35 @@ class Mapping:
     each one's own from then on.  Unmapping it in one of them does not touch the other.
     """
 
-    __slots__ = ("__weakref__", "_unmapping", "address", "identity", "mode", "name", "size")
+    __slots__ = ("identity", "mode", "name")
+    mode: Mode
+    name: Name
+    identity: files.Identity
 
-    def __init__(self, fd: int, size: int, mode: Mode, name: Name, identity: files.Identity) -> None:
-        self.address = address = maps.map_file(fd, size, mode != "r", mode == "c")
-        try:
-            self._unmapping = maps.Unmapping.of(self, address, size)
-        except BaseException:  # a Ctrl-C
-            libc.munmap(address, size)
-            raise
-        self.size = size
+    def __new__(cls, fd: int, nbytes: int, mode: Mode, name: Name, identity: files.Identity) -> Self:
+        self = cls.of_file(fd, nbytes, mode != "r", mode == "c")
         self.mode = mode
         self.name = name
         self.identity = identity
         if mode != "c":  # what is private to one attachment is not another's
-            _remember(self._unmapping, (identity, mode))
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        return {"version": 3, "typestr": "|u1", "shape": (self.size,), "data": (self.address, self.mode == "r")}
-
-    def octets(self) -> NDArray[np.uint8]:
-        """The whole range; the array keeps the mapping alive, not the other way round."""
-        return np.asarray(self)
+            _remember(weakref.ref(self), (identity, mode))
+        return self
 
     def store(self, header: bytes) -> None:
-        """Write the first bytes through the mapping; the pages must be there."""
-        self.octets()[: len(header)] = np.frombuffer(header, np.uint8)
+        """Write the first bytes through the mapping, the first word last; the pages must be there.
+
+        Whoever reads that word reads what was written before it, whatever processor that is.
+        """
+        octets, source = self.octets(), np.frombuffer(header, np.uint8)
+        octets[WORD : len(header)] = source[WORD:]
+        # Python has no fence.  What precedes the first release of a lock stays before it, and
+        # what follows the second acquire stays after it.  A lock of its own, because a fork
+        # would leave a common one held in the child.
+        fence = threading.Lock()
+        for _ in range(2):
+            with fence:
+                pass
+        octets[:WORD].view(np.uint64)[0] = source[:WORD].view(np.uint64)[0]
 
     def array(
         self,
@@ -81,6 +88,26 @@ class Mapping:
         # to False and back, which numpy allows only over a base that is writeable itself.
         return np.ndarray(shape, dtype, self.octets(), offset, strides, order)
 
+    def discard_writes(self) -> None:
+        """Make a private mapping ('c') show its file again, if anything was written to it.
+
+        Raises
+        ------
+        OSError
+            With EINVAL, if it is locked into memory (mlockall): it still shows what was written.
+        """
+        # Not in any case: what was only read would have to be faulted in again (512 MB: 40 ms; asking takes 2).
+        if self._may_be_written():
+            maps.discard_writes(self.address, self.nbytes)
+
+    def _may_be_written(self) -> bool:
+        try:
+            entries = np.frombuffer(pages.page_entries(self.address, self.nbytes), np.uint64)
+        except OSError:
+            return True
+        written = (entries & (_PRESENT | _SWAPPED)).astype(bool) & ~(entries & _OF_FILE).astype(bool)
+        return len(entries) * pages.PAGE < self.nbytes or bool(written.any())
+
 
 _Key = tuple[files.Identity, Mode]
 _live: dict[_Key, weakref.ref[Mapping]] = {}
@@ -92,10 +119,13 @@ _limit = _FEW
 
 def _remember(reference: weakref.ref[Mapping], key: _Key) -> None:
     global _limit  # noqa: PLW0603 - two threads that prune at once do no harm
+    # Each operation on the dictionary is atomic, with a GIL or without.  No lock: a finalizer
+    # that makes an array may run in the middle, and a fork would leave it held in the child.
     if len(_live) >= _limit:
-        for old, other in tuple(_live.items()):
-            if other() is None:
-                _live.pop(old, None)
+        for old, other in _live.copy().items():
+            # Another thread may have mapped the file anew since the look.
+            if other() is None and (popped := _live.pop(old, other)) is not other:
+                _live.setdefault(old, popped)
         _limit = max(_FEW, 2 * len(_live))
     known = _live.get(key)
     if known is None or known() is None:
@@ -106,7 +136,10 @@ def live(identity: files.Identity, mode: Mode) -> Mapping | None:
     """A mapping of that file that this process has already, if any.
 
     An inode is not used again while it is mapped, so this is the same file for certain.
+    Where shared memory objects have none (macOS), it is 0, and nothing is known.
     """
+    if not identity[1]:
+        return None
     found = _live.get((identity, mode))
     return None if found is None else found()
 
@@ -119,7 +152,7 @@ def is_live(identity: files.Identity) -> bool:
 def mapped(fd: int, size: int, mode: Mode, name: Name, identity: files.Identity) -> Mapping:
     """The mapping that this process has of the open file, or else a new one."""
     found = live(identity, mode)
-    if found is None or found.size < size or found.name != name:
+    if found is None or found.nbytes < size or found.name != name:
         found = Mapping(fd, size, mode, name, identity)
     return found
 

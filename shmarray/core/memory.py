@@ -29,7 +29,7 @@ def msync(array: NDArray[Any], flags: int = libc.MS_SYNC) -> None:
         As msync(2): EINVAL for other flags, EIO for a disk that fails.
     """
     mapping = require_owner(array)
-    maps.msync(mapping.address, mapping.size, flags)
+    maps.msync(mapping.address, mapping.nbytes, flags)
 
 
 def mlock(array: NDArray[Any]) -> None:
@@ -53,7 +53,7 @@ def mlock(array: NDArray[Any]) -> None:
     attachment.  A forked child does not inherit it.
     """
     mapping = require_owner(array)
-    maps.mlock(mapping.address, mapping.size)
+    maps.mlock(mapping.address, mapping.nbytes)
 
 
 def munlock(array: NDArray[Any]) -> None:
@@ -70,4 +70,4 @@ def munlock(array: NDArray[Any]) -> None:
         If `array` is not in shared memory.
     """
     mapping = require_owner(array)
-    maps.munlock(mapping.address, mapping.size)
+    maps.munlock(mapping.address, mapping.nbytes)

@@ -12,6 +12,7 @@ Nothing is added to a name: other programs look for the array under just that na
 """
 
 import os
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from shmarray.errors import InvalidNameError
@@ -56,8 +57,12 @@ def parse(text: str) -> Name:
     """
     if not isinstance(text, str):
         raise TypeError(f"an array's name is a str, not {type(text).__name__}: {text!r}")
-    if text.isalnum() and len(text) <= _LONGEST // 4:  # most names; UTF-8 has at most 4 bytes a character
-        return Name(text, "shm", text)
+    return _parse(str(text))
+
+
+# A loop mostly uses the same names.
+@lru_cache(maxsize=256)
+def _parse(text: str) -> Name:
     prefix, mark, rest = text.partition("://")
     if not mark:
         return Name(text, "shm", _shm(text, text))

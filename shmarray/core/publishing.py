@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from shmarray.core import segment
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.posix.errors import explained
+from shmarray.core.posix.errors import MAKING, explained
 from shmarray.core.segment import Blueprint
-from shmarray.errors import ShmArrayError
+from shmarray.errors import ArrayNotFoundError, ShmArrayError
 
 # Below this, asking whether the name is free costs more than making the array for nothing.
 _WORTH_A_LOOK = 1 << 20
@@ -28,21 +28,26 @@ def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None
     if plan.layout.size > _WORTH_A_LOOK and files.taken(name):
         raise explained(FileExistsError(errno.EEXIST, ""), name)
     try:
-        fd = files.open_unnamed(name, plan.permissions)
-        if fd is None:
-            return _publish_in_place(name, plan, undo)
-        try:
-            if undo is not None:
-                undo.append(Removal.of(fd, name))
-            array = segment.filled(fd, name, plan)
-            files.link(fd, name)
-        finally:
-            os.close(fd)
+        array = _publish_complete(name, plan, undo)
+        return _publish_in_place(name, plan, undo) if array is None else array
     except ShmArrayError:
         raise
     except OSError as error:
         raise _not_created(error, name) from error
-    return array
+
+
+def _publish_complete(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any] | None:
+    """The name last, for a file that is complete; None if the system does not do that."""
+    fd = files.open_unnamed(name, plan.permissions)
+    if fd is None:
+        return None
+    try:
+        if undo is not None:
+            undo.append(Removal.of(fd, name))
+        array = segment.filled(fd, name, plan)
+        return array if files.link(fd, name) else None
+    finally:
+        os.close(fd)
 
 
 def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
@@ -92,5 +97,5 @@ class Removal:
 def _not_created(error: OSError, name: Name) -> OSError:
     if error.errno == errno.ENOENT:
         where = os.path.dirname(name.path) if name.kind == "file" else "/dev/shm"
-        return FileNotFoundError(errno.ENOENT, "no array can be made in that directory", where)
-    return explained(error, name)
+        return ArrayNotFoundError(f"{name.text!r} cannot be made: there is no directory {where!r}", name.text)
+    return explained(error, name, MAKING)

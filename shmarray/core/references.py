@@ -12,7 +12,7 @@ from shmarray.core import mapping as mappings
 from shmarray.core.mapping import Mapping, Mode
 from shmarray.core.names import Name
 from shmarray.core.posix import files
-from shmarray.core.posix.errors import explained, unreachable
+from shmarray.core.posix.errors import READING, WRITING, explained, unreachable
 from shmarray.errors import ArrayFormatError
 
 
@@ -28,6 +28,9 @@ class Reference(NamedTuple):
         Under which to open the memory.
     identity : tuple of int
         Its device and inode, so that another array under the same name is not taken for it.
+    born : int or None
+        When a file was made, in nanoseconds: its inode may be another's by now.  Those of
+        shared memory are not used again.
     mode : {'r+', 'r', 'c'}
     size : int
         Bytes to map, from the beginning of the file.
@@ -44,6 +47,7 @@ class Reference(NamedTuple):
     host: str
     name: Name
     identity: files.Identity
+    born: int | None
     mode: Mode
     size: int
     offset: int
@@ -67,16 +71,18 @@ def refer(array: NDArray[Any]) -> Reference:
     if type(array) is not np.ndarray:
         raise TypeError(f"this {type(array).__name__} is more than its memory: give array.view(numpy.ndarray)")
     low, high = byte_bounds(array)
-    if array.size and not mapping.address <= low <= high <= mapping.address + mapping.size:
+    start = mapping.address
+    if array.size and not start <= low <= high <= start + mapping.nbytes:
         raise ValueError(f"this view of {mapping.name.text!r} reaches outside its memory")
     kind = array.dtype
     return Reference(
-        _host(mapping.name.kind == "anonymous"),
+        host_of_memory(mapping.name.kind == "anonymous"),
         mapping.name,
         mapping.identity,
+        files.birth(mapping.name.path) if mapping.name.kind == "file" else None,
         mapping.mode,
-        mapping.size,
-        array.ctypes.data - mapping.address if array.size else 0,
+        mapping.nbytes,
+        array.ctypes.data - start if array.size else 0,
         array.shape,
         array.strides,
         kind.str if kind.isbuiltin == 1 else kind,
@@ -96,13 +102,13 @@ def resolve(reference: Reference) -> NDArray[Any]:
         If the memory cannot be reached, with the reason.
     ArrayFormatError
         If the file is shorter than it was.
-    PermissionError
+    ArrayPermissionError
         If this user may not open it.
     """
-    host, name, identity, mode, size, offset, shape, strides, dtype, writeable = reference
-    here = host == _host(name.kind == "anonymous")
+    host, name, identity, _, mode, size, offset, shape, strides, dtype, writeable = reference
+    here = host == host_of_memory(name.kind == "anonymous")
     mapping = mappings.live(identity, mode) if here else None
-    if mapping is None or mapping.size < size:
+    if mapping is None or mapping.nbytes < size:
         mapping = _opened(reference)
     array = mapping.array(shape, np.dtype(dtype), offset, strides)
     if not writeable:
@@ -110,35 +116,66 @@ def resolve(reference: Reference) -> NDArray[Any]:
     return array
 
 
+def check_is_there(mapping: Mapping) -> None:
+    """Raise ArrayFormatError if the file is known to be shorter by now: to read what was cut off is a bus error."""
+    path = files.path_of(mapping.name)
+    try:
+        status = None if path is None else os.stat(path)
+    except OSError:
+        return
+    if status is not None and files.identity(status) == mapping.identity and status.st_size < mapping.nbytes:
+        raise _cut_off(mapping.name, status.st_size, mapping.nbytes)
+
+
+def is_closed(mapping: Mapping) -> bool:
+    """Whether this is memory without a name that this process has made, and made unreachable for others since."""
+    name = mapping.name
+    if name.kind != "anonymous":
+        return False
+    fd = int(name.path.rpartition("/")[2])
+    if name.path != files.descriptor_path(fd):
+        return False
+    try:
+        return files.identity(os.fstat(fd)) != mapping.identity
+    except OSError:
+        return True
+
+
 def _opened(reference: Reference) -> Mapping:
     name, wanted, mode = reference.name, reference.identity, reference.mode
-    if reference.host != _host(name.kind == "anonymous"):
+    if reference.host != host_of_memory(name.kind == "anonymous"):
         raise unreachable(name, _elsewhere(reference.host))
     try:
         fd = files.open_existing(name, os.O_RDWR if mode == "r+" else os.O_RDONLY)
     except OSError as error:
-        raise explained(error, name) from error
+        raise explained(error, name, WRITING if mode == "r+" else READING) from error
     try:
         status = os.fstat(fd)
-        if files.identity(status) != wanted:
+        if files.identity(status) != wanted or (reference.born is not None and files.birth(fd) != reference.born):
             raise unreachable(name, "it was deleted, or its scope left, and another is in its place")
         if status.st_size < reference.size:
-            raise ArrayFormatError(
-                f"{name.text!r} was cut off: it has {status.st_size} bytes of {reference.size}", name.text
-            )
+            raise _cut_off(name, status.st_size, reference.size)
         return mappings.Mapping(fd, reference.size, mode, name, wanted)
     finally:
         os.close(fd)
 
 
+def _cut_off(name: Name, size: int, wanted: int) -> ArrayFormatError:
+    return ArrayFormatError(f"{name.text!r} was cut off: it has {size} bytes of {wanted}", name.text)
+
+
 def _elsewhere(host: str) -> str:
     kernel, _, namespace = host.partition("/")
     if kernel != _kernel():
-        return "it is in the memory of another host; send the data (numpy.array) instead"
+        return (
+            "it is in the memory of another host; send the data (numpy.array) instead, or, to the workers of a "
+            "Dask cluster, what shmarray.dask.share gives"
+        )
     return f"it belongs to a process of another pid namespace ({namespace or 'unknown'}); give it a name"
 
 
-def _host(anonymous: bool) -> str:
+def host_of_memory(anonymous: bool) -> str:
+    """The running kernel and, for anonymous memory, the pid namespace: within it, processes can share."""
     return f"{_kernel()}/{_pid_namespace(os.getpid())}" if anonymous else _kernel()
 
 

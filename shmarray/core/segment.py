@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -106,9 +107,11 @@ def _copy_is_fortran(source: NDArray[Any]) -> bool:
 
 def filled(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
     """Make an empty file that nobody else can reach yet into a complete array."""
-    mapping, array = _mapped(fd, name, plan)
     size, source = plan.layout.size, plan.source
+    identity = _checked(fd, name, plan)
     try:
+        pages.truncate(fd, size)
+        mapping, array = _mapped(fd, name, plan, identity)
         if source is not None and plan.layout.nbytes and _same_bytes(source, array) and not _advised(name, size):
             copying.pour(copying.contiguous_bytes(source), fd, mapping, plan.layout.offset)
         else:
@@ -126,9 +129,12 @@ def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
 
     POSIX promises neither read nor write on a shared memory object, and macOS has neither.
     """
-    pages.truncate(fd, plan.layout.size)
-    mapping, array = _mapped(fd, name, plan)
+    identity = _checked(fd, name, plan)
+    with suppress(OSError):  # on macOS; there attach waits for a file of zeros too
+        pages.write(fd, _UNFINISHED, 0)
     try:
+        pages.truncate(fd, plan.layout.size)
+        mapping, array = _mapped(fd, name, plan, identity)
         pages.reserve(fd, min(plan.layout.size, pages.PAGE))
         mapping.store(_UNFINISHED)
         pages.reserve(fd, plan.layout.size)
@@ -140,14 +146,19 @@ def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
     return array
 
 
-def _mapped(fd: int, name: Name, plan: Blueprint) -> tuple[Mapping, NDArray[Any]]:
+def _checked(fd: int, name: Name, plan: Blueprint) -> files.Identity:
+    """Give the file its permissions, and see whether there is space for it."""
     status = os.fstat(fd)
     if stat.S_IMODE(status.st_mode) != plan.permissions:
-        os.fchmod(fd, plan.permissions)
-    _, shape, order, offset, _, size = plan.layout
-    space.check(name, fd, size)
-    mapping = Mapping(fd, size, "r+", name, files.identity(status))
-    return mapping, mapping.array(shape, plan.layout.dtype, offset, None, order)
+        files.change_mode(fd, plan.permissions)
+    space.check(name, fd, plan.layout.size)
+    return files.identity(status)
+
+
+def _mapped(fd: int, name: Name, plan: Blueprint, identity: files.Identity) -> tuple[Mapping, NDArray[Any]]:
+    dtype, shape, order, offset, _, size = plan.layout
+    mapping = Mapping(fd, size, "r+", name, identity)
+    return mapping, mapping.array(shape, dtype, offset, None, order)
 
 
 def _advised(name: Name, size: int) -> bool:
@@ -156,11 +167,9 @@ def _advised(name: Name, size: int) -> bool:
 
 
 def _reserve(fd: int, name: Name, mapping: Mapping) -> None:
-    if _advised(name, mapping.size):
-        pages.truncate(fd, mapping.size)
-        if pages.populate(mapping.address, mapping.size):
-            return
-    pages.reserve(fd, mapping.size)
+    if _advised(name, mapping.nbytes) and pages.populate(mapping.address, mapping.nbytes):
+        return
+    pages.reserve(fd, mapping.nbytes)
 
 
 def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
@@ -175,7 +184,17 @@ def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
 
 
 class UnfinishedError(Exception):
-    """Raised for an array that its maker has not finished yet, or left so when it died."""
+    """Raised for an array that its maker has not finished yet, or left so when it died.
+
+    Attributes
+    ----------
+    is_marked : bool
+        Whether the file says so; if not, there is nothing in it yet, and it may be another's.
+    """
+
+    def __init__(self, message: str, *, is_marked: bool) -> None:
+        super().__init__(message)
+        self.is_marked = is_marked
 
 
 def read_layout(fd: int, size: int, name: Name) -> Layout:
@@ -202,14 +221,17 @@ def read_layout(fd: int, size: int, name: Name) -> Layout:
 
 
 def may_be_array(fd: int) -> bool:
-    """Whether an open file begins as an array, complete or not, or is empty, as one is at first."""
+    """Whether an open file begins as an array, complete or not."""
+    if files.is_special(os.fstat(fd)):  # of a device nothing can be read, or anything
+        return False
     start = files.read_start(fd, len(_UNFINISHED))
-    return not start or start.startswith(layout.MAGIC) or _is_unfinished(start)
+    return start.startswith(layout.MAGIC) or _is_unfinished(start)
 
 
 def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) -> Layout:
     if _is_unfinished(start):
-        raise UnfinishedError(f"{name.text!r} is no complete array: still being made, or left so; delete it if so")
+        message = f"{name.text!r} is no complete array: still being made, or left so; delete it if so"
+        raise UnfinishedError(message, is_marked=start.startswith(_UNFINISHED[: layout.WORD]))
     try:
         length = layout.header_size(start)
         if length == len(start):
@@ -220,6 +242,10 @@ def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) 
 
 
 def _is_unfinished(start: bytes) -> bool:
-    # Without unnamed files there is a moment when the file is empty, and one when it is
-    # all zeros; with them, such a file is somebody else's.
-    return start.startswith(_UNFINISHED) or (not files.UNNAMED_FILES and not start.strip(b"\0"))
+    # The first word, because it is what the header replaces last.  Before it stands there the
+    # file is empty, or all zeros where it cannot be written; elsewhere zeros are somebody's data.
+    return (
+        not start
+        or start.startswith(_UNFINISHED[: layout.WORD])
+        or (files.SHM_DIRECTORY is None and not start.strip(b"\0"))
+    )

@@ -1,10 +1,9 @@
 """Shared arrays that are to end: what ends them is known before they can be reached."""
 
-import io
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -35,7 +34,7 @@ def create_temporary(
     ----------
     undo : list of callable
         Gets what makes the array unreachable; those that have it keep it.  Before there is
-        anything to undo, so that an interrupt at any moment leaves it to who has the list.
+        anything to undo, so that an interrupt at any moment leaves it to the holder of the list.
         Each may be called more than once.
     name : str or None
     shape, dtype, data, order, permissions
@@ -44,22 +43,23 @@ def create_temporary(
     Notes
     -----
     Without a name, other processes open it through this one's descriptor in /proc.  Where
-    that cannot be (no memfd_create, no /proc), it gets a random name, which a killed
-    process leaves.
+    that cannot be (no memfd_create, no /proc, a process that has dropped its privileges), it
+    gets a random name, which a killed process leaves.
     """
     plan = planned(shape, dtype, data, order, permissions)
     if name is not None:
         return publish(names.parse(name).absolute(), plan, undo)
-    fd = files.open_anonymous() if files.PROC else None
+    fd = files.open_anonymous() if files.is_open_to_others() else None
     if fd is None:
         return _randomly_named(undo, plan)
-    undo.append(io.FileIO(fd).close)
-    return filled(fd, Name("anonymous array", "anonymous", f"/proc/{os.getpid()}/fd/{fd}"), plan)
+    undo.append(partial(files.close_if, fd, os.fstat(fd)))
+    text = f"anonymous array {plan.layout.shape} {plan.layout.dtype.name} of process {os.getpid()}"
+    return filled(fd, Name(text, "anonymous", files.descriptor_path(fd)), plan)
 
 
 def _randomly_named(undo: Undo, plan: Blueprint) -> NDArray[Any]:
     while True:
         # macOS allows 30 characters.
-        name = f"shmarray-{os.getpid()}-{secrets.token_hex(5)}"
+        name = f"shmarray-{os.getpid()}-{os.urandom(5).hex()}"
         with suppress(ArrayExistsError):
             return publish(Name(name, "shm", name), plan, undo)

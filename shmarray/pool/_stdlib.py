@@ -61,6 +61,15 @@ Task = tuple[int, int, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 # --- multiprocessing.pool ------------------------------------------------------------
 
 
+def apply_items(
+    pool: Any, func: Any, args: tuple[Any, ...], extra: Any, callback: Any = None, error_callback: Any = None
+) -> Any:
+    """As `apply_async`, for a task that is part of a larger call."""
+    result = _pool.ApplyResult(pool, callback, error_callback)
+    pool._taskqueue.put(([(result._job, 0, func, args, {}, extra)], None))
+    return result
+
+
 def is_reraising(func: Any) -> bool:
     """Whether this raises what the caller's own iterable raised: there is no traceback of a task then."""
     return func is _pool._helper_reraises_exception
@@ -155,6 +164,7 @@ __all__ = [
     "PoolTraceback",
     "StockPool",
     "Task",
+    "apply_items",
     "call_at_end_of_main_thread",
     "chunk_function",
     "disown",

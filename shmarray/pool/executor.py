@@ -1,5 +1,6 @@
 """ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor on our engine."""
 
+import copy
 import itertools
 import logging
 import multiprocessing
@@ -379,7 +380,8 @@ class _Calls:
 
     def fail_all(self, error: BaseException) -> None:
         for job in tuple(self._futures):
-            self.fail(job, 0, error)
+            # One for each future: what raises an exception again adds to its traceback.
+            self.fail(job, 0, copy.copy(error) if isinstance(error, WorkerDiedError) else error)
 
     def cancel(self) -> None:
         """Cancel the calls that no worker is about to have."""

@@ -63,8 +63,10 @@ class SharedHandle:
         ArrayNotFoundError
             If the array was gone when the handle was unpickled, or cannot be reached from
             this process.
+        ArrayPermissionError, ArrayFormatError
+            If this user may not open it, or it is shorter than it was.
         OSError
-            Whatever else stood in the way then: PermissionError, ENOMEM.
+            Whatever else stood in the way then: ENOMEM, EMFILE.
         """
         if self._view is None:
             # The traceback of the last time would hold its frames, and their arrays.
@@ -74,7 +76,8 @@ class SharedHandle:
     @property
     def name(self) -> str:
         """The array's name, as `delete` takes it, or ``'anonymous array'``."""
-        return self._reference.name.text
+        name = self._reference.name
+        return "anonymous array" if name.kind == "anonymous" else name.text
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -94,4 +97,4 @@ class SharedHandle:
 
     def __repr__(self) -> str:
         reference = self._reference
-        return f"<SharedHandle {reference.name.text!r} shape={reference.shape} dtype={np.dtype(reference.dtype)}>"
+        return f"<SharedHandle {self.name!r} shape={reference.shape} dtype={np.dtype(reference.dtype)}>"

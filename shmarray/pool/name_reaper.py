@@ -21,6 +21,7 @@ from contextlib import suppress
 from multiprocessing import spawn
 
 from shmarray.core import Removal
+from shmarray.core.posix import send_all
 from shmarray.pool import forks
 
 # Seconds to wait for the helper, which has nothing else to do.
@@ -54,6 +55,7 @@ class _Reaper:
         self._names: set[bytes] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._status: os.stat_result
         self._is_unavailable = False
         forks.register(self)
         # Before all scopes', so that it runs after them.
@@ -79,22 +81,34 @@ class _Reaper:
         self._tell([b"-" + name])
 
     def _tell(self, lines: Iterable[bytes]) -> bool:
-        if self._socket is None:
+        own = self._socket  # another thread may set it to None
+        if own is None:
+            return False
+        if not self._is_own():
+            self._socket.detach()
+            self.stop()
             return False
         try:
             for line in lines:
-                self._socket.sendall(line, getattr(socket, "MSG_NOSIGNAL", 0))
+                send_all(own, line)
         except OSError:
             self.stop()
             return False
         return True
+
+    def _is_own(self) -> bool:
+        """Whether nobody has closed the socket: its number may be another's by now, who would get the names."""
+        try:
+            return self._socket is not None and os.path.samestat(os.fstat(self._socket.fileno()), self._status)
+        except OSError:
+            return False
 
     def _start(self, started: _thread.LockType) -> None:
         try:
             with forks.lock:  # no child gets what is not known yet
                 if self._socket is None:
                     self._run()
-                    self._is_unavailable = not self._tell([b"+" + name for name in tuple(self._names)])
+                    self._is_unavailable = not self._tell([b"+" + name for name in list(self._names)])
         finally:
             started.release()
 
@@ -114,6 +128,7 @@ class _Reaper:
                     cwd="/",
                     start_new_session=True,
                 )
+                self._status = os.fstat(own.fileno())
                 self._socket = own
             except (OSError, ValueError):
                 own.close()

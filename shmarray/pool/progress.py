@@ -7,10 +7,13 @@ that is slow, or that nobody reads, holds up who asked for the bar and nobody el
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing import TimeoutError as NotYet
 from typing import Any
 
-from shmarray.pool._stdlib import StockPool, items_done
+from shmarray.pool._stdlib import StockPool, apply_items, items_done
+from shmarray.pool.buffered import BufferedResults
+from shmarray.pool.engine.feeder import Extra
 
 # Seconds between two looks at how much of a map is done; tqdm draws no more often either.
 _LOOK = 0.1
@@ -53,9 +56,15 @@ class ShowsProgress(StockPool):
         chunksize: int | None = 1,
         *,
         progress: bool | str = False,
+        buffersize: int | None = None,
     ) -> Any:
-        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken."""
-        return self._imap_showing(super().imap, func, iterable, chunksize, progress)
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken.
+
+        With `buffersize`, no more than so many items are taken from the iterable before their
+        results are taken; the iterable is then read in the thread that takes these.
+        """
+        start = super().imap if buffersize is None else partial(self._buffered, buffersize, ordered=True)
+        return self._imap_showing(start, func, iterable, chunksize, progress)
 
     def imap_unordered(
         self,
@@ -64,9 +73,15 @@ class ShowsProgress(StockPool):
         chunksize: int | None = 1,
         *,
         progress: bool | str = False,
+        buffersize: int | None = None,
     ) -> Any:
-        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken."""
-        return self._imap_showing(super().imap_unordered, func, iterable, chunksize, progress)
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken.
+
+        With `buffersize`, no more than so many items are taken from the iterable before their
+        results are taken; the iterable is then read in the thread that takes these.
+        """
+        start = super().imap_unordered if buffersize is None else partial(self._buffered, buffersize, ordered=False)
+        return self._imap_showing(start, func, iterable, chunksize, progress)
 
     def _map_showing(
         self, start: Any, func: Any, iterable: Any, chunksize: int | None, progress: bool | str
@@ -88,6 +103,16 @@ class ShowsProgress(StockPool):
         shown = Shown(start(func, iterable, chunksize), make_bar, _length(iterable))
         self._shown.add(shown)
         return shown
+
+    def _buffered(
+        self, buffersize: int, func: Any, iterable: Any, chunksize: int | None, *, ordered: bool
+    ) -> BufferedResults:
+        return BufferedResults(self._submit_items, func, iterable, chunksize, buffersize, ordered=ordered)
+
+    def _submit_items(self, func: Any, args: Any, items: range, callback: Any, error_callback: Any) -> Any:
+        """Start a task that has these items of an iterable."""
+        self._check_running()  # type: ignore[attr-defined]
+        return apply_items(self, func, args, Extra({}, None, items), callback, error_callback)
 
     def _close_bars(self) -> None:
         for shown in tuple(self._shown):

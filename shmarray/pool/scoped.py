@@ -50,22 +50,26 @@ def scoped(
 
     Raises
     ------
-    ArrayExistsError, InvalidNameError, SharedMemoryFullError, PermissionError, TypeError, ValueError
+    ArrayExistsError, InvalidNameError, SharedMemoryFullError, ArrayPermissionError, TypeError, ValueError
         As `create` does, on entering the block; nothing is left then.
 
     Notes
     -----
-    After the block no further process can attach; arrays attached before, the yielded one
-    too, stay valid until they are garbage.  If the name was deleted inside the block, and
-    even if another array has it now, leaving is no error and touches nothing.  A forked
-    child that leaves the block deletes nothing: the array is its parent's.
+    After the block no further process can attach: a task that was sent the array and has
+    not begun raises ArrayNotFoundError when it uses it.  What a task returns out of a block
+    of its own, without a name, goes as data.  Arrays attached before, the yielded one too,
+    stay valid until they are garbage.  If the name was deleted inside the block, and even if
+    another array has it now, leaving is no error and touches nothing.  A forked child that
+    leaves the block deletes nothing: the array is its parent's.
 
     A name is deleted even if this process is killed: the first scope with a name starts a
     small process of its own (9 MB, 10 ms), which waits for the end of this one.  Where none
     can be started, or shared memory is in no directory, ``kill -9`` leaves the name.
 
     An anonymous array takes one descriptor until the end of the block.  It can be reached
-    from processes of the same user and pid namespace.
+    from processes of the same user and pid namespace.  Where /proc does not lead to the
+    descriptors of this process (it is not mounted, or this process has changed its user and
+    is not dumpable since), an array without a name gets a random one in shared memory.
 
     Examples
     --------
@@ -91,7 +95,9 @@ def scoped(
     # generator that somebody keeps, or entered by hand.
     atexit.register(end)
     try:
-        yield create_temporary(undo, name, shape, dtype, data=data, order=order, permissions=permissions)
+        # Kept here until the end, so that the inode by which it is known is no other file's.
+        array = create_temporary(undo, name, shape, dtype, data=data, order=order, permissions=permissions)
+        yield array
     finally:
         end()
         atexit.unregister(end)

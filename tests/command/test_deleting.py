@@ -1,14 +1,20 @@
 """``shmarray delete``."""
 
+import ctypes
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 import shmarray
-from shmarray.command import main
-from tests.command.running import held, on_a_terminal, press, read_until, run
+from shmarray.command import deleting, main
+from tests.command.running import ENVIRONMENT, held, on_a_terminal, press, read_until, run
 from tests.helpers import raw
+from tests.helpers.processes import Child, in_child
+from tests.helpers.scarcity import mounted, needs_mount
 
 
 @pytest.fixture
@@ -152,6 +158,129 @@ def test_files(tmp_path, delete):
     np.save(path, np.zeros(3))
     assert delete(f"file://{path}")[0] == 0
     assert not path.exists()
+
+
+# --- unused, and old ---
+
+
+@pytest.fixture
+def own_shared_memory():
+    """What to put before a command, so that no array of others is there."""
+    return mounted("mount -t tmpfs tmpfs /dev/shm")
+
+
+def test_only_what_is_unused(three, delete):
+    with held(three[0], "r") as child:
+        status, out, err = delete("--unused", *three)
+        assert (status, err) == (0, "")
+        assert f"kept {three[0]} (8.0 KiB, mapped by 1 process: {child.pid}): it is in use" in out
+        assert left(three) == three[:1]
+    assert delete("--unused", *three[:1])[0] == 0
+    assert not left(three)
+
+
+def test_of_a_pattern_only_what_is_unused(three, pattern, delete):
+    with held(three[0], "c"):
+        status, out, _ = delete("--yes", "--unused", pattern)
+        assert (status, out.splitlines()[-1]) == (0, "1 array deleted, 8.0 KiB freed")
+        assert delete("--yes", "--unused", pattern)[:2] == (0, "nothing to delete\n")
+    assert left(three) == [three[0], three[2]]
+
+
+def test_only_what_is_old(three, delete, monkeypatch):
+    for age in ("1h", "2min", "0.5d", "86400s"):
+        status, out, err = delete("--older-than", age, *three)
+        assert (status, err, out.count("kept")) == (0, "", 3)
+    assert left(three) == three
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    assert delete("--older-than", "59min", three[0])[0] == 0
+    monkeypatch.setattr(time, "time", lambda: now - 3600)  # the clock was set back
+    assert "kept" in delete("--older-than", "0s", three[1])[1]
+    assert left(three) == three[1:]
+
+
+@pytest.mark.parametrize("age", ["", "1", "h", "-1h", "1 h", "1y", "1e3s", "nan s"])
+def test_what_is_no_age(three, age, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["delete", f"--older-than={age}", *three])
+    assert "is no age" in capsys.readouterr().err
+    assert left(three) == three
+
+
+@needs_mount
+def test_without_names_all_are_meant_and_even_one_is_asked_about(own_shared_memory):
+    script = """
+"$0" -c 'import shmarray; shmarray.create("a", 3)'
+"$0" -m shmarray delete --unused; echo $?
+"$0" -m shmarray delete --dry-run --unused
+"$0" -m shmarray delete --yes --older-than 1h
+"$0" -m shmarray delete --yes --unused --older-than 0s
+ls /dev/shm
+"""
+    command = [*own_shared_memory, "sh", "-c", script, sys.executable]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, env=ENVIRONMENT, timeout=60
+    )
+    assert done.stdout.splitlines() == [
+        "2",
+        "would delete a (4.0 KiB)",
+        "nothing to delete",
+        "deleted a (4.0 KiB)",
+        "1 array deleted, 4.0 KiB freed",
+    ]
+    assert "1 array would be deleted and there is no terminal to ask" in done.stderr
+
+
+@needs_mount
+def test_without_proc_nothing_is_known_to_be_unused(name):
+    shmarray.create(name, 3)
+    done = run("delete", "--unused", "--yes", name, prefix=mounted("mount -t tmpfs tmpfs /proc"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/proc is not mounted" in done.stderr
+    assert left([name])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_others_may_have_mapped_is_not_unused(shm_name):
+    """A user may look into no process of others, nor into one of his own that has changed its user."""
+    private, shared = shm_name("-private"), shm_name("-shared")
+
+    def as_nobody(channel):
+        os.setuid(65534)
+        shmarray.create(private, 3)
+        shmarray.create(shared, 3, permissions=0o644)
+        channel.send("made")
+        channel.recv()  # not dumpable, and of the same user
+
+    def delete_as_nobody():
+        os.setuid(65534)
+        libc.prctl(4, 1)  # PR_SET_DUMPABLE
+        return [main(["delete", "--unused", name]) for name in (private, shared)], left([private, shared])
+
+    libc = ctypes.CDLL(None)
+    with Child(as_nobody) as child:
+        child.receive()
+        assert in_child(delete_as_nobody) == ([0, 0], [private, shared])
+        child.tell()
+        child.result()
+    assert in_child(delete_as_nobody) == ([0, 0], [shared])
+    assert main(["delete", "--unused", shared]) == 0
+
+
+def test_one_that_was_made_anew_meanwhile_stays(name, monkeypatch, capsys):
+    shmarray.create(name, 3)
+    ask = deleting._is_meant
+
+    def replaced(target, arguments):
+        shmarray.delete(name)
+        shmarray.create(name, 4)
+        return ask(target, arguments)
+
+    monkeypatch.setattr(deleting, "_is_meant", replaced)
+    assert main(["delete", "--unused", name]) == 1
+    assert "was replaced by another" in capsys.readouterr().err
+    assert left([name])
 
 
 # --- the question --------------------------------------------------------------------

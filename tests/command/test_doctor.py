@@ -1,8 +1,10 @@
 """``shmarray doctor``: what its figures mean, and what it says of this system."""
 
+import errno
 import json
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -27,7 +29,11 @@ MIB, GIB = 1 << 20, 1 << 30
         ("shared_memory", [Space("tmpfs", 8 * GIB, 8 * GIB, 7)], "will bite", "nr_inodes"),
         ("shared_memory", [Space("tmpfs", 8 * GIB, 8 * GIB, None)], "ok", "8.0 GiB free"),
         ("shared_memory", [Space(None, 8 * GIB, 8 * GIB, None)], "ok", "8.0 GiB free"),
-        ("shared_memory", [Space("", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
+        ("shared_memory", [Space("overlay", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
+        ("shared_memory", [Space("devtmpfs", 8 * GIB, 8 * GIB, 10**6)], "ok", "8.0 GiB free"),
+        ("shared_memory", [Space("tmpfs", 0, 0, None)], "ok", "no limit of its own"),
+        ("shared_memory", [Space("ramfs", 0, 0, None)], "note", "ramfs"),
+        ("shared_memory", [None], "will bite", "ProcessPoolExecutor"),
         ("shared_memory", [Space("ext4", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
         ("memory", [[("all", 8 * GIB), ("the group", 10 * MIB)]], "will bite", "the group"),
         ("memory", [[("all", 8 * GIB), ("the group", GIB)]], "ok", "1.0 GiB left for arrays: the group"),
@@ -59,11 +65,19 @@ MIB, GIB = 1 << 20, 1 << 30
         ("proc", [True, True, "rw"], "ok", "visible"),
         ("proc", [True, True, "rw,hidepid=invisible"], "ok", "other users"),
         ("proc", [True, False, "rw"], "note", "dumpable"),
-        ("proc", [False, False, ""], "will bite", "not mounted"),
+        ("proc", [False, False, ""], "note", "not mounted"),
+        ("semaphores", [None], "ok", "work"),
+        ("semaphores", [PermissionError(13, "Permission denied")], "will bite", "Permission denied"),
         ("memory_without_name", [None], "ok", "works"),
         ("memory_without_name", [PermissionError(13, "Permission denied")], "note", "seccomp"),
         ("name_when_complete", [None], "ok", "works"),
         ("name_when_complete", [OSError(95, "Operation not supported")], "note", "Operation not supported"),
+        ("reserving", [None], "ok", "works"),
+        ("reserving", [OSError(38, "Function not implemented")], "note", "page by page"),
+        ("giving_back", [None], "ok", "works"),
+        ("giving_back", [PermissionError(1, "Operation not permitted")], "note", "largest moment"),
+        ("locking", [None], "ok", "works"),
+        ("locking", [OSError(95, "Operation not supported")], "note", "file:// array"),
         ("versions", [{"python": "3.11"}], "ok", "python 3.11"),
         ("self_test", [None], "ok", "works"),
         ("self_test", ["OSError: no"], "will bite", "OSError: no"),
@@ -82,6 +96,21 @@ def test_the_remedy_comes_with_what_bites():
         judgements.login(Login(True, 1000, lingers=False)),
     ]
     assert all(finding.verdict == "will bite" and finding.remedies for finding in bites)
+
+
+def test_what_is_refused_is_found(monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    assert facts.reserving() is facts.giving_back() is facts.locking() is None
+    monkeypatch.setattr(facts.os, "posix_fallocate", refused)
+    monkeypatch.setattr(facts.fcntl, "flock", refused)
+    assert facts.reserving().errno == facts.locking().errno == errno.EPERM
+    assert facts.giving_back() is None  # it reserves by other means
+    monkeypatch.delattr(facts.os, "posix_fallocate")
+    assert facts.reserving().errno == errno.ENOSYS
+    monkeypatch.setattr(facts.SparseFile, "create", lambda: None)
+    assert facts.giving_back().errno == errno.ENOTSUP
 
 
 # --- this system ---------------------------------------------------------------------
@@ -117,6 +146,52 @@ def test_the_shared_memory_of_a_container_bites():
     assert line.split(None, 3)[:3] == ["will", "bite", "/dev/shm"]
     assert "--shm-size" in remedies[0]
     assert "test: Pool         works" in done.stdout
+
+
+FEW_DEVICES = (
+    "mount -t tmpfs tmpfs /mnt && touch /mnt/null && mount --bind /dev/null /mnt/null && mount --move /mnt /dev"
+)
+
+
+@needs_mount
+@pytest.mark.parametrize(
+    ("mount", "expected"),
+    [
+        pytest.param("mount -t tmpfs -o size=0 tmpfs /dev/shm", ("ok", "no limit of its own"), id="no limit"),
+        pytest.param("mount -t ramfs ramfs /dev/shm", ("note", "ramfs"), id="ramfs"),
+        pytest.param("umount -l /dev/shm; umount -l /dev/shm; true", ("ok", "free"), id="a directory of /dev"),
+        pytest.param(FEW_DEVICES, ("will bite", "no /dev/shm"), id="none"),
+    ],
+)
+def test_what_shared_memory_can_be(mount, expected):
+    done = run("doctor", "--json", prefix=(UNSHARE, "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"))
+    assert done.stderr == ""
+    checks = {check["check"]: (check["verdict"], check["text"]) for check in json.loads(done.stdout)["checks"]}
+    verdict, text = checks["/dev/shm"]
+    assert verdict == expected[0]
+    assert expected[1] in text
+    assert checks["test: Pool"][0] == "ok"
+    assert (
+        (checks["semaphores"][0] == "will bite")
+        == (checks["test: named array"][0] == "will bite")
+        == (verdict == "will bite")
+    )
+
+
+@needs_mount
+def test_a_read_only_shared_memory_bites():
+    mount = 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"'
+    done = run("doctor", "--json", prefix=(UNSHARE, "-m", "sh", "-c", mount, "sh"))
+    checks = {check["check"]: check["verdict"] for check in json.loads(done.stdout)["checks"]}
+    assert checks["semaphores"] == checks["test: named array"] == "will bite"
+
+
+def test_a_parent_that_ignores_the_end_of_its_children_does_not_matter():
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    checks = json.loads(run("doctor", "--json", prefix=(sys.executable, "-c", ignoring)).stdout)["checks"]
+    assert [check["verdict"] for check in checks if check["check"].startswith("test:")] == ["ok", "ok"]
 
 
 @needs_mount

@@ -210,3 +210,28 @@ def test_no_copy_of_a_large_array_is_made(name):
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+# --- several ---
+
+
+def test_several_are_shown_one_after_the_other(shm_name, info, document):
+    names = [shm_name("-a"), shm_name("-b")]
+    for name in names:
+        shmarray.create(name, 3)
+    assert [line for line in info(*names).splitlines() if line in names] == names
+    assert [found["name"] for found in document(*names)] == names
+    assert document(names[0])["name"] == names[0]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_one_that_is_missing_does_not_hide_the_others(shm_name, capsys, options):
+    name, missing = shm_name("-a"), shm_name("-b")
+    shmarray.create(name, 3)
+    assert main(["info", *options, missing, name]) == 1
+    out, err = capsys.readouterr()
+    assert name in out
+    assert err.count("\n") == 1
+    assert missing in err
+    assert main(["info", *options, missing, missing]) == 1
+    assert capsys.readouterr().out == ("[]\n" if options else "")

@@ -9,9 +9,10 @@ import pytest
 
 import shmarray
 from shmarray.command import main
-from tests.command.running import held
+from tests.command.running import held, run
 from tests.helpers import raw
 from tests.helpers.processes import wait_until
+from tests.helpers.scarcity import mounted, needs_mount
 
 
 @pytest.fixture
@@ -136,3 +137,19 @@ def test_narrow_terminals_get_fewer_columns_and_whole_names(shm_name, listed, mo
 
     assert titles.split() == ["name", "shape", "size"]
     assert line.split()[0] == name
+
+
+@needs_mount
+def test_without_proc_nobody_is_said_to_have_it(name):
+    shmarray.create(name, 3)
+    prefix = mounted("mount -t tmpfs tmpfs /proc")
+    assert run("list", name, prefix=prefix).stdout.splitlines()[1].endswith("?")
+    assert json.loads(run("list", "--json", name, prefix=prefix).stdout)["arrays"][0]["processes"] is None
+    assert "cannot be known" in run("info", name, prefix=prefix).stdout
+    assert json.loads(run("info", "--json", name, prefix=prefix).stdout)["processes"] is None
+
+
+@needs_mount
+def test_no_limit_is_no_full_memory():
+    prefix = mounted("mount -t ramfs ramfs /dev/shm")
+    assert run("list", prefix=prefix).stdout.endswith("/dev/shm has no limit of its own.\n")

@@ -86,6 +86,8 @@ def test_other_users_arrays_raise_permission_error(name):
     for mode in ("r+", "r", "c"):
         with pytest.raises(PermissionError) as caught:
             in_child(as_nobody, mode)
+        assert isinstance(caught.value, shmarray.ArrayPermissionError)
+        assert ("mode='r'" in str(caught.value)) == (mode == "r+")
         assert caught.value.filename == name
 
 
@@ -97,11 +99,11 @@ def test_other_users_attach_what_they_may_read(name):
         os.setuid(65534)
         private = shmarray.attach(name, "c")
         private[0] = 9
-        with pytest.raises(PermissionError):
+        with pytest.raises(shmarray.ArrayPermissionError, match="mode='r'"):
             shmarray.attach(name)
-        with pytest.raises(PermissionError):
+        with pytest.raises(shmarray.ArrayPermissionError, match="mode='r'"):
             shmarray.require(name, 2, int)
-        with pytest.raises(PermissionError):
+        with pytest.raises(shmarray.ArrayPermissionError, match="belongs to another user"):
             shmarray.delete(name)  # /dev/shm has the sticky bit
         return shmarray.attach(name, "r").tolist()
 

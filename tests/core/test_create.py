@@ -374,12 +374,12 @@ def test_a_directory_that_may_not_be_written_is_a_permission_error(tmp_path):
         os.setuid(65534)
         shmarray.create(f"file://{path}", 3)
 
-    with pytest.raises(PermissionError):
+    with pytest.raises(shmarray.ArrayPermissionError, match="may not make"):
         in_child(as_nobody)
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(shmarray.ArrayNotFoundError) as caught:
         shmarray.create(f"file://{tmp_path}/nowhere/a.npy", 3)
     assert "directory" in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 
 import numpy as np
 import pytest
@@ -42,6 +43,39 @@ def test_a_process_that_never_attached_deletes(name):
     assert a[0] == 1
 
 
+def test_an_empty_file_is_left_alone_where_no_maker_leaves_one(name, system, tmp_path):
+    if system in {"no_unnamed_files", "posix_alone"}:
+        pytest.skip("a maker that was killed leaves an empty file here")
+    raw.put(name, b"")
+    (tmp_path / "__init__.py").touch()
+    for empty in (name, f"file://{tmp_path}/__init__.py"):
+        with pytest.raises(shmarray.ArrayFormatError):
+            shmarray.delete(empty)
+    assert raw.get(name) == b""
+    assert (tmp_path / "__init__.py").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
+@pytest.mark.parametrize("permissions", [0o666, 0])
+@pytest.mark.parametrize("minor", [3, 5], ids=["null", "zero"])
+def test_a_device_is_left_alone(tmp_path, minor, permissions):
+    path = tmp_path / "device"
+    os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, minor))
+    os.chmod(path, permissions)
+    os.chown(path, 65534, 65534)
+    os.chown(tmp_path, 65534, 65534)
+
+    def as_nobody():
+        os.chdir(tmp_path)
+        os.setuid(65534)
+        shmarray.delete("file://device")
+
+    for delete in (lambda: shmarray.delete(f"file://{path}"), lambda: in_child(as_nobody)):
+        with pytest.raises(shmarray.ShmArrayError):
+            delete()
+    assert path.exists()
+
+
 @pytest.mark.parametrize("content", [b"text", b"\x93NUMP"], ids=["text", "almost"])
 def test_what_is_no_array_is_left_alone(name, content):
     raw.put(name, content)
@@ -51,7 +85,7 @@ def test_what_is_no_array_is_left_alone(name, content):
 
 
 def test_zeros_are_left_alone_where_no_maker_leaves_them(name, system):
-    if system in {"no_unnamed_files", "posix_alone"}:
+    if system == "posix_alone":
         pytest.skip("a maker that was killed leaves zeros here")
     raw.put(name, b"\0" * 100)
     with pytest.raises(shmarray.ArrayFormatError):

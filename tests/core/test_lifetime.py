@@ -5,6 +5,7 @@ import gc
 import operator
 import os
 import resource
+import sys
 import threading
 import weakref
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import shmarray
+from shmarray.core.posix import maps
 from tests.helpers import raw
 from tests.helpers.processes import Child, in_child, run_script
 
@@ -386,3 +388,11 @@ for number in range(200):
 assert caught == 200
 """
     run_script(code, name)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="mmap.mmap looks at the size; before 3.13 it is not used")
+def test_a_file_cut_off_before_it_is_mapped_is_an_error_and_no_bus_error(tmp_path):
+    path = tmp_path / "short"
+    path.write_bytes(b"x" * 10)
+    with path.open("rb") as file, pytest.raises(OSError, match="cut off"):
+        maps.Range.of_file(file.fileno(), 10_000, writable=False, private=False)

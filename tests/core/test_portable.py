@@ -156,6 +156,41 @@ def test_an_interrupt_that_came_while_the_name_was_made_leaves_nothing(name, mak
     assert not raw.names(name)
 
 
+def test_attach_waits_for_a_maker_whose_calls_are_refused(name, shm_name):
+    """Its file is empty for a moment, although other programs here make unnamed files."""
+    raw.put(name, b"")
+    complete = raw.saved(np.arange(3))
+    finished = shm_name()
+    raw.put(finished, complete)
+    finisher = threading.Timer(0.05, os.replace, (raw.path(finished), raw.path(name)))
+    finisher.start()
+    try:
+        assert shmarray.attach(name).tolist() == [0, 1, 2]
+    finally:
+        finisher.join()
+
+
+def test_a_block_of_zeros_is_no_unfinished_array(name):
+    """It is somebody's shared memory, which attach does not wait for and delete does not take."""
+    raw.put(name, b"\0" * 500)
+    with pytest.raises(shmarray.ArrayFormatError, match="does not begin"):
+        shmarray.attach(name)
+    with pytest.raises(shmarray.ArrayFormatError, match="not deleted"):
+        shmarray.delete(name)
+    assert raw.names(name)
+
+
+@pytest.mark.parametrize("system_is", ["native", "portable"])
+def test_a_header_without_its_first_word_is_an_unfinished_array(name, system_is, request, monkeypatch):
+    """It is written last, so this is what a reader sees while the header is being written."""
+    if system_is == "portable":
+        request.getfixturevalue("portable")
+    monkeypatch.setattr(arrays, "_PATIENCE", 0.1)
+    raw.put(name, UNFINISHED[:8] + raw.saved(np.arange(3))[8:])
+    with pytest.raises(shmarray.ArrayFormatError, match="still being made"):
+        shmarray.attach(name)
+
+
 def test_files_on_a_system_without_unnamed_files(tmp_path, monkeypatch):
     """A file system may refuse O_TMPFILE although the kernel knows it: the error decides."""
     true_open = os.open

@@ -134,6 +134,30 @@ for make in (
 
 
 @needs_mount
+def test_a_pools_file_in_a_shm_that_is_too_small_says_that_there_may_be_memory_elsewhere():
+    """Then arrays go through the pipe, as they do where there is no shared memory at all."""
+    code = """
+import errno, numpy as np
+from shmarray.core.posix import SparseFile, files, space
+files.MEMFD = False
+file = SparseFile.create()
+for check in (space.check, lambda *args: None):
+    space.check = check
+    for size in (65 << 20, 1 << 30):
+        try:
+            file.reserve(5 << 36, size)
+        except OSError as error:
+            assert error.errno == errno.EFBIG, error
+        else:
+            raise SystemExit("it fitted")
+        assert file.allocated() == 0
+file.write(0, np.ones(40 << 20, "u1"))
+assert file.allocated() == 40 << 20
+"""
+    run_with_small_shm(code)
+
+
+@needs_mount
 def test_running_out_of_names_is_full_too():
     code = """
 import os, shmarray

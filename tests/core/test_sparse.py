@@ -7,8 +7,9 @@ import weakref
 import numpy as np
 import pytest
 
-from shmarray.core.posix import SparseFile, maps, pages
+from shmarray.core.posix import SparseFile, maps, pages, sparse
 from shmarray.errors import SharedMemoryFullError
+from tests.helpers import raw
 
 FAR = 5 << 36
 SIZE = 2 << 20
@@ -103,7 +104,49 @@ def test_a_reservation_that_fails_says_so_and_takes_nothing(file, monkeypatch):
     assert bytes_used(file) == 0
 
 
-def test_without_memfd_there_is_none(portable):
+@pytest.mark.usefixtures("portable")
+def test_without_memfd_the_name_is_gone_at_once_and_the_size_given_once(monkeypatch):
+    file = SparseFile.create()
+    assert not raw.names(f"shmarray-{os.getpid()}-")
+    size = os.fstat(file.fd).st_size
+    assert size > FAR
+
+    def only_once(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(pages.os, "ftruncate", only_once)
+    file.reserve(FAR, SIZE)
+    octets = file.map(FAR, SIZE).octets()
+    octets[:] = 7
+    assert bytes_used(file) == SIZE
+    file.free(FAR, SIZE)
+    assert bytes_used(file) == 0
+    assert not octets.any()
+    assert os.fstat(file.fd).st_size == size
+
+
+@pytest.mark.usefixtures("portable")
+def test_a_size_that_is_too_large_for_the_system_is_a_smaller_one(monkeypatch):
+    truncate = pages.truncate
+
+    def limited(fd, size):
+        if size > 1 << 42:
+            raise OSError(errno.EFBIG, "File too large")
+        truncate(fd, size)
+
+    monkeypatch.setattr(pages, "truncate", limited)
+    file = SparseFile.create()
+    assert os.fstat(file.fd).st_size == 1 << 42
+
+
+@pytest.mark.usefixtures("portable")
+def test_without_any_size_there_is_none_and_nothing_is_left(monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(pages, "truncate", refused)
+    assert SparseFile.create() is None
+    monkeypatch.setattr(sparse.files, "_shm_open", refused)
     assert SparseFile.create() is None
 
 

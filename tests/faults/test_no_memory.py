@@ -26,8 +26,8 @@ a control group                 full    full          full      full          ok
 no /dev/shm                    ENOENT  ENOENT        ok        ENOENT        ENOENT  ok      ok           ok           ok            ok             ok
 no /proc                       ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
 /proc of others hidden         ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
-no memfd                       ok      ok            ok        ok            ok      ok      ok           pipe         ok            ok             pipe
-no memfd, no O_TMPFILE         ok      ok            ok        ok            ok      ok      ok           pipe         ok            ok             pipe
+no memfd                       ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
+no memfd, no O_TMPFILE         ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
 address space here             ENOMEM  ENOMEM        ENOMEM    ENOMEM        ok      ok      MemoryError  ok           ok            MemoryError    ok
 address space in workers       ok      ok            ok        ok            ok      ok      MemoryError  MemoryError  ok            MemoryError    MemoryError
 descriptors here               EMFILE  EMFILE        EMFILE    EMFILE        EMFILE  EMFILE  ok           ok           EMFILE        ok             ok

@@ -85,6 +85,15 @@ def test_a_view_of_a_file_or_of_a_shared_array_stays_one(tmp_path):
     del array, mapped
 
 
+def test_a_map_of_a_file_whose_name_is_another_files_is_no_map_of_that(tmp_path):
+    mapped = np.memmap(tmp_path / "numbers", float, "w+", shape=BIG)
+    (tmp_path / "new").write_bytes(b"short")
+    (tmp_path / "new").rename(tmp_path / "numbers")
+    Parallel()(delayed(tasks.put)(mapped[1:], index) for index in range(6))
+    assert mapped[:8].tolist() == [0, 0, 1, 2, 3, 4, 5, 0]
+    assert (tmp_path / "numbers").read_bytes() == b"short"
+
+
 def test_the_bytes_of_arrays_are_not_pickled():
     local = [1.0]
     array = np.zeros(BIG)

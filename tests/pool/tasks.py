@@ -314,3 +314,75 @@ def forget_if(pid):
 
 def ends_of_kept(_):
     return os.getpid(), [(array[0], array[-1]) for array in KEPT]
+
+
+def wait_for_file(path):
+    """Keep the worker busy until there is such a file."""
+    wait_until(lambda: os.path.exists(path), 60)
+
+
+def look_and_write_at(array, place):
+    seen = float(array[0])
+    if array.flags.writeable:
+        array[place] = 7
+    return seen
+
+
+def map_and_delete(path, mode):
+    """A memory map of a file that is gone when it is sent."""
+    np.full(50_000, 1.0).tofile(path)
+    mapped = np.memmap(path, float, mode, shape=50_000)
+    if mode == "w+":
+        mapped[:] = 1
+    os.unlink(path)
+    return mapped
+
+
+def reciprocal(x):
+    return 1 / x
+
+
+def kill_self_at_7(x):
+    if x == 7:
+        kill_self()
+    return x
+
+
+class DiesWhenFormatted:
+    def __format__(self, spec):
+        kill_self()
+
+
+def big_and_small(big, small):
+    return {"big": np.ones(big), "small": np.full(small, 2.0)}
+
+
+def halves(x):
+    middle = len(x) // 2
+    return [x[:middle], x[middle:]]
+
+
+def scoped_result(name=None):
+    """What a task returns out of its block."""
+    with shmarray.scoped(data=[1.0, 2.0], name=name) as array:
+        return array
+
+
+def put_scoped(queue):
+    with shmarray.scoped(data=[1.0, 2.0]) as array:
+        queue.put(array)
+        queue.put(array.sum())
+
+
+def reraise_what_it_is(x):
+    """The type of what came in place of an array, and the error that its use raises."""
+    try:
+        np.sqrt(x)
+    except OSError as error:
+        return type(x).__name__, error
+    return type(x).__name__, None
+
+
+def slow_pid(_):
+    time.sleep(0.1)
+    return os.getpid()

@@ -6,7 +6,6 @@ from multiprocessing.pool import mapstar, starmapstar
 
 import pytest
 
-import shmarray
 from shmarray.pool import _stdlib as stdlib
 from shmarray.pool.arrays import pickling
 from shmarray.pool.arrays.calls import FunctionCache, compact, restored
@@ -75,10 +74,3 @@ def test_functions_of_the_stdlib_that_are_called_wrongly_fail_as_others_do(kind)
         with pytest.raises(TypeError, match="not callable"):
             tasks.call(pool, None, 5)
         assert tasks.call(pool, len, "abc") == 3
-
-
-def test_a_function_without_a_name_fails_its_call_alone():
-    with shmarray.Pool(1) as pool:
-        with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
-            pool.map(lambda x: x, [1, 2])
-        assert pool.map(len, ["abc"]) == [3]

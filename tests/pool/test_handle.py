@@ -14,7 +14,7 @@ import pytest
 import shmarray
 from shmarray.core import mapping
 from tests.helpers import raw, workers
-from tests.helpers.processes import FORK_WARNING, Child, in_child
+from tests.helpers.processes import FORK_WARNING, Child, in_child, run_script
 
 pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
 
@@ -334,11 +334,22 @@ def test_a_truncated_file_is_a_format_error(name):
         in_child(unpickle)
 
 
+def test_a_private_attachment_of_a_file_that_was_cut_off_is_an_error_when_it_is_sent(name):
+    shmarray.create(name, 100_000)
+    private = shmarray.attach(name, "c")
+    os.truncate(raw.path(name), 5000)
+    one, other = multiprocessing.Pipe()
+    with one, other, pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+        one.send(private)
+    with shmarray.Pool(1) as pool, pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+        pool.apply_async(len, (private,)).get(30)
+
+
 def test_anonymous_memory_is_gone_when_its_scope_is_left():
     with shmarray.scoped(data=[1, 2]) as array:
         pickled = pickle.dumps(shmarray.SharedHandle(array))
     array = None
-    with pytest.raises(shmarray.ArrayNotFoundError, match="left its scope"):
+    with pytest.raises(shmarray.ArrayNotFoundError, match=r"anonymous array .* with-block that made it is over"):
         pickle.loads(pickled).array  # noqa: B018
 
 
@@ -381,6 +392,85 @@ def test_another_user_gets_a_permission_error(name, given):
 
         with pytest.raises(PermissionError):
             in_child(as_nobody)
+
+
+def test_a_file_that_has_the_inode_of_a_deleted_one_is_not_taken_for_it(tmp_path):
+    """Some file systems (ext4) give the inode of a deleted file to the next."""
+    name = f"file://{tmp_path}/a.npy"
+    for _ in range(20):
+        array = shmarray.create(name, data=[1, 2])
+        identity = os.stat(f"{tmp_path}/a.npy").st_ino
+        pickled = pickle.dumps(shmarray.SharedHandle(array))
+        del array
+        shmarray.delete(name)
+        shmarray.create(name, data=[3, 4])
+        if os.stat(f"{tmp_path}/a.npy").st_ino == identity:
+            break
+        shmarray.delete(name)
+    else:
+        pytest.skip("this file system does not use inodes again at once")
+    with pytest.raises(shmarray.ArrayNotFoundError, match="another"):
+        pickle.loads(pickled).array  # noqa: B018
+
+
+def test_a_descriptor_that_somebody_closed_is_not_closed_again(tmp_path):
+    """By the end of the block its number may be another file's."""
+
+    def close_all():
+        with shmarray.scoped(3) as array:
+            fd = int(shmarray.SharedHandle(array)._reference.name.path.rpartition("/")[2])
+            os.closerange(3, 1000)
+            other = os.open(tmp_path, os.O_RDONLY)
+            os.dup2(other, fd)
+        os.fstat(fd)
+        return True
+
+    with Child(lambda channel: _after_closing(close_all, channel)) as child:
+        assert child.receive() is True
+
+
+def test_names_are_not_told_to_a_socket_of_others(name):
+    """A program that closes all descriptors closes that to the watcher of names too."""
+    code = """
+import os, socket, sys, shmarray
+def scope():
+    with shmarray.scoped(3, name=sys.argv[1]):
+        pass
+scope()
+os.closerange(3, 1000)
+pairs = [socket.socketpair() for _ in range(8)]
+scope()
+scope()
+for ends in pairs:
+    for one in ends:
+        one.setblocking(False)
+        try:
+            raise SystemExit(f"told {one.recv(1000)}")
+        except BlockingIOError:
+            pass
+for one, other in pairs:
+    one.close()
+    other.close()
+"""
+    run_script(code, name)
+
+
+def _after_closing(function, channel):
+    spare = os.dup2(channel.fileno(), 1001)
+    outcome = function()
+    os.dup2(spare, channel.fileno())
+    channel.send(outcome)
+
+
+def test_an_anonymous_array_is_called_by_what_its_user_knows():
+    with shmarray.scoped((2, 3), "i2") as array:
+        handle = shmarray.SharedHandle(array)
+        pickled = pickle.dumps(handle)
+        assert handle.name == "anonymous array"
+    del array, handle
+    with pytest.raises(shmarray.ArrayNotFoundError) as caught:
+        pickle.loads(pickled).array  # noqa: B018
+    assert f"anonymous array (2, 3) int16 of process {os.getpid()} cannot be reached" in str(caught.value)
 
 
 def test_a_handle_from_another_host_says_so(name):

@@ -17,6 +17,7 @@ import pytest
 
 import shmarray
 from shmarray.core.posix import SparseFile
+from tests.helpers.processes import run_script
 from tests.pool import tasks
 from tests.pool.tasks import allocator_of, call, call_each, make, shared_memory_of, wait_until
 
@@ -549,6 +550,21 @@ def test_what_two_workers_keep_of_one_array_stays_when_one_of_them_lets_go(tmp_p
         seen = {}
         wait_until(lambda: seen.update([call(pool, tasks.ends_of_kept, 0)]) or second in seen)
         assert seen[second] == [(7.0, 7.0)]
+
+
+@pytest.mark.parametrize("use", ["shmarray.Pool(2, context=fork)", "shmarray.ProcessPoolExecutor(2, fork)"])
+def test_its_threads_earn_no_warning_of_fork(use):
+    """Since Python 3.15 a fork beside threads fails if warnings are errors: workers are there before any thread is."""
+    run_script(f"""
+import multiprocessing, os, warnings
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads are not ours
+import shmarray
+warnings.simplefilter("error")
+fork = multiprocessing.get_context("fork")
+for _ in range(2):
+    with {use} as pool:
+        assert list(pool.map(abs, [-1, 2])) == [1, 2]
+""")
 
 
 def fork_in_a_thread():

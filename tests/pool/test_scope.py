@@ -216,6 +216,46 @@ def test_where_memory_without_a_name_is_forbidden_it_has_a_random_one(monkeypatc
     assert not raw.names(f"shmarray-{os.getpid()}-")
 
 
+def test_a_file_that_was_made_in_place_of_it_stays(tmp_path):
+    """Some file systems (ext4) would give it the same inode, were the array garbage."""
+    for _ in range(20):
+        with shmarray.scoped(3, name=f"file://{tmp_path}/a.npy") as array:
+            del array
+            os.unlink(f"{tmp_path}/a.npy")
+            np.save(f"{tmp_path}/a.npy", np.zeros(3))
+        assert os.listdir(tmp_path) == ["a.npy"]
+        os.unlink(f"{tmp_path}/a.npy")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("kind", ["Pool", "Executor", "stock"])
+def test_a_program_that_has_dropped_its_privileges_shares_without_names(kind):
+    """Nobody of its user may look into it: it is not dumpable."""
+    code = """
+import multiprocessing, os, sys, numpy, shmarray
+from tests.pool import tasks
+def pool():
+    return multiprocessing.Pool(1) if sys.argv[1] == "stock" else tasks.make(sys.argv[1], "fork", 1)
+def call(pool, function, *arguments):
+    return pool.submit(function, *arguments).result(30) if hasattr(pool, "submit") else (
+        pool.apply_async(function, arguments).get(30))
+with pool() as first:  # what it imports cannot be read by another user, perhaps
+    call(first, abs, -1)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+assert os.stat("/proc/self/fd").st_uid != os.geteuid()
+with pool() as second:
+    call(second, abs, -1)
+    for _ in range(3):
+        with shmarray.scoped(data=numpy.ones(1000)) as array:
+            call(second, tasks.write_first, array[10:])
+            assert array[10] == 99
+assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"shmarray-{os.getpid()}-")]
+"""
+    run_script(code, kind)
+
+
 def test_the_name_given_as_the_shape_is_explained(name):
     with pytest.raises(TypeError, match="name="), shmarray.scoped(name, 3):
         pass

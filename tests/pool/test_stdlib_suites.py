@@ -55,6 +55,8 @@ LEFT_OUT = [
 _OWN_CALL = "what does not unpickle breaks the stdlib's executor; with ours that call fails, with the error itself"
 _MOCK = "puts a mock in the place of a private part of the stdlib's executor"
 _COMPLETES = "calls left to an executor that is garbage fail there, for want of a new worker; ours are completed"
+_NO_WORKER_NEEDED = "the calls do not pickle; ours fail at once, and may be gone before another worker is needed"
+_CANCELS_ALL = "some of 50 calls have begun when submit returns; with ours, perhaps none"
 _SAYS_ITSELF = "the stdlib's error has a cause that says how the worker ended; ours says it itself"
 
 # Not run with our classes, whose promise or engine is another.
@@ -62,6 +64,8 @@ DIFFERENT = [
     ("ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly", START_METHODS, _SAYS_ITSELF),
     ("ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592", _NOT_FORK, _COMPLETES),
     ("ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967", _NOT_FORK, _COMPLETES),
+    ("ProcessPoolShutdownTest.test_processes_terminate", _NOT_FORK, _NO_WORKER_NEEDED),
+    ("ProcessPoolShutdownTest.test_cancel_futures", START_METHODS, _CANCELS_ALL),
     ("ProcessPoolExecutorTest.test_terminate_workers", START_METHODS, _MOCK),
     ("ProcessPoolExecutorTest.test_kill_workers", START_METHODS, _MOCK),
     ("ProcessPoolExecutorTest.test_force_shutdown_during_max_tasks_worker_exit", _NOT_FORK, _MOCK),

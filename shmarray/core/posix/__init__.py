@@ -9,14 +9,23 @@ From top to bottom; each module imports only those below it::
     maps     part of a file in the address space
     pages    the memory of a file: reserved, written, given back
     files    opening, naming, locking
-    libc     the calls and constants that Python has not
+    libc     the calls and constants that Python does not offer
 
 What a system can do is found out by trying, and remembered; nothing is decided by its name.
 The names in capitals are such findings, and the tests turn them off to take the other way.
 """
 
-from shmarray.core.posix.maps import inode_at
-from shmarray.core.posix.packets import PacketSpace, message_socketpair, receive_packet, send_packet
+from shmarray.core.posix.dirty import fault_count
+from shmarray.core.posix.packets import (
+    PacketSpace,
+    keeps_boundaries,
+    message_socketpair,
+    receive_now,
+    receive_packet,
+    send_all,
+    send_packet,
+)
+from shmarray.core.posix.processes import has_hung_up, kill_at_hangup, open_process, signal_process
 from shmarray.core.posix.space import limits as memory_limits
 from shmarray.core.posix.sparse import Part, SparseFile
 
@@ -24,9 +33,16 @@ __all__ = [
     "PacketSpace",
     "Part",
     "SparseFile",
-    "inode_at",
+    "fault_count",
+    "has_hung_up",
+    "keeps_boundaries",
+    "kill_at_hangup",
     "memory_limits",
     "message_socketpair",
+    "open_process",
+    "receive_now",
     "receive_packet",
+    "send_all",
     "send_packet",
+    "signal_process",
 ]

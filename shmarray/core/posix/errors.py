@@ -9,6 +9,7 @@ from shmarray.errors import (
     ArrayExistsError,
     ArrayFormatError,
     ArrayNotFoundError,
+    ArrayPermissionError,
     InvalidNameError,
     SharedMemoryFullError,
 )
@@ -29,7 +30,16 @@ _EXPLANATIONS: dict[int, tuple[Callable[[str, str], OSError], str]] = {
 }
 
 
-def explained(error: OSError, name: Name) -> OSError:
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+# What is said of a denied permission, by what was tried.
+WRITING = "you may not write to {!r}: attach it with mode='r' if reading will do, or have its owner permit it"
+READING = "you may not read {!r}: its owner has not permitted it (create's permissions=, or chmod)"
+MAKING = "you may not make {!r} here: the directory or the file system permits no new file"
+DELETING = "you may not delete {!r}: it belongs to another user, or its file system is read-only"
+
+
+def explained(error: OSError, name: Name, denied: str = READING) -> OSError:
     """The library's error for what a system call said about `name`."""
     code = error.errno or 0
     if name.kind == "anonymous":
@@ -39,6 +49,8 @@ def explained(error: OSError, name: Name) -> OSError:
     if code in _EXPLANATIONS:
         kind, text = _EXPLANATIONS[code]
         return kind(text.format(name.text), name.text)
+    if code in _DENIED:
+        return ArrayPermissionError(denied.format(name.text), name.text, code)
     # The same class (PermissionError, ...), about the name that the caller knows.
     return OSError(code, error.strerror, name.text)
 
@@ -46,17 +58,21 @@ def explained(error: OSError, name: Name) -> OSError:
 def _explained_anonymous(error: OSError, name: Name) -> OSError:
     """Why another process's descriptor cannot be opened; its number may be another file's by now."""
     code = error.errno or 0
-    if code in (errno.EACCES, errno.EPERM):
+    if code in _DENIED:
         why = (
-            "anonymous memory can be opened by processes of the same user only, and not if its owner is "
-            "not dumpable (PR_SET_DUMPABLE); give it a name"
+            "it can be opened by processes of the same user only, and not once the process that made it has changed "
+            "its user or become not dumpable (PR_SET_DUMPABLE): make it after that, or give it a name"
         )
-        return OSError(code, why, name.text)
+        return ArrayPermissionError(f"the {name.text} cannot be reached: {why}", name.text, code)
     if code not in _EXPLANATIONS:
         return OSError(code, error.strerror, name.text)
-    gone = "the process that made it has left its scope, or ended"
+    gone = (
+        "the with-block that made it is over, or its process has ended; stay in the block until those who get it "
+        "have it, and send a copy, numpy.array(x), of what is to outlive the block"
+    )
     return unreachable(name, gone if os.path.isdir("/proc/self/fd") else "/proc is not mounted here")
 
 
 def unreachable(name: Name, why: str) -> ArrayNotFoundError:
-    return ArrayNotFoundError(f"the shared array {name.text!r} cannot be reached: {why}", name.text)
+    what = f"the {name.text}" if name.kind == "anonymous" else f"the shared array {name.text!r}"
+    return ArrayNotFoundError(f"{what} cannot be reached: {why}", name.text)

@@ -5,6 +5,9 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
+import struct
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +24,10 @@ MEMFD = hasattr(os, "memfd_create")
 # Through it other processes open what has no name, if they have not inherited it.
 PROC = os.path.isdir("/proc/self/fd")
 
+_OPENING = os.O_CLOEXEC | os.O_NONBLOCK
+# struct statx
+_STATX_SIZE, _MASK_AT, _BTIME_AT = 256, 0, 80
+
 Identity = tuple[int, int]
 """Device and inode: the same for every name and descriptor of one file, and not used
 again while anything maps it."""
@@ -28,6 +35,53 @@ again while anything maps it."""
 
 def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
+
+
+def is_special(status: os.stat_result) -> bool:
+    """Whether it is a device, a pipe, a socket, a directory; shared memory may be of no kind that POSIX names."""
+    mode = status.st_mode
+    return any(kind(mode) for kind in (stat.S_ISCHR, stat.S_ISBLK, stat.S_ISFIFO, stat.S_ISSOCK, stat.S_ISDIR))
+
+
+def birth(place: str | int) -> int | None:
+    """When a file was made, in nanoseconds since the epoch, by its path or descriptor; None if that is not kept.
+
+    What tells a file from one that was made later: a file system may give the inode of a
+    deleted file to the next one (ext4 does at once).
+    """
+    fd, path = (place, b"") if isinstance(place, int) else (libc.AT_FDCWD, os.fsencode(place))
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    if libc.statx is None or libc.statx(fd, path, libc.AT_EMPTY_PATH, libc.STATX_BTIME, found):
+        return None
+    (mask,) = struct.unpack_from("=I", found, _MASK_AT)
+    seconds, nanoseconds = struct.unpack_from("=qI", found, _BTIME_AT)
+    return int(seconds * 10**9 + nanoseconds) if mask & libc.STATX_BTIME else None
+
+
+def is_open_to_others() -> bool:
+    """Whether other processes of this user can open this one's descriptors, by `descriptor_path`."""
+    # A process that has changed its user is not dumpable, and those of its user may not look into it.
+    return PROC and (libc.prctl is None or libc.prctl(libc.PR_GET_DUMPABLE) == 1)
+
+
+def own_descriptors() -> list[int]:
+    """The open descriptors of this process, and that of the listing itself; none where the system has no list."""
+    try:
+        return [int(entry) for entry in os.listdir("/proc/self/fd")]
+    except OSError:
+        return []
+
+
+def descriptor_path(fd: int) -> str:
+    """Under which other processes of this user open what a descriptor of this process refers to, whatever its name."""
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+def close_if(fd: int, wanted: os.stat_result) -> None:
+    """Close a descriptor, unless somebody else has closed it: its number may belong to another file by now."""
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(fd), wanted):
+            os.close(fd)
 
 
 def text(path: str) -> str:
@@ -51,12 +105,17 @@ def open_existing(name: Name, flags: int) -> int:
     O_NONBLOCK, because opening a fifo would wait for its other end; it means nothing to
     a regular file.  A symbolic link is followed for 'file' only, as by shm_open.
     """
-    flags |= os.O_CLOEXEC | os.O_NONBLOCK
     if name.kind != "shm":
-        return _opened(name.path, flags)
+        return _opened(name.path, flags | _OPENING)
     if SHM_DIRECTORY is None:
-        return _shm_open(name.path, flags)
-    return _opened(_path(name), flags | os.O_NOFOLLOW)
+        return _shm_open(name.path, flags | _OPENING)
+    return _opened(f"{SHM_DIRECTORY}/{name.path}", flags | _OPENING | os.O_NOFOLLOW)
+
+
+def open_path(path: str, *, writable: bool) -> int:
+    """Open a file by its path; whatever it is, that neither waits nor changes anything."""
+    flags = os.O_RDWR if writable else os.O_RDONLY
+    return _opened(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def open_exclusive(name: Name, permissions: int) -> int:
@@ -82,7 +141,7 @@ def open_unnamed(name: Name, permissions: int) -> int | None:
         return _opened(directory or ".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, permissions)
     except OSError as error:
         # EISDIR: a kernel that does not know O_TMPFILE sees an attempt to open the directory.
-        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+        if error.errno in {*libc.REFUSALS, errno.EISDIR}:
             return None
         raise
 
@@ -94,24 +153,69 @@ def open_anonymous() -> int | None:
     try:
         return libc.at_once(os.memfd_create, "shmarray", os.MFD_CLOEXEC)
     except OSError as error:
-        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):  # seccomp, vm.memfd_noexec
+        if error.errno in libc.REFUSALS:  # seccomp, vm.memfd_noexec
             return None
         raise
 
 
-def link(fd: int, name: Name) -> None:
-    """Give an unnamed file its name; fails if the name is taken, even by a dangling link."""
+def open_unlinked() -> int | None:
+    """Make shared memory whose name is gone at once; None if the system cannot.
+
+    In place of `open_anonymous`: bounded by the size of /dev/shm, and only a process killed
+    between two system calls leaves the name.
+    """
+    while True:
+        path = f"shmarray-{os.getpid()}-{os.urandom(5).hex()}"  # macOS allows 30 characters
+        name = Name(path, "shm", path)
+        try:
+            fd = open_exclusive(name, 0o600)
+        except FileExistsError:
+            continue
+        except OSError:
+            return None
+        try:
+            unlink(name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def link(fd: int, name: Name) -> bool:
+    """Give an unnamed file its name; False if the system does not do that.
+
+    Raises
+    ------
+    FileExistsError
+        If the name is taken, even by a dangling link.
+    """
     path = _path(name)
     # Needs no /proc and is 2 us faster than going there.  Kernels before 6.10 want a
     # capability for it (CAP_DAC_READ_SEARCH) and say ENOENT.
     if not libc.linkat(fd, b"", libc.AT_FDCWD, os.fsencode(path), libc.AT_EMPTY_PATH):
-        return
-    if ctypes.get_errno() != errno.ENOENT:
+        return True
+    if ctypes.get_errno() not in {*libc.REFUSALS, errno.ENOENT}:
         raise libc.last_error()
-    # Given a directory descriptor CPython calls linkat with AT_SYMLINK_FOLLOW; without one
-    # it calls link, which links the symbolic link in /proc itself: EXDEV.  The source is
-    # absolute, so that the kernel does not look at the descriptor.
-    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    try:
+        # Given a directory descriptor CPython calls linkat with AT_SYMLINK_FOLLOW; without one
+        # it calls link, which links the symbolic link in /proc itself: EXDEV.  The source is
+        # absolute, so that the kernel does not look at the descriptor.
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    except OSError as error:
+        # ENOENT: no /proc, or no such directory any more, as the other way will find out.
+        if error.errno in {*libc.REFUSALS, errno.ENOENT, errno.EXDEV}:
+            return False
+        raise
+    return True
+
+
+def change_mode(fd: int, permissions: int) -> None:
+    """Set the permissions; where shared memory objects refuse that, as on macOS, fewer stay: those the umask left."""
+    try:
+        os.fchmod(fd, permissions)
+    except OSError as error:
+        if error.errno not in libc.REFUSALS or os.fstat(fd).st_mode & 0o777 & ~permissions:
+            raise
 
 
 def unlink(name: Name) -> None:
@@ -201,7 +305,7 @@ def read_start(fd: int, count: int) -> bytes:
     except OSError as error:
         # macOS: a shared memory object can be mapped, and nothing else.
         size = os.fstat(fd).st_size
-        if error.errno not in (errno.ENXIO, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP) or not size:
+        if error.errno not in libc.REFUSALS or not size:
             raise
         with mmap.mmap(fd, min(count, size), prot=mmap.PROT_READ) as view:
             return view[:]
@@ -213,4 +317,9 @@ def flock(fd: int, *, shared: bool, wait: bool) -> bool:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno in libc.REFUSALS:
+            why = "this system has no locks on such a file: lock a file:// array in their place, or a file of your own"
+            raise OSError(errno.ENOTSUP, why) from error
+        raise
     return True

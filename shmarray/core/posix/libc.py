@@ -1,29 +1,52 @@
-"""Calls of libc that Python has not, and constants of its headers."""
+"""Calls of libc that Python does not offer, and constants of its headers."""
 
 import ctypes
+import errno
+import mmap as stdlib_mmap
 import os
 import sys
 from collections.abc import Callable
 from itertools import starmap
 from typing import Any
 
-MS_ASYNC, MS_INVALIDATE, MS_SYNC = (1, 2, 4) if sys.platform == "linux" else (1, 2, 16)
+# From the systems' headers, as what Python does not export has to be.
+_MSYNC = {"linux": (1, 2, 4), "darwin": (1, 2, 16), "freebsd": (1, 2, 0), "netbsd": (1, 2, 4), "openbsd": (1, 4, 2)}
+MS_ASYNC, MS_INVALIDATE, MS_SYNC = _MSYNC.get(sys.platform.rstrip("0123456789"), _MSYNC["linux"])
 PROT_READ, PROT_WRITE = 1, 2
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED = 1, 2, 0x10
 MAP_FAILED = ctypes.c_void_p(-1).value
-MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 4, 9, 14, 22, 23
+# Only Linux has MADV_REMOVE; elsewhere these numbers mean other things, and that of
+# MADV_DONTNEED does not discard.  No system knows -1: it is EINVAL, a refusal as any other.
+_LINUX = hasattr(stdlib_mmap, "MADV_REMOVE")
+MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE = (
+    (4, 9, 14, 22, 23) if _LINUX else (-1,) * 5
+)
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
+STATX_BTIME = 0x800
+PR_GET_DUMPABLE = 3
+
+# How a kernel without a call, a seccomp filter, AppArmor, SELinux or a file system says that
+# it does not do a thing; then another way is taken, and what that says is the user's error.
+REFUSALS = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENODEV, errno.ENXIO}
+)
 
 _library = ctypes.CDLL(None, use_errno=True)
 
 
 def _call(name: str, *kinds: Any) -> Any:
-    """A function of libc; None on a system that has it not."""
+    """A function of libc; on a system without it, one that says ENOSYS."""
     function = getattr(_library, name, None)
-    if function is not None:
-        function.argtypes = kinds
+    if function is None:
+        return _missing
+    function.argtypes = kinds
     return function
+
+
+def _missing(*_: object) -> int:
+    ctypes.set_errno(errno.ENOSYS)
+    return -1
 
 
 _RANGE = (ctypes.c_void_p, ctypes.c_size_t)
@@ -40,6 +63,9 @@ mlock = _call("mlock", *_RANGE)
 munlock = _call("munlock", *_RANGE)
 fallocate = _call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 linkat = _call("linkat", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+prctl = _call("prctl", ctypes.c_int)
+# In Python from 3.15 on.
+statx = _call("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
 
 def at_once(call: Callable[..., int], *args: Any) -> int:

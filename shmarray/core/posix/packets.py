@@ -1,5 +1,6 @@
-"""System calls that return at once, made without letting go of the interpreter's lock.
+"""Messages over a pair of sockets.
 
+What returns at once is called without letting go of the interpreter's lock, where it has one.
 A method of a socket lets go of it for every call, and when another thread wants it, getting
 it back is a switch of threads: with one thread that sends small messages and one that
 receives the answers, 60 % of their time went there (measured with a sampling profiler).
@@ -7,18 +8,38 @@ receives the answers, 60 % of their time went there (measured with a sampling pr
 
 import ctypes
 import errno
+import select
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-# Without argtypes, with which a call takes 0.4 us more.  Integers go as C's int then, which
-# libffi extends to the whole register: enough for packets.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_send, _recv = _libc.send, _libc.recv
-_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
-_NOTHING_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+SEQPACKET: int | None = getattr(socket, "SOCK_SEQPACKET", None)
+# Not to wait, and no SIGPIPE if there is no reader, also in a program that has set it to end it.
+DONTWAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
+NOSIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+# macOS has this in the place of the flag; Python does not export it.
+_SO_NOSIGPIPE = 0x1022
+_SIGPIPE = (signal.SIGPIPE,)
+_NOTHING_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
+
+
+def _found(name: str) -> Any:
+    """A function of libc; None if it cannot be had."""
+    # Without argtypes, with which a call takes 0.4 us more.  Integers go as C's int then,
+    # which libffi extends to the whole register: enough for packets.
+    try:
+        return getattr(ctypes.PyDLL(None, use_errno=True), name)
+    except (AttributeError, OSError):
+        return None
+
+
+_send, _recv = _found("send"), _found("recv")
 
 
 class PacketSpace:
-    """Memory to receive packets into."""
+    """Memory to receive packets into; for one thread at a time."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -26,21 +47,84 @@ class PacketSpace:
         self.view = memoryview(self.memory)
 
 
-def message_socketpair() -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets that keep the boundaries of messages, or where the system refuses those, a stream."""
+def message_socketpair(size: int) -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep the boundaries of packets of `size` bytes, or where there are none, a stream."""
+    if SEQPACKET is not None and DONTWAIT:
+        with suppress(OSError):  # macOS: EPROTONOSUPPORT
+            pair = socket.socketpair(socket.AF_UNIX, SEQPACKET)
+            if all(end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 2 * size for end in pair):
+                return _quiet(pair)
+            for end in pair:
+                end.close()
+    return _quiet(socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+
+
+def _quiet(pair: tuple[socket.socket, socket.socket]) -> tuple[socket.socket, socket.socket]:
+    if not NOSIGNAL:
+        with suppress(OSError):
+            for end in pair:
+                end.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
+    return pair
+
+
+def keeps_boundaries(sock: socket.socket) -> bool:
+    """Whether what was sent as one packet is received as one, by one reader."""
+    return sock.type == SEQPACKET
+
+
+def send_all(sock: socket.socket, data: bytes | memoryview) -> None:
+    """Send all of it, waiting for the reader where it must.
+
+    Raises
+    ------
+    OSError
+        EPIPE: there is no reader; never a signal.
+    """
+    if NOSIGNAL:
+        sock.sendall(data, NOSIGNAL)
+    else:
+        with _sigpipe_blocked():
+            sock.sendall(data)
+
+
+@contextmanager
+def _sigpipe_blocked() -> Iterator[None]:
+    # The signal is sent to the thread that writes, so it is this thread's to take.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGPIPE)
     try:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except (AttributeError, OSError):  # macOS: EPROTONOSUPPORT
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        yield
+    finally:
+        if signal.SIGPIPE not in before:
+            if signal.SIGPIPE in signal.sigpending():
+                signal.sigwait(_SIGPIPE)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def send_packet(fd: int, packet: bytes) -> bool:
-    """Send a packet, if it can be sent now."""
+def send_packet(sock: socket.socket, packet: bytes) -> bool:
+    """Send a packet, if it can be sent now; False if there is no room for it.
+
+    Raises
+    ------
+    OSError
+        EPIPE, among others: nor will there ever be.
+    """
     size = len(packet)
-    return bool(_send(fd, packet, size, _FLAGS) == size)
+    if _send is not None and NOSIGNAL:
+        if _send(sock.fileno(), packet, size, DONTWAIT | NOSIGNAL) == size:
+            return True
+        code = ctypes.get_errno()
+    else:
+        try:
+            with _sigpipe_blocked():
+                return sock.send(packet, DONTWAIT | NOSIGNAL) == size
+        except OSError as error:
+            code = error.errno or 0
+    if code in _NOTHING_NOW:
+        return False
+    raise OSError(code, "cannot send")
 
 
-def receive_packet(fd: int, space: PacketSpace, most: int) -> bytes | None:
+def receive_packet(sock: socket.socket, space: PacketSpace, most: int) -> bytes | None:
     """The packet that is there, b"" if no more will come, None if there is none now.
 
     Of a stream, at most so many bytes.
@@ -50,10 +134,27 @@ def receive_packet(fd: int, space: PacketSpace, most: int) -> bytes | None:
     OSError
         ECONNRESET, among others.
     """
-    size = _recv(fd, space.memory, min(most, space.size), _FLAGS)
+    if _recv is None or not DONTWAIT:
+        return receive_now(sock, min(most, space.size))
+    size = _recv(sock.fileno(), space.memory, min(most, space.size), DONTWAIT)
     if size >= 0:
         return space.view[:size].tobytes()
     code = ctypes.get_errno()
     if code in _NOTHING_NOW:
         return None
     raise OSError(code, "cannot receive")
+
+
+def receive_now(sock: socket.socket, most: int) -> bytes | None:
+    """As `receive_packet`, by the socket's method; of a stream, for one reader at a time."""
+    if not DONTWAIT:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if not poll.poll(0):
+            return None
+    try:
+        return sock.recv(most, DONTWAIT)
+    except OSError as error:
+        if error.errno in _NOTHING_NOW:
+            return None
+        raise

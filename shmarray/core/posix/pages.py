@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from shmarray.core.posix import files, libc
@@ -23,26 +25,67 @@ def reserve(fd: int, size: int, offset: int = 0) -> None:
     try:
         for start in range(0, size, _SLICE):
             os.posix_fallocate(fd, offset + start, min(_SLICE, size - start))
-    except (AttributeError, OSError) as error:
-        # macOS has no such call, and FreeBSD's does not take shared memory objects: there
-        # memory is not limited by a file system, and a size is all one can ask for.
-        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP):
+    except AttributeError:
+        _reserve_otherwise(fd, size, offset)
+    except OSError as error:
+        if error.errno not in libc.REFUSALS:
             raise
-        if os.fstat(fd).st_size < offset + size:
-            os.ftruncate(fd, offset + size)
+        _reserve_otherwise(fd, size, offset)
+
+
+def _reserve_otherwise(fd: int, size: int, offset: int) -> None:
+    """Without posix_fallocate: macOS has none, FreeBSD's takes no shared memory objects."""
+    end = offset + size
+    if os.fstat(fd).st_size < end:  # macOS lets it be set once
+        os.ftruncate(fd, end)
+    offset -= offset % PAGE
+    with _mapped(fd, end - offset, offset) as address:
+        if populate(address, end - offset):
+            return
+    try:
+        for page in range(offset, end, PAGE):
+            os.pwrite(fd, os.pread(fd, 1, page), page)
+    except OSError as error:
+        # macOS neither reads nor writes shared memory objects.  Memory is not limited by a
+        # file system there, and a size is all one can ask for.
+        if error.errno not in libc.REFUSALS:
+            raise
+
+
+@contextmanager
+def _mapped(fd: int, size: int, offset: int) -> Iterator[int]:
+    """Part of a file, mapped for a moment."""
+    address = libc.mmap(None, size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, fd, offset)
+    if address == libc.MAP_FAILED:
+        raise libc.last_error()
+    try:
+        yield address
+    finally:
+        libc.munmap(address, size)
 
 
 def punch(fd: int, size: int, offset: int) -> None:
-    """Give the memory of part of a file back to the system; it reads as zeros then, for all who map it."""
-    libc.succeeded(libc.fallocate(fd, libc.FALLOC_KEEP_SIZE | libc.FALLOC_PUNCH_HOLE, offset, size))
+    """Give the memory of part of a file back to the system; it reads as zeros then, for all who map it.
+
+    Raises
+    ------
+    OSError
+        If the system cannot: the memory, and what is in it, stays.
+    """
+    if not libc.fallocate(fd, libc.FALLOC_KEEP_SIZE | libc.FALLOC_PUNCH_HOLE, offset, size):
+        return
+    if ctypes.get_errno() not in libc.REFUSALS:
+        raise libc.last_error()
+    with _mapped(fd, size, offset) as address:
+        libc.succeeded(libc.madvise(address, size, libc.MADV_REMOVE))
 
 
 def populate(address: int, size: int) -> bool:
-    """Fault in the pages of a writable mapping, which reserves them; False if the kernel cannot (before 5.14)."""
+    """Fault in the pages of a writable mapping, which reserves them; False if the kernel cannot, as before 5.14."""
     for start in range(0, size, _SLICE):
         if libc.madvise(address + start, min(_SLICE, size - start), libc.MADV_POPULATE_WRITE):
             code = ctypes.get_errno()
-            if code == errno.EINVAL:
+            if code in libc.REFUSALS:
                 return False
             # EFAULT is how it says that a write there would be a SIGBUS: no space.
             raise libc.error_of(errno.ENOSPC if code == errno.EFAULT else code)
@@ -61,6 +104,27 @@ def fault_in(address: int, size: int) -> None:
     libc.madvise(address, size, libc.MADV_POPULATE_READ)
 
 
+def page_entries(address: int, size: int) -> bytes:
+    """What the kernel tells of each page of this process in a range: 8 bytes each (``man 5 proc``, pagemap).
+
+    Raises
+    ------
+    OSError
+        Where there is no such file.
+    """
+    first, end = address // PAGE, -(-(address + size) // PAGE)
+    parts = []
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(8 * first)
+        while first < end:
+            part = pagemap.read(8 * (end - first))
+            if not part:
+                break
+            parts.append(part)
+            first += len(part) // 8
+    return b"".join(parts)
+
+
 def write(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of it: a single pwrite stops at 2 GiB, or when a signal arrives."""
     done = os.pwrite(fd, data, offset)
@@ -76,8 +140,11 @@ def truncate(fd: int, size: int) -> None:
 
 
 def free_bytes(fd: int) -> int | None:
-    """What the file system still has for this user; None if it has no limit of its own."""
-    status = os.fstatvfs(fd)
+    """What the file system still has for this user; None if it has no limit of its own, or none that it tells."""
+    try:
+        status = os.fstatvfs(fd)
+    except OSError:  # a shared memory object of a system where that is no file
+        return None
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 

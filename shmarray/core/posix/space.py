@@ -35,7 +35,9 @@ def check(name: Name, fd: int, size: int, spare: int = 0) -> None:
     A look, not a reservation: what another process takes in between is met by the
     reservation itself.
     """
-    global _unlooked  # noqa: PLW0603 - two threads that count wrong look once too often, or once too late
+    # No lock, with a GIL or without: a signal handler or a finalizer that makes an array may run
+    # here, and a fork would leave it held in the child.
+    global _unlooked  # noqa: PLW0603 - threads that count wrong look once too often, or once too late
     if size <= _unlooked:
         _unlooked -= size
         return

@@ -11,12 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.core.names import Name
-from shmarray.core.posix import files, libc, maps, pages, space
+from shmarray.core.posix import dirty, files, libc, maps, pages, space
 
 # Several processes reserve at once, and need some for themselves: were they let come to the
 # very limit of a control group, the kernel would end one of them.
 _SPARE = 16 << 20
+# Of a file that must have its size from the beginning: the largest that the system takes.
+_SIZES = (1 << 50, 1 << 46, 1 << 42, 1 << 38)  # bytes
 _NAME = Name("shared memory of a pool", "anonymous", "")
+
+
+def _bounded(size: int) -> OSError:
+    """What the size of /dev/shm allows is all of this file, not all of the memory."""
+    return OSError(errno.EFBIG, f"no {size} bytes are free in the directory of shared memory, where this file lies")
+
+
+def _is_sized(fd: int) -> bool:
+    """Give a shared memory object its size, which macOS allows once; close it if it takes none."""
+    for size in _SIZES:
+        with suppress(OSError):
+            pages.truncate(fd, size)
+            return True
+    os.close(fd)
+    return False
 
 
 class SparseFile:
@@ -34,16 +51,24 @@ class SparseFile:
     """
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self._fds = [fd] if fd >= 0 else []
+
+    @property
+    def fd(self) -> int:
+        """The open file; -1 after `close`."""
+        return next(iter(self._fds), -1)
 
     @classmethod
     def create(cls) -> "SparseFile | None":
         """Make an empty one; None if the system cannot."""
         try:
             fd = files.open_anonymous()
+            if fd is not None:
+                return cls(fd)
+            fd = files.open_unlinked()
         except OSError:
             return None
-        return None if fd is None else cls(fd)
+        return cls(fd) if fd is not None and _is_sized(fd) else None
 
     def reserve(self, offset: int, size: int) -> None:
         """Make `size` bytes from `offset` exist, all of them or none.
@@ -54,7 +79,8 @@ class SparseFile:
             If memory does not suffice.  A write to a part that was not reserved would be
             a bus error, or past a control group's limit the end of the process.
         OSError
-            EFBIG beyond ``ulimit -f``, among others: there may be memory elsewhere.
+            EFBIG beyond ``ulimit -f``, or, for a file that lies in /dev/shm, beyond what is
+            free there: there may be memory elsewhere.
         """
         with self._new_memory(offset, size):
             pages.reserve(self.fd, size, offset)
@@ -62,10 +88,39 @@ class SparseFile:
     def write(self, offset: int, octets: NDArray[np.uint8]) -> None:
         """Write there, with new memory where there is none; raises as `reserve` does."""
         with self._new_memory(offset, octets.nbytes):
-            pages.write(self.fd, octets.data, offset)
+            try:
+                pages.write(self.fd, octets.data, offset)
+            except OSError as error:
+                if error.errno not in libc.REFUSALS:
+                    raise
+                # macOS: shared memory objects can be mapped, and nothing else.
+                pages.reserve(self.fd, octets.nbytes, offset)
+                self._mapped(offset, octets.nbytes)[:] = octets
+
+    def read(self, offset: int, target: NDArray[np.uint8]) -> None:
+        """Fill `target` with what is there, without a mapping if the system can do that."""
+        view: Any = memoryview(target)  # type: ignore[arg-type]
+        try:
+            while view:
+                done = os.preadv(self.fd, [view], offset)
+                view, offset = view[done:], offset + done
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in libc.REFUSALS:
+                raise
+            size = len(view)
+            target[len(target) - size :] = self._mapped(offset, size)
+
+    def _mapped(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """That part, for a moment."""
+        before = offset % pages.PAGE
+        return self.map(offset - before, before + size).octets()[before:]
 
     @contextmanager
     def _new_memory(self, offset: int, size: int) -> Iterator[None]:
+        # None for memory that no file system bounds.
+        free = pages.free_bytes(self.fd)
+        if free is not None and size > free:
+            raise _bounded(size)
         space.check(_NAME, self.fd, size, _SPARE)
         try:
             yield
@@ -74,15 +129,38 @@ class SparseFile:
                 self.free(offset, size)
             if error.errno == errno.EFBIG:
                 raise
+            if error.errno == errno.ENOSPC and free is not None:
+                raise _bounded(size) from error
             raise space.explained(error, _NAME, self.fd, size) from error
 
     def allocated(self) -> int:
         """Bytes of memory that the whole file has."""
-        return 512 * os.fstat(self.fd).st_blocks if self.fd >= 0 else 0
+        fd = self.fd
+        return 512 * os.fstat(fd).st_blocks if fd >= 0 else 0
 
     def free(self, offset: int, size: int) -> None:
-        """Give the memory back to the system; who maps it sees zeros."""
+        """Give the memory back to the system; whoever maps it sees zeros.
+
+        Raises
+        ------
+        OSError
+            If the system cannot: the memory stays as it is.
+        """
         pages.punch(self.fd, size, offset)
+
+    def cut(self, offset: int) -> None:
+        """Give the memory from there to the end back to the system.
+
+        In place of `free`, for systems without it.  Nobody may be using that part: an access
+        to it is a bus error until it is reserved or written anew.
+
+        Raises
+        ------
+        OSError
+            If the system cannot.
+        """
+        if os.fstat(self.fd).st_size > offset:
+            pages.truncate(self.fd, offset)
 
     def map(self, offset: int, size: int, *, private: bool = False) -> "Part":
         """Map a part; OSError with ENOMEM if there is no address space for it."""
@@ -90,9 +168,9 @@ class SparseFile:
 
     def close(self) -> None:
         """Close the descriptor; parts that are mapped stay."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with suppress(IndexError):
+            # Of threads that close it at once, one gets the number: another's file may have it next.
+            os.close(self._fds.pop())
 
     def __del__(self) -> None:
         self.close()
@@ -152,9 +230,15 @@ class Part:
         """Make a private part show the file again; OSError if the kernel will not (under mlockall)."""
         maps.discard_writes(self.address, self.size)
 
-    def free_with(self, owner: object, offset: int, size: int) -> object:
-        """Free whole pages of a shared part when their owner, which keeps what this returns, is garbage."""
-        return maps.Unmapping.removing(owner, self.address + offset, size)
+    def free_with(self, owner: object, file: SparseFile, offset: int, size: int) -> object:
+        """Free whole pages of a shared part when their owner, which keeps the file and what this returns, is gone."""
+        if maps.can_remove(self.address):
+            return maps.Freeing.of_pages(owner, self.address + offset, size)
+        return maps.Freeing.of_file(owner, file.fd, self._offset + offset, size)
+
+    def is_clean(self) -> bool:
+        """Whether this process has written nothing to a private part; False if one cannot know."""
+        return dirty.is_clean(self.address, self.size)
 
     # Not maps.Unmapping: parts are held by objects that can be in a cycle, and the garbage
     # collector calls no weak reference's callback that is garbage itself.

@@ -9,6 +9,7 @@ From top to bottom; each module imports only those below it::
     blocks         the shared memory of a pool, as one process sees it; forks
     calls          calls as they are pickled
     pickling       objects -> (pickle, buffers) -> objects
+    by_value       lambdas, and what a notebook or a prompt defines
     references     arrays that travel by reference
     dedup          which arrays of a call are copied once for all its tasks
     messages       tasks and answers as bytes
@@ -20,6 +21,7 @@ The engine uses the names that this module exports, and nothing else of it.
 from shmarray.pool.arrays import messages
 from shmarray.pool.arrays.allocator import BlockAllocator
 from shmarray.pool.arrays.blocks import BlockMap
+from shmarray.pool.arrays.by_value import main_goes_by_value as goes_by_value
 from shmarray.pool.arrays.calls import Call, FunctionCache, compact
 from shmarray.pool.arrays.dedup import RepeatedArrays, repeated_arrays
 from shmarray.pool.arrays.lending import Lending, RetainedBlocks, TaskBlocks
@@ -42,6 +44,7 @@ __all__ = [
     "allocate",
     "compact",
     "dumps",
+    "goes_by_value",
     "is_plain",
     "messages",
     "repeated_arrays",

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from typing import Any
@@ -114,6 +114,12 @@ class BlockAllocator(BlockMap):
         self._free_lists = FreeList(count, count, 1), FreeList(1, count, count - 1)
         self._words_made = 0
         self._making = threading.Lock()
+        # Whether the system takes memory back from the middle of a file.  Where it does not, the ends
+        # of files are cut off, and no block is left to the user: it would keep all those before it.
+        self.can_free = self._tries_to_free()
+        self.can_cut = True
+        # Held while the ends of files are cut off, so that nobody begins to use a block there.
+        self._cutting = threading.RLock()
         # Not used here any more, but perhaps by a forked child.
         self._in_children: deque[LeaseRef] = deque()
         # Blocks of which parts are leased and parts are not.
@@ -135,12 +141,25 @@ class BlockAllocator(BlockMap):
         except OSError:  # no address space
             return None
 
+    def _tries_to_free(self) -> bool:
+        try:
+            self.files[0].free(BLOCK_SIZE, PAGE)
+        except OSError:
+            return False
+        return True
+
     # --- handing out ---
 
     def allocate(self, use: Use) -> Block:
         """A block that nothing uses, with or without memory."""
         if self._ended:
             self._take_back()
+        if self.can_free:
+            return self._allocated(use)
+        with self._cutting:
+            return self._allocated(use)
+
+    def _allocated(self, use: Use) -> Block:
         free = self._free_lists[use]
         for source in (free.full, free.empty):
             if source:
@@ -226,10 +245,13 @@ class BlockAllocator(BlockMap):
         Raises
         ------
         OSError
-            ENOMEM: no further mapping is to be had.
+            ENOMEM: no further mapping is to be had.  EOPNOTSUPP: the system gives no memory back
+        but that of the ends of files.
         """
         if self._held >= _MOST_HELD:
             raise OSError(errno.ENOMEM, f"{self._held} results are held already")
+        if not self.can_free:
+            raise OSError(errno.EOPNOTSUPP, "memory that is held could not be given back")
         part = self.shared(block.index, block.reserved)
         leases = [self.lease(block.index, part, offset, size) for offset, size in ranges]
         self._held += 1
@@ -284,6 +306,8 @@ class BlockAllocator(BlockMap):
         return patience
 
     def _until_due(self) -> float | None:
+        if not (self.can_free or self.can_cut):
+            return None
         oldest = [block.freed_at for block in tuple(self._partly_free.values())]
         for free in self._free_lists:
             with suppress(IndexError):
@@ -305,6 +329,9 @@ class BlockAllocator(BlockMap):
                 self._lease_ended(reference)
 
     def _trim_free(self, before: float) -> None:
+        if not self.can_free:
+            self._cut_ends(before)
+            return
         for free in self._free_lists:
             with suppress(IndexError):  # handed out meanwhile
                 while free.full and free.full[0].freed_at <= before:
@@ -319,6 +346,31 @@ class BlockAllocator(BlockMap):
         else:
             block.freed_at = time.monotonic()
             free.full.append(block)
+
+    def _cut_ends(self, before: float) -> None:
+        """Release the memory of unused blocks, where no block follows that is used, or was just now."""
+        with self._cutting:
+            unused = [(free, block) for free in self._free_lists for block in _emptied(free)]
+            old = {block.index for _, block in unused if not block.reserved or block.freed_at <= before}
+            used = [0, *(index for index in list(self._blocks) if index not in old)]
+            count = len(self.files)
+            ends = [max((index + 1 for index in used if index % count == column), default=0) for column in range(count)]
+            self.can_cut = self._has_cut(ends)
+            for free, block in reversed(unused):
+                if block.index in old:
+                    block.freed_at = time.monotonic()  # to be looked at again
+                    if self.can_cut and block.index >= ends[block.index % count]:
+                        block.reserved = 0
+                        self.forget(block.index)
+                (free.full if block.reserved else free.empty).appendleft(block)
+
+    def _has_cut(self, ends: Sequence[int]) -> bool:
+        try:
+            for file, end in zip(self.files, ends, strict=True):
+                file.cut(offset_of(end))
+        except OSError:  # macOS: the size is set once
+            return False
+        return True
 
     def _release_memory(self, block: Block) -> bool:
         """Release a block's memory, however much it is."""
@@ -378,6 +430,14 @@ class BlockAllocator(BlockMap):
     def __del__(self) -> None:
         with suppress(AttributeError):
             self.close()
+
+
+def _emptied(free: FreeList) -> Iterator[Block]:
+    """Take all blocks from a list; others may be given back meanwhile."""
+    for blocks in (free.full, free.empty):
+        with suppress(IndexError):
+            for _ in range(len(blocks)):
+                yield blocks.popleft()
 
 
 def _share_pages(block: Block) -> None:

@@ -94,7 +94,7 @@ class LeaseRef(weakref.ref[Lease]):
         if lease is not None and not lease.part.private:
             start, end = self.pages
             if start < end:
-                lease.at_end = lease.part.free_with(lease, start, end - start)
+                lease.at_end = lease.part.free_with(lease, lease.file, start, end - start)
         return lease is not None
 
     def is_used_by_children(self) -> bool:
@@ -191,10 +191,7 @@ class BlockMap:
 
     def read(self, index: int, offset: int, target: NDArray[np.uint8]) -> None:
         """Copy from a block without mapping it."""
-        view: Any = memoryview(target)  # type: ignore[arg-type]
-        while view:
-            done = os.preadv(self.file(index).fd, [view], offset_of(index) + offset)
-            view, offset = view[done:], offset + done
+        self.file(index).read(offset_of(index) + offset, target)
 
     # --- leases ---
 

@@ -38,28 +38,37 @@ class Call(NamedTuple):
 class FunctionCache:
     """Keeps the pickle of the last function.
 
-    Only of what is exactly a function and goes by its name: all other callables may have
-    changed since the last task.
+    Only of what is exactly a function and goes by its name: all other callables, and what
+    functions that go by value refer to, may have changed since the last task.
+
+    Attributes
+    ----------
+    main_by_value : bool
+        As for `pickling.dumps`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, main_by_value: bool = False) -> None:
+        self.main_by_value = main_by_value
         self._last: Any = None
-        self._pickled = b""
+        self._pickled: bytes | None = None
 
     def pickled(self, func: Any) -> bytes | None:
         """Its pickle; None if it must be pickled with each task."""
         if type(func) is not FunctionType:
             return None
         if func is not self._last:
-            self._pickled = pickling.dumps(func).pickle
             self._last = func
+            try:
+                self._pickled = pickling.dumps_by_name(func, main_by_value=self.main_by_value).pickle
+            except Exception:  # noqa: BLE001 - it goes by value, or the error comes when its task is pickled
+                self._pickled = None
         return self._pickled
 
 
 def compact(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], cache: FunctionCache | None = None
 ) -> Call:
-    """A call in the form in which it is pickled; raises what pickling its function raises."""
+    """A call in the form in which it is pickled."""
     wrapper, inner = _unwrapped(func, args) if not kwargs else (_NONE, ())
     items = 0
     if wrapper:

@@ -14,12 +14,14 @@ import pickle
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from shmarray.pool._stdlib import registered
+from shmarray.pool.arrays import by_value
 from shmarray.pool.arrays.buffers import Octets, copy_all_into, layout
 from shmarray.pool.arrays.messages import INLINE, Payload
 from shmarray.pool.arrays.references import by_reference
@@ -76,26 +78,51 @@ class PickledObject(NamedTuple):
         return Payload(self.pickle, spans, target.data)
 
 
-def dumps(obj: object, repeated: Mapping[int, NDArray[Any]] | None = None) -> PickledObject:
+def dumps(
+    obj: object, repeated: Mapping[int, NDArray[Any]] | None = None, *, main_by_value: bool = False
+) -> PickledObject:
     """Pickle an object without the buffers of its arrays.
+
+    What plain pickle cannot send, such as a lambda, goes by value if cloudpickle is installed.
 
     Parameters
     ----------
     obj : object
     repeated : mapping of int to ndarray, optional
         By id, the arrays that many tasks have.
+    main_by_value : bool, optional
+        Whether functions and classes of ``__main__`` go by value, because workers could not
+        find them or have older ones.
 
     Raises
     ------
+    UnsendableError
+        If the object has a function or class that workers cannot import, and cloudpickle is
+        not installed.
     Exception
         Whatever pickling the object raises.
     """
+    try:
+        return dumps_by_name(obj, repeated, main_by_value=main_by_value)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        # Not only of functions: a __reduce__ of the user's may raise the same.
+        pickler = by_value.pickler(_ArrayPickler) if by_value.may_help(error) else None
+        if pickler is None:
+            raise by_value.explained(error) from error
+    return pickler.pickled(obj, repeated)  # type: ignore[no-any-return]
+
+
+def dumps_by_name(
+    obj: object, repeated: Mapping[int, NDArray[Any]] | None = None, *, main_by_value: bool = False
+) -> PickledObject:
+    """The same, with functions and classes by their names alone."""
     # Making a pickler takes as long as pickling a small task.  One that has failed is not used
     # again, nor one that is in use: pickling runs code that may get here.
     try:
         pickler = _idle_picklers.pop()
     except IndexError:
         pickler = _Pickler()
+    pickler.main_by_value = main_by_value
     pickled = pickler.pickled(obj, repeated)
     if len(pickled.pickle) <= LONG:
         _idle_picklers.append(pickler)
@@ -112,9 +139,10 @@ def loads_payload(payload: Payload, buffers: list[Octets]) -> Any:
     return loads(payload.pickled or buffers.pop(0), buffers)
 
 
-class _Pickler(pickle.Pickler):
-    # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
-    dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]
+class _ArrayPickler:
+    """What both picklers do with arrays; the other base is a pickler of protocol 5."""
+
+    dispatch_table: ClassVar[Any]
 
     def __init__(self) -> None:
         buffers: list[Buffer] = []
@@ -134,7 +162,7 @@ class _Pickler(pickle.Pickler):
             return False
 
         self._file = io.BytesIO()
-        super().__init__(self._file, 5, buffer_callback=out_of_band)
+        super().__init__(self._file, 5, buffer_callback=out_of_band)  # type: ignore[call-arg]
         self._buffers = buffers
         self._marked = marked
         self._repeated: Mapping[int, NDArray[Any]] = {}
@@ -142,14 +170,14 @@ class _Pickler(pickle.Pickler):
     def pickled(self, obj: object, repeated: Mapping[int, NDArray[Any]] | None) -> PickledObject:
         if repeated:
             self._repeated = repeated
-        self.dump(obj)
+        self.dump(obj)  # type: ignore[attr-defined]
         pickled = PickledObject(self._file.getvalue(), self._buffers.copy())
         self._forget(repeated)
         return pickled
 
     def _forget(self, repeated: Mapping[int, NDArray[Any]] | None) -> None:
         """Keep nothing of the object."""
-        self.clear_memo()
+        self.clear_memo()  # type: ignore[attr-defined]
         self._file.seek(0)
         self._file.truncate()
         if self._buffers:
@@ -158,12 +186,9 @@ class _Pickler(pickle.Pickler):
         if repeated:
             self._repeated = {}
 
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is np.ndarray:
-            return self._array(obj)
-        if isinstance(obj, np.ndarray):
-            return self._subclass(obj)
-        return NotImplemented
+    def reduced_array(self, obj: Any) -> Any:
+        """How to pickle an array of any kind; NotImplemented if that is not for us to say."""
+        return self._array(obj) if type(obj) is np.ndarray else self._subclass(obj)
 
     def _array(self, array: NDArray[Any]) -> Any:
         reference = by_reference(array)
@@ -211,6 +236,19 @@ class _Pickler(pickle.Pickler):
         source = RepeatedArray(array) if id(array) in self._repeated else np.asarray(array)
         self._marked[id(marker)] = marker, source
         return marker
+
+
+class _Pickler(_ArrayPickler, pickle.Pickler):
+    # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
+    dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]
+    main_by_value = False
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.ndarray):
+            return self.reduced_array(obj)
+        if self.main_by_value and isinstance(obj, (FunctionType, type)) and obj.__module__ == "__main__":
+            raise by_value.OfMainError(f"{obj.__qualname__} is defined where workers cannot import it")
+        return NotImplemented
 
 
 _idle_picklers: list[_Pickler] = []

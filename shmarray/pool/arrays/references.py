@@ -4,8 +4,8 @@ Importing this teaches multiprocessing's pickler to send shared arrays by handle
 """
 
 import mmap
-import os
 from collections.abc import Callable
+from multiprocessing import parent_process
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -13,10 +13,18 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from shmarray.core import owner
-from shmarray.core.posix import inode_at
+from shmarray.core import (
+    FileReference,
+    check_is_there,
+    check_is_whole,
+    is_closed,
+    map_referred_file,
+    owner,
+    refer_to_file,
+)
 from shmarray.pool._stdlib import registered
 from shmarray.pool.handle import SharedHandle
+from shmarray.pool.missing import MissingArray
 
 Reduction = tuple[Callable[..., NDArray[Any]], tuple[Any, ...]]
 
@@ -33,7 +41,14 @@ def by_reference(array: NDArray[Any]) -> Reduction | None:
 
 def _shared(array: NDArray[Any]) -> Reduction | None:
     mapping = owner(array)
-    if mapping is None or mapping.mode == "c":
+    if mapping is None:
+        return None
+    if mapping.mode == "c":
+        check_is_there(mapping)  # its data will be read, here
+        return None
+    # What a task returns out of its with-block: nobody else has it, or ever will.  In the caller
+    # it would be an argument, and what the task wrote to a copy be lost: there it is an error.
+    if parent_process() is not None and is_closed(mapping):
         return None
     try:
         handle = SharedHandle(array.view(np.ndarray))
@@ -52,52 +67,52 @@ def _attached(handle: SharedHandle, cls: type | None) -> NDArray[Any]:
 
 def _mapped(array: NDArray[Any]) -> Reduction | None:
     root = _root(array)
-    if root is None or root.mode not in ("r", "r+", "w+"):
+    if root is None or not array.size:
         return None
     low, high = byte_bounds(array)
     start = root.offset + low - byte_bounds(root)[0]
-    # A file that was removed, replaced or cut can be read by those who mapped it before, no others.
-    if not _is_still(str(root.filename), inode_at(low), start + high - low):
+    path = None if root.filename is None else str(root.filename)
+    check_is_whole(root.base, start + high - low, path)
+    if root.mode == "c":  # what was written to it is in no file
+        return None
+    mode = "r" if root.mode == "r" else "r+"
+    reference = refer_to_file(root.base, low, path, writable=mode == "r+" and array.flags.writeable)
+    if reference is None:
         return None
     place = start, high - low, array.ctypes.data - low
-    mode = "r" if root.mode == "r" else "r+"
     view = array.dtype, array.shape, array.strides, array.flags.writeable
-    return _map, (type(array), str(root.filename), mode, place, view)
+    return _map, (type(array), reference, mode, place, view)
 
 
 def _root(array: Any) -> Any:
     """The memmap that numpy made of the file, of which this is a view."""
     while isinstance(array, np.ndarray):
         if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
-            return array if array.filename is not None else None
+            return array
         array = array.base
     return None
 
 
-def _is_still(path: str, inode: int | None, size: int) -> bool:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    return status.st_size >= size and inode in (status.st_ino, None)
-
-
 def _map(
     cls: type,
-    path: str,
-    mode: Any,
+    reference: FileReference,
+    mode: str,
     place: tuple[int, int, int],
     view: tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], bool],
 ) -> NDArray[Any]:
     start, size, first = place
     dtype, shape, strides, writeable = view
-    octets: Any = np.memmap(path, np.uint8, mode, start, (size,)) if size else np.empty(0, np.uint8)
+    before = start % mmap.ALLOCATIONGRANULARITY
+    mapped = map_referred_file(reference, start - before, before + size, writable=mode == "r+")
+    # Not numpy.memmap(path): it opens whatever has the path, and makes it longer if it is short.
+    octets: Any = np.ndarray.__new__(np.memmap, (size,), np.uint8, mapped, before)
+    octets._mmap, octets.filename, octets.offset, octets.mode = mapped, reference.path, start, mode  # noqa: SLF001
     array: Any = np.ndarray(shape, dtype, octets, first, strides)
     if cls is not np.ndarray:
         array = array.view(cls)
     if issubclass(cls, np.memmap):
         for name in ("_mmap", "filename", "offset", "mode"):
-            setattr(array, name, getattr(octets, name, None))
+            setattr(array, name, getattr(octets, name))
     if not writeable:
         array.flags.writeable = False
     return array  # type: ignore[no-any-return]
@@ -112,8 +127,15 @@ def _reduce(array: NDArray[Any]) -> Any:
     if array.base is not None:
         reduction = _shared(array)
         if reduction is not None:
-            return reduction
+            return _attached_if_there, reduction[1][:1]
     return array.__reduce__() if _earlier is None else _earlier(array)
+
+
+def _attached_if_there(handle: SharedHandle) -> NDArray[Any] | MissingArray:
+    try:
+        return handle.array
+    except (OSError, MemoryError) as error:
+        return MissingArray(error)
 
 
 ForkingPickler.register(np.ndarray, _reduce)

@@ -7,7 +7,6 @@ task, and the worker goes on.
 import errno
 import gc
 import os
-import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shmarray.core.posix import Part
+from shmarray.core.posix import fault_count
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import encoding_error, is_reraising
-from shmarray.pool.arrays import messages, pickling
+from shmarray.pool.arrays import by_value, messages, pickling
 from shmarray.pool.arrays.blocks import BlockMap, LeaseRef
 from shmarray.pool.arrays.buffers import Octets
 from shmarray.pool.arrays.calls import restored
@@ -28,8 +27,6 @@ from shmarray.pool.arrays.pickling import PickledObject
 from shmarray.pool.arrays.result_memory import Place, ResultMemory, places
 
 _PAGE = os.sysconf("SC_PAGESIZE")
-# Bits of an entry of /proc/self/pagemap.
-_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
 
 class Invoke(Protocol):
@@ -113,7 +110,7 @@ class TaskRunner:
                 blocks.set_word(block, os.getpid())
             memory.open(block, reserved)
         opened: list[LeaseRef] = []
-        faults = _faults() if payload.spans and any(span[3] for span in payload.spans) else 0
+        faults = fault_count() if payload.spans and any(span[3] for span in payload.spans) else None
         outcome = self._outcome(payload, opened)
         if memory is not None:
             memory.close()
@@ -139,6 +136,8 @@ class TaskRunner:
             return _Outcome(True, self._invoke(func, args, kwargs))
         except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
             self._invoke.stop()
+            if func is None:
+                error = by_value.not_found(error)
             return _Outcome(False, error, "" if is_reraising(func) else self._encoder.text(error))
 
     def _unpack(self, payload: Payload, opened: list[LeaseRef]) -> Any:
@@ -239,7 +238,7 @@ class TaskRunner:
 
     # --- afterwards ---
 
-    def _clean_up(self, opened: list[LeaseRef], faults: int) -> tuple[int, ...]:
+    def _clean_up(self, opened: list[LeaseRef], faults: int | None) -> tuple[int, ...]:
         """Make the mappings ready for other tasks, and say which blocks must not be used again."""
         blocks = self._blocks
         assert blocks is not None  # noqa: S101
@@ -254,7 +253,7 @@ class TaskRunner:
                 blocks.forget(reference.index)  # private since the fork; the children are gone
             elif reference.is_private:
                 if clean is None:
-                    clean = faults == _faults()
+                    clean = faults is not None and faults == fault_count()
                 if not clean:
                     _reset(blocks, reference.index)
         blocks.ended()
@@ -282,29 +281,11 @@ def _is_in_use(reference: LeaseRef) -> bool:
     return reference.is_in_use()
 
 
-def _faults() -> int:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt + usage.ru_majflt
-
-
 def _reset(blocks: BlockMap, index: int) -> None:
     """Let a private block show its content again, if anything was written to it."""
     part = blocks.private(index, 0)
-    if not _is_clean(part):
+    if not part.is_clean():
         try:
             part.discard_writes()
         except OSError:  # mlockall
             blocks.forget(index)
-
-
-def _is_clean(part: Part) -> bool:
-    """Whether no page of a private mapping was written to; False if one cannot know."""
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            pagemap.seek(8 * (part.address // _PAGE))
-            data = pagemap.read(8 * (part.size // _PAGE))
-    except OSError:
-        return False
-    entries = np.frombuffer(data, np.uint64)
-    written = (entries & (_PRESENT | _SWAPPED)).astype(bool) & ~(entries & _OF_FILE).astype(bool)
-    return len(entries) == part.size // _PAGE and not written.any()

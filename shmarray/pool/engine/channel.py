@@ -11,13 +11,19 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from shmarray.core.posix import PacketSpace, message_socketpair, receive_packet, send_packet
+from shmarray.core.posix import (
+    PacketSpace,
+    keeps_boundaries,
+    message_socketpair,
+    receive_now,
+    receive_packet,
+    send_all,
+    send_packet,
+)
 
 _LENGTH = struct.Struct("=Q")
 # Well below the 208 kB that a socket holds by default, and more than a pickle that needs no block (pickling.LONG).
 PACKET = 64 << 10
-# A dead reader is an error, also in a program that has set SIGPIPE to end it (BSD and macOS have it per socket).
-_QUIETLY = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Channel:
@@ -31,13 +37,13 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.has_packets = sock.type == getattr(socket, "SOCK_SEQPACKET", None)
+        self.has_packets = keeps_boundaries(sock)
         self._parts: list[bytes] = []
         self._missing = 0
 
     @classmethod
     def pair(cls) -> tuple["Channel", "Channel"]:
-        one, other = message_socketpair()
+        one, other = message_socketpair(PACKET)
         return cls(one), cls(other)
 
     def fileno(self) -> int:
@@ -49,19 +55,14 @@ class Channel:
 
     def send(self, data: bytes) -> None:
         """Send a message, waiting for the reader where it must; OSError if there is none."""
-        if not self.has_packets:
-            self.sock.sendall(data, _QUIETLY)
-            return
-        if len(data) <= PACKET:
-            self.sock.send(data, _QUIETLY)
-            return
+        size = PACKET if self.has_packets else len(data)
         view = memoryview(data)
-        for start in range(0, len(view), PACKET):
-            self.sock.send(view[start : start + PACKET], _QUIETLY)
+        for start in range(0, len(view), size):
+            send_all(self.sock, view[start : start + size])
 
     def send_now(self, data: bytes) -> bool:
-        """Send a short message if there is room for it; False if there is none."""
-        return send_packet(self.sock.fileno(), data)
+        """Send a short message if there is room for it; False if there is none; OSError if there will be none."""
+        return send_packet(self.sock, data)
 
     def receive(self) -> bytes:
         """The next message; b"" at the end."""
@@ -75,7 +76,7 @@ class Channel:
 
     def arrived(self, space: PacketSpace) -> Iterator[bytes]:
         """The messages that are there now; OSError if the other end broke off."""
-        while packet := receive_packet(self.sock.fileno(), space, self._most()):
+        while packet := receive_packet(self.sock, space, self._most()):
             message = self._completed(packet)
             if message is not None:
                 yield message
@@ -85,7 +86,7 @@ class Channel:
         if not self.has_packets:
             return None
         try:
-            return self.sock.recv(PACKET, socket.MSG_DONTWAIT) or None
+            return receive_now(self.sock, PACKET) or None
         except OSError:
             return None
 

@@ -61,12 +61,16 @@ class Collector:
         if state.lending.allocator is not None:
             state.lending.allocator.wake = self._trim_soon
         self._task_timeout = task_timeout
+        feeder.tells = task_timeout is not None  # its time begins
         self._space = PacketSpace(PACKET)
         # Tasks that must be sent again: taken back, or not begun by a worker that died.
         self._returned: deque[InFlightTask] = deque()
         # When to do these things, by the monotonic clock; infinity: no need.
         self._balance_at = float("inf")
         self._trim_at = 0.0
+        # Whether the ends of some workers may be hidden, and when they were last asked for.
+        self._must_look = False
+        self._looked_at = 0.0
         self._spawning = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker, selectors.EVENT_READ)
@@ -106,7 +110,7 @@ class Collector:
     # --- times ---
 
     def _patience(self) -> float | None:
-        due = min(self._balance_at, self._trim_at, self._next_timeout())
+        due = min(self._balance_at, self._trim_at, self._next_look(), self._next_timeout())
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _do_what_is_due(self) -> None:
@@ -114,9 +118,13 @@ class Collector:
         if now >= self._balance_at:
             self._balance()
             self._send_returned()
+        if now >= self._next_look():
+            self._look_for_deaths()
         if now >= self._trim_at and self._lending.allocator is not None:
+            self._trim_at = float("inf")  # before, as another thread may set it meanwhile
             patience = self._lending.allocator.trim()
-            self._trim_at = float("inf") if patience is None else now + patience
+            if patience is not None:
+                self._trim_at = now + patience
         if self._task_timeout is not None and now >= self._next_timeout():
             self._end_slow_workers(now)
 
@@ -232,6 +240,18 @@ class Collector:
 
     # --- deaths ---
 
+    def _next_look(self) -> float:
+        if not (self._must_look and any(worker.in_flight or not worker.is_ready for worker in self._workers.workers)):
+            return float("inf")
+        return self._looked_at + exit_status.LOOK
+
+    def _look_for_deaths(self) -> None:
+        """See the ends that are hidden, where there are no pidfds, while a child of a task runs."""
+        self._looked_at = time.monotonic()
+        for worker in tuple(self._workers.workers):
+            if worker.end is not None and worker.end.may_be_hidden and worker.end.has_ended():
+                self._died(worker)
+
     def _died(self, worker: WorkerHandle) -> None:
         self._drain(worker, 1 << 30)
         has_quota = self._workers.has_quota(worker)
@@ -302,12 +322,15 @@ class Collector:
             error = WorkerDiedError(f"no worker could be started: {type(cause).__name__}: {cause}")
             error.__cause__ = cause
             self._state.fail_all(error)
+            self._feeder.notify()
 
     def spawn_missing(self) -> None:
         """Start what workers are missing; a `submit` may do so too."""
         with self._spawning:
             for worker in self._workers.spawn_missing():
                 assert worker.end is not None  # noqa: S101 - it was started
+                if worker.end.may_be_hidden:
+                    self._must_look = self._feeder.tells = True
                 self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._drain, worker))
                 self._selector.register(worker.end.fd, selectors.EVENT_READ, partial(self._died, worker))
                 self._placement.offer(worker)

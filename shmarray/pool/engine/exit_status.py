@@ -8,6 +8,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from shmarray.core.posix import open_process, signal_process
+
+# Seconds between two looks at a process that has no pidfd.
+LOOK = 0.05
+
 
 class ProcessEnd:
     """Tells of the end of one process, and signals that process and no other.
@@ -21,40 +26,50 @@ class ProcessEnd:
     ----------
     fd : int
         A descriptor that becomes readable when the process ends: a pidfd where there are such.
-        Children that a task forked hold the other end of a sentinel, and hide the end of their
-        parent.
+    may_be_hidden : bool
+        Whether the end may not be seen there, so that one has to ask now and then: children
+        that a task forked hold the other end of a sentinel.
     """
 
     def __init__(self, process: Any) -> None:
         self._process = process
-        try:
-            self.fd = os.pidfd_open(process.pid)
-            self._is_pidfd = True
-        except (AttributeError, OSError):
-            self.fd = int(process.sentinel)
-            self._is_pidfd = False
+        self._pidfd = open_process(process.pid)
+        self.may_be_hidden = self._pidfd is None
+        self.fd = int(process.sentinel) if self._pidfd is None else self._pidfd
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if the process has ended, whoever has its pid by now."""
-        with suppress(OSError):
-            if self._is_pidfd:
-                signal.pidfd_send_signal(self.fd, number)
-            elif not ended([self], 0):
+        if self._pidfd is not None and signal_process(self._pidfd, number):
+            return
+        # Its pid is its own until somebody waits for it.
+        if not self.has_ended():
+            with suppress(OSError):
                 os.kill(self._process.pid, number)
 
+    def has_ended(self) -> bool:
+        """Ask the system, whatever the descriptor says."""
+        return self._process.exitcode is not None
+
     def close(self) -> None:
-        if self._is_pidfd and self.fd >= 0:
+        if self._pidfd is not None and self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
-def ended(ends: Iterable[ProcessEnd], timeout: float | None) -> set[ProcessEnd]:
+def ended(ends: Iterable[ProcessEnd], timeout: float) -> set[ProcessEnd]:
     """Those of these processes that have ended; waits for the first of them, for so many seconds."""
     by_fd = {end.fd: end for end in ends}
+    hidden = [end for end in by_fd.values() if end.may_be_hidden]
     poll = select.poll()
     for fd in by_fd:
         poll.register(fd, select.POLLIN)
-    return {by_fd[fd] for fd, _ in poll.poll(None if timeout is None else max(0.0, 1000 * timeout))}
+    deadline = time.monotonic() + timeout
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        seen = poll.poll(1000 * (min(left, LOOK) if hidden else left))
+        done = {by_fd[fd] for fd, _ in seen} | {end for end in hidden if end.has_ended()}
+        if done or not left:
+            return done
 
 
 def wait_for_all(ends: Iterable[ProcessEnd], timeout: float) -> set[ProcessEnd]:

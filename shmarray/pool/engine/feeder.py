@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import TERMINATE
-from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps
+from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps, goes_by_value
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.workers import WorkerHandle
@@ -42,6 +42,10 @@ class _Terminated(Exception):  # noqa: N818 - no error: it ends the feeder's wai
     """The pool is being terminated."""
 
 
+class _CallFailed(Exception):  # noqa: N818 - no error: it ends the feeder's waiting
+    """The call of the task that waits has failed meanwhile."""
+
+
 class Feeder:
     """Sends the tasks of calls, one call after the other.
 
@@ -51,10 +55,14 @@ class Feeder:
         Whether the thread has seen the end of the tasks.
     on_lost : callable
         Called with a worker and a list of tasks, if the worker died while it got the last of them.
+    tells : bool
+        Whether the collecting thread, which may be waiting for ever, is told of a worker that
+        has something to do now.
     """
 
     def __init__(self, state: PoolState) -> None:
         self.is_done = False
+        self.tells = False
         self.on_lost: Callable[[WorkerHandle, list[InFlightTask]], object]
         self._state = state
         self._workers = state.workers
@@ -64,6 +72,7 @@ class Feeder:
         self._room = threading.Condition(self._workers.lock)
         self._is_waiting = False
         self._refill = 0
+        self._job = 0
         self.thread = threading.Thread(target=self._run, name="shmarray-feeder", daemon=True)
 
     def _run(self) -> None:
@@ -83,7 +92,7 @@ class Feeder:
         first = None if type(sequence) in (list, tuple) else 0
         task = job = None
         index = -1
-        cache = FunctionCache()
+        cache = FunctionCache(main_by_value=goes_by_value())
         for task in sequence:
             job, index = task[:2]
             if self._state.phase == TERMINATE:
@@ -99,16 +108,16 @@ class Feeder:
     def _feed_task(self, task: Any, first: int | None, cache: FunctionCache) -> int | None:
         """Send a task, whose first item has that number; returns the number of the next one's."""
         job, index = task[:2]
-        if self._calls.can_be_cancelled:
-            self._wait(self._placement.depth(self._lending.result_bytes))
-            if not self._calls.begin(job):
-                self._state.waker.wake()  # it may have been the last
-                return first
+        self._job = job
+        if self._calls.can_be_cancelled and not self._may_begin(job):
+            return first
         try:
             flight, pickled, first = self._pickled(task, first, cache)
             self._place(flight, pickled)
         except _Terminated:
             raise
+        except _CallFailed:
+            pass
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             if self._state.phase == TERMINATE:  # so the blocks may be gone already: that is nobody's error
                 raise _Terminated from None
@@ -117,6 +126,17 @@ class Feeder:
                 traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
             self._calls.not_sent(job, index, error)
         return first
+
+    def _may_begin(self, job: int) -> bool:
+        """Wait until a worker can take a call; False if it was cancelled or has failed by then."""
+        try:
+            self._wait(self._placement.depth(self._lending.result_bytes))
+        except _CallFailed:
+            return False
+        if self._calls.begin(job):
+            return True
+        self._state.waker.wake()  # it may have been the last
+        return False
 
     @staticmethod
     def _pickled(task: Any, first: int | None, cache: FunctionCache) -> tuple[InFlightTask, PickledObject, int | None]:
@@ -129,30 +149,42 @@ class Feeder:
             items = range(first, first + (call.items or 1))
             first = items.stop
         flight = InFlightTask(job, index, call.func, items, job if group is None else group)
-        return flight, dumps(call.compact, arrays), first
+        return flight, dumps(call.compact, arrays, main_by_value=cache.main_by_value), first
 
     def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
         """Pack a task and send it to the worker that has least to do, waiting until one has room."""
         depth = self._placement.depth(pickled.nbytes + self._lending.result_bytes)
         if pickled.buffers:
             self._wait(depth)  # before it takes memory
-        task.data = data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
+        task.data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
+        try:
+            self._send(task, depth)
+        except (_Terminated, _CallFailed):
+            self._lending.lost(task.blocks, ran=False)
+            raise
+
+    def _send(self, task: InFlightTask, depth: int) -> None:
+        data = task.data
         while True:
             with self._workers.lock:
                 worker = self._placement.find(depth) or self._wait(depth)
                 task.is_long = worker.channel.is_long(data)
                 if not task.is_long:
                     if self._workers.give(worker, task):
-                        self._placement.given(worker)
+                        self._given(worker)
                         return
-                    worker.is_full = True
                     continue
                 worker = self._placement.find(1) or self._wait(1)
                 task.is_being_sent = True
                 worker.add(task)
-                self._placement.given(worker)
+                self._given(worker)
             if self.send_long(worker, task):
                 return
+
+    def _given(self, worker: WorkerHandle) -> None:
+        self._placement.given(worker)
+        if self.tells and len(worker.in_flight) <= 1:
+            self._state.waker.wake()
 
     def send_long(self, worker: WorkerHandle, task: InFlightTask) -> bool:
         """Send what the worker reads meanwhile; False if it has not got all of it, so that nobody has run it."""
@@ -179,6 +211,8 @@ class Feeder:
             while True:
                 if self._state.phase == TERMINATE:
                     raise _Terminated
+                if self._job not in self._calls:
+                    raise _CallFailed
                 worker = self._placement.find(depth)
                 if worker is not None:
                     return worker

@@ -1,9 +1,6 @@
 """What a worker process does: begin, carry out tasks, end."""
 
-import fcntl
 import os
-import select
-import signal
 import sys
 import threading
 import traceback
@@ -12,7 +9,7 @@ from contextlib import ExitStack
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-from shmarray.core.posix import SparseFile
+from shmarray.core.posix import SparseFile, has_hung_up, kill_at_hangup
 from shmarray.pool.arrays import BlockMap, ExceptionEncoder, TaskRunner, messages
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.channel import Channel, socket_of
@@ -125,29 +122,19 @@ def _initializer_error(error: BaseException) -> str:
 
 
 def die_with_caller(fd: int) -> None:
-    """Have the kernel end this process when the caller ends, also in the middle of a task.
+    """End this process when the caller ends, also in the middle of a task.
 
-    Without a thread: os.fork() in a task would warn of it.  PR_SET_PDEATHSIG will not do,
-    it tells of the end of the thread that made this process.
+    By the kernel where it can, without a thread: os.fork() in a task would warn of it.
     """
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    except (AttributeError, OSError):  # only Linux chooses the signal
+    if not kill_at_hangup(fd):
         threading.Thread(target=_watch, args=(fd,), name="shmarray-caller", daemon=True).start()
-        return
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    if poll.poll(0):  # it ended before we asked
+    elif has_hung_up(fd, 0):  # it ended before we asked
         os._exit(1)
 
 
 def _watch(fd: int) -> None:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    poll.poll()
-    os._exit(1)
+    if has_hung_up(fd, None):
+        os._exit(1)
 
 
 def _work(channel: Channel, runner: TaskRunner, most: int | None) -> None:

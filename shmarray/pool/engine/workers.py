@@ -3,11 +3,12 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 from shmarray.errors import WorkerDiedError
@@ -39,6 +40,21 @@ class ProcessRegistry(Protocol):
 
     def clear(self) -> None:
         """All have."""
+
+
+@contextmanager
+def _without_missing_main_file() -> Iterator[None]:
+    """Have new interpreters import no main module that is no file, such as ``<stdin>``: they would fail."""
+    main: Any = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is None or os.path.exists(path) or getattr(main, "__spec__", None) is not None:
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
 
 
 class WorkerHandle:
@@ -95,6 +111,13 @@ class WorkerHandle:
         """Undo `add`."""
         self.in_flight.pop()
         self.sent -= 1
+
+    def has_long_task(self) -> bool:
+        """Whether it has a task whose message nothing may follow before it is answered."""
+        try:
+            return self.in_flight[-1].is_long
+        except IndexError:  # the last may be answered at any moment
+            return False
 
     def kill(self) -> None:
         if self.end is not None:
@@ -191,13 +214,30 @@ class WorkerSet:
             with self.lock:
                 self.workers.append(worker)
             undo.callback(self._remove, worker)
-            with signals.blocked_in_children(self._start_method), signals.blocked_from_the_first(process):
-                process.start()
+            with (
+                signals.blocked_in_children(self._start_method),
+                signals.blocked_from_the_first(process),
+                _without_missing_main_file(),
+            ):
+                self._start(process)
             forks.add_workers([process])
             worker.end = ProcessEnd(process)
             undo.pop_all()
         self._registry.add(process, [other.process for other in self.workers if other is not worker])
         return worker
+
+    def _start(self, process: Any) -> None:
+        try:
+            process.start()
+        except (ConnectionError, EOFError) as error:
+            if self._start_method != "forkserver":
+                raise
+            # In Python 3.14 the forkserver itself imports the main module, and ends if that fails.
+            message = (
+                "workers die as soon as they start, because the forkserver cannot import the main module: if that "
+                'starts processes, put the code that does so under `if __name__ == "__main__":`'
+            )
+            raise WorkerDiedError(message) from error
 
     def became_ready(self, worker: WorkerHandle) -> None:
         worker.is_ready = True
@@ -228,7 +268,7 @@ class WorkerSet:
             worker.is_alive
             and not worker.is_full
             and (most is None or worker.sent < most)
-            and not (worker.in_flight and worker.in_flight[-1].is_long)
+            and not worker.has_long_task()
         )
 
     def has_quota(self, worker: WorkerHandle) -> bool:
@@ -238,10 +278,17 @@ class WorkerSet:
     def give(self, worker: WorkerHandle, task: InFlightTask) -> bool:
         """Send a short task, if there is room for it now."""
         worker.add(task)  # first: the answer may be there before the call returns
-        if worker.channel.send_now(task.data):
-            return True
+        try:
+            if worker.channel.send_now(task.data):
+                return True
+        except OSError:  # it is about to be ended: it never has room again
+            worker.remove_last()
+            worker.is_full = True
+            return False
         worker.remove_last()
-        worker.is_full = bool(worker.in_flight)
+        worker.is_full = True
+        if not worker.in_flight:
+            worker.is_full = False  # the last answer may have come before the line above, and no other will come
         return False
 
     def take_back_from_busiest(self, idle: WorkerHandle) -> list[InFlightTask]:

@@ -1,0 +1,151 @@
+"""ClusterHandle: an array that each host of a cluster has once, as something small to send."""
+
+import time
+from typing import Any
+
+import numpy as np
+from distributed import get_worker
+from numpy.typing import DTypeLike, NDArray
+
+from shmarray.dask.copies import COPIES, Copy, Description, attached, open_register, update
+from shmarray.dask.site import SITES, Site
+from shmarray.errors import ArrayNotFoundError
+
+# How often, and every how many seconds, to look into a register that another process has locked.
+_ATTEMPTS, _PAUSE = 200, 0.005
+
+
+class ClusterHandle:
+    """A reference to an array that `share` has given to a cluster; what tasks get.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    ndim, size, nbytes : int
+        As an ndarray's.
+    writable : bool
+        Whether `array` is copy-on-write, not read-only.
+
+    Notes
+    -----
+    Pickled, it takes a few hundred bytes, however large the array.  It holds no memory: the
+    host's copy stays for as long as the `Share` that it comes from, or a task that depends
+    on the share's ``future``.  It works in the workers of the cluster, in processes that
+    those start, and in the client.  `numpy.asarray` and `dask.array.from_array` take it.
+    Safe to use from many threads.
+    """
+
+    __slots__ = ("__weakref__", "_about", "_writable")
+
+    def __init__(self, about: Description, *, writable: bool = False) -> None:
+        self._about = about
+        self._writable = writable
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The array, in this host's memory; brought there first if this is the first task that wants it.
+
+        Read-only, and the same memory in all processes of the host; or, if the array was
+        shared with ``writable=True``, copy-on-write: each use begins with the shared
+        content, and what is written stays with the task.
+
+        Raises
+        ------
+        ArrayNotFoundError
+            If the share is closed, its client has ended, or this process is no part of the cluster.
+        SharedMemoryFullError
+            If this host has no memory for a copy.
+        """
+        copy = COPIES.get(self._about.key)
+        if copy is not None:
+            return self._view(copy)
+        site = _site()
+        if site is not None:
+            return self._view(site.wait_for(self._about))
+        copy = _attached_without_worker(self._about)
+        try:
+            return self._view(copy)
+        finally:
+            copy.withdraw()  # nobody would tell this process when it is to let go
+
+    def _view(self, copy: Copy) -> NDArray[Any]:
+        return copy.private(self._about) if self._writable else copy.shared(self._about)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._about.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._about.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return self.nbytes // (self.dtype.itemsize or 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self._about.nbytes
+
+    @property
+    def writable(self) -> bool:
+        return self._writable
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of unsized object")
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[index]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.array, dtype=dtype, copy=copy)
+
+    def __dask_tokenize__(self) -> Any:
+        return "shmarray.ClusterHandle", self._about.key, self._writable
+
+    def __reduce__(self) -> Any:
+        return _handle, (self._about, self._writable)
+
+    def __repr__(self) -> str:
+        mode = "copy-on-write" if self._writable else "read-only"
+        return f"<{type(self).__name__} {self._about.key!r} shape={self.shape} dtype={self.dtype} {mode}>"
+
+
+def _handle(about: Description, writable: bool) -> ClusterHandle:
+    return ClusterHandle(about, writable=writable)
+
+
+def _site() -> Site | None:
+    """The worker that runs this task, or one that lives in this process."""
+    try:
+        site = SITES.get(get_worker())
+    except ValueError:  # no task
+        site = None
+    return site or next(iter(SITES.values()), None)
+
+
+def _attached_without_worker(about: Description) -> Copy:
+    """What the worker's host has, for a process that a task has started."""
+    copy = None
+    for _ in range(_ATTEMPTS):
+        register = open_register(about.key)
+        if register is not None:
+            with register:
+                copy = attached(register, about.nbytes)
+                update(register, None)
+            break
+        time.sleep(_PAUSE)
+    if copy is None:
+        raise ArrayNotFoundError(
+            f"the shared array {about.key!r} is not in this host's memory: its share is closed, or this process is "
+            "neither a worker of the cluster nor started by one (there, take handle.array in the task)",
+            about.key,
+        )
+    return copy

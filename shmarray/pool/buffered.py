@@ -1,0 +1,137 @@
+"""Bounded imap: no more items are taken from the iterable than its consumer keeps up with.
+
+The iterable is read in the consumer's thread, as results are taken; other calls of the pool
+do not wait for it.  `concurrent.futures.Executor.map` has the same argument since Python 3.14.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from multiprocessing import TimeoutError as NotYet
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from shmarray.pool._stdlib import mapstar
+
+Submit = Callable[..., Any]
+"""Starts a task: function, arguments, the range of its items, what is called with its result or its error."""
+
+
+class BufferedResults(Iterator[Any]):
+    """The results of a bounded imap.
+
+    Parameters
+    ----------
+    submit : Submit
+    func : callable
+    iterable : iterable
+    chunksize : int
+        Items that travel together.
+    buffersize : int
+        Items that were taken from the iterable and whose results were not, at most; one chunk
+        at least.
+    ordered : bool
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a bad size, before the iterable is asked for anything.
+
+    Notes
+    -----
+    Safe to use from many threads.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: Any,
+        buffersize: Any,
+        *,
+        ordered: bool,
+    ) -> None:
+        if not isinstance(buffersize, int):
+            raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
+        if buffersize < 1:
+            raise ValueError(f"buffersize must be None or > 0, not {buffersize}")
+        if chunksize is None or chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
+        self._submit = submit
+        self._func = func
+        self._chunksize = chunksize
+        self._most = max(1, buffersize // chunksize)
+        self._lock = threading.RLock()
+        self._items: Iterator[Any] | None = iter(iterable)
+        self._error: BaseException | None = None
+        self._position = 0
+        # Calls whose results were not taken; of unordered ones only how many there are.
+        self._calls: deque[Any] = deque()
+        self._outcomes: SimpleQueue[tuple[bool, Any]] | None = None if ordered else SimpleQueue()
+        self._ready: deque[Any] = deque()
+        self._fill()
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result; `multiprocessing.TimeoutError` if there is none after so many seconds."""
+        with self._lock:
+            if self._ready:
+                return self._ready.popleft()
+            self._fill()
+            if not self._calls:
+                self._stop()
+            call = self._calls.popleft()
+        try:
+            result = self._result_of(call, timeout)
+        except NotYet:
+            with self._lock:
+                self._calls.appendleft(call)
+            raise
+        if self._chunksize == 1:
+            return result
+        with self._lock:
+            self._ready.extend(result)
+            return self._ready.popleft()
+
+    def _result_of(self, call: Any, timeout: float | None) -> Any:
+        if self._outcomes is None:
+            return call.get(timeout)
+        try:
+            succeeded, value = self._outcomes.get(timeout=timeout)
+        except Empty:
+            raise NotYet from None
+        if not succeeded:
+            raise value
+        return value
+
+    def _stop(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def _fill(self) -> None:
+        while self._items is not None and len(self._calls) < self._most:
+            try:
+                chunk = tuple(islice(self._items, self._chunksize))
+            except BaseException as error:  # noqa: BLE001 - user code: it is raised after the results before it
+                self._error, self._items = error, None
+                return
+            if not chunk:
+                self._items = None
+                return
+            self._calls.append(self._start(chunk))
+
+    def _start(self, chunk: tuple[Any, ...]) -> Any:
+        first, self._position = self._position, self._position + len(chunk)
+        task = (self._func, chunk) if self._chunksize == 1 else (mapstar, ((self._func, chunk),))
+        tell = self._tell
+        return self._submit(*task, range(first, self._position), tell(succeeded=True), tell(succeeded=False))
+
+    def _tell(self, *, succeeded: bool) -> Callable[[Any], object] | None:
+        outcomes = self._outcomes
+        return None if outcomes is None else lambda value: outcomes.put((succeeded, value))
