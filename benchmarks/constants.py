@@ -118,21 +118,9 @@ def _create(nbytes: int) -> Job:
 
 def constants() -> list[Constant]:
     kinds = (
-        _small,
-        _long,
-        _copy_out,
-        _worth_sharing,
-        _calls,
-        _deep,
-        _window_bytes,
-        _window_seconds,
-        _waking_seconds,
-        _ahead,
-        _balancing,
-        _idle,
-        _files,
-        _threads,
-        _chunk,
+        *(_small, _long, _copy_out, _worth_sharing, _calls),
+        *(_deep, _window_bytes, _window_seconds, _ahead, _balancing),
+        *(_idle, _files, _threads, _chunk),
     )
     return [kind() for kind in kinds]
 
@@ -229,19 +217,6 @@ def _window_seconds() -> Constant:
     columns = {f"{1000 * time_:g} ms": time_ for time_ in (0.0005, 0.002, 0.01)}
     question = "seconds of work that a worker may have, if that is more than tasks_ahead tasks"
     return Constant("WINDOW_SECONDS", question, ((placement, "WINDOW_SECONDS"),), columns, rows)
-
-
-def _waking_seconds() -> Constant:
-    rows = [
-        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
-        Row("400 x 8 kB, x.sum()", partial(_map, total, arrays, 400, 8 * KB)),
-        Row("400 x 64 kB, x.sum()", partial(_map, total, arrays, 400, 64 * KB)),
-        Row("4 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 4)),
-        Row("1000 tasks of 0.1 ms", partial(_map, busy, copies, 1e-4, 1000)),
-    ]
-    columns = {f"{1000 * time_:g} ms": time_ for time_ in (0.0, 0.0001, 0.0002, 0.0005)}
-    question = "seconds of work that a worker gets before an idle one is woken"
-    return Constant("WAKING_SECONDS", question, ((placement, "WAKING_SECONDS"),), columns, rows)
 
 
 def _balancing() -> Constant:
@@ -361,7 +336,8 @@ def show(constant: Constant, rounds: int) -> None:
     place, name = constant.places[0]
     value = getattr(place, name)
     where = getattr(place, "__module__", None) or place.__name__
-    print(f"\n{constant.name} = {value} ({where}): {constant.question}\n", flush=True)
+    shown = constant.name if callable(value) else f"{constant.name} = {value}"
+    print(f"\n{shown} ({where}): {constant.question}\n", flush=True)
     width = max(len(row.name) for row in constant.rows) + 2
     print(" " * width + "".join(f"{label:>22}" for label in constant.columns))
     reference = next(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import shmarray
 from benchmarks.records import OUR_EXECUTOR, OURS
 
 KB, MB = 1 << 10, 1 << 20
@@ -21,6 +22,10 @@ def double(x: Any) -> Any:
 
 def total(x: Any) -> float:
     return float(x.sum())
+
+
+def double_in_result(x: Any) -> Any:
+    return np.multiply(x, 2, out=shmarray.empty_like(x))  # numpy's own in the workers of others
 
 
 def in_place(x: Any) -> Any:
@@ -254,6 +259,9 @@ def _maps(scale: Scale) -> Iterator[Workload]:
     one = f"{size_text(scale.big)} in {scale.places} tasks"
     limited = (*POOLS, "limit")
     yield Workload("maps", f"{size}, `x * 2`", double, large, limited, watched=True)
+    yield Workload(
+        "maps", f"{size}, `multiply(x, 2, out=empty_like(x))`", double_in_result, large, limited, watched=True
+    )
     yield Workload("maps", f"{size}, `x.sum()`", total, large, limited, watched=True)
     yield Workload("maps", f"{size}, `x *= 2; return x`", in_place, large, limited, watched=True)
     big = partial(np.ones, scale.big // 8)

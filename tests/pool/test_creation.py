@@ -235,7 +235,7 @@ def test_what_is_not_returned_comes_back(one_worker):
     del kept
     call(one_worker, abs, call(one_worker, fill_with_rubbish, 16 * MB) or 1)
     wait_until(lambda: tasks.shared_memory_of(one_worker) < MB)
-    assert tasks.all_blocks_are_free(one_worker)
+    wait_until(lambda: call(one_worker, abs, 1) and tasks.all_blocks_are_free(one_worker))
 
 
 def keep(nbytes):

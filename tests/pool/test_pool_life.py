@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -589,3 +590,28 @@ def test_any_thread_of_a_task_may_fork(kind, start_method):
         assert tasks.call(pool, fork_in_a_thread) == [3]
     if kind == "Pool":
         pool.join()
+
+
+def give_pipes(pipes):
+    tasks.KEPT.append(pipes)
+
+
+def meet(number):
+    """Wait for the task with the other number."""
+    pipes = tasks.KEPT[-1]
+    os.write(pipes[number][1], b"x")
+    return select.select([pipes[1 - number][0]], [], [], 20)[0] != [] and os.read(pipes[1 - number][0], 1) == b"x"
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_after_tiny_tasks_an_idle_worker_still_gets_the_next(kind):
+    """Two tasks that wait for each other, each time."""
+    pipes = os.pipe(), os.pipe()
+    with make(kind, "fork", 2, initializer=give_pipes, initargs=(pipes,)) as pool:
+        for _ in range(10):
+            call_each(pool, abs, range(300))
+            assert call_each(pool, meet, range(2)) == [True, True]
+    if kind == "Pool":
+        pool.join()
+    for fd in (*pipes[0], *pipes[1]):
+        os.close(fd)

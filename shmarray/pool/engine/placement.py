@@ -21,10 +21,6 @@ WINDOW_BYTES = 4 << 20
 # Seconds of work that a worker may have, if that is more than `ahead` tasks
 # (benchmarks/constants.py: WINDOW_SECONDS).
 WINDOW_SECONDS = 0.002
-# Seconds of work that the worker which got the last task may have before an idle one is woken: that
-# takes as long, and workers that sleep after each task would have to be woken for the next
-# (benchmarks/constants.py: WAKING_SECONDS).
-WAKING_SECONDS = 0.0002
 
 
 class Placement:
@@ -48,7 +44,6 @@ class Placement:
         self.seconds = WINDOW_SECONDS
         self._idle: deque[WorkerHandle] = deque()
         self._with_room: deque[WorkerHandle] = deque()
-        self._last: WorkerHandle | None = None
 
     def depth(self, nbytes: float) -> int:
         """How many tasks of so many bytes, and as long as recent ones, a worker may have."""
@@ -77,16 +72,9 @@ class Placement:
         for queue in (self._idle, self._with_room):
             while worker in queue:
                 queue.remove(worker)
-        if self._last is worker:
-            self._last = None
 
     def find(self, depth: int) -> WorkerHandle | None:
-        """The last worker given a task if it has hardly begun, an idle one, or one with fewer than `depth` tasks."""
-        last = self._last
-        if last is not None and depth > 1:
-            count = len(last.in_flight)
-            if 0 < count < depth and count * self.seconds < WAKING_SECONDS and self._has_room(last, depth):
-                return last
+        """An idle worker, or else one that has fewer than `depth` tasks."""
         while self._idle:
             worker = self._idle[0]
             if not worker.in_flight and self._workers.may_have_more(worker):
@@ -111,8 +99,7 @@ class Placement:
         return count < self.ahead or time.monotonic() - worker.since < 4 * WINDOW_SECONDS
 
     def given(self, worker: WorkerHandle) -> None:
-        """Note that a worker found has got a task: when it has enough, the next goes to another."""
-        self._last = worker
+        """Note that a worker found has got a task: the next goes to another."""
         if self._idle and self._idle[0] is worker:
             self._idle.popleft()
             self.offer(worker)

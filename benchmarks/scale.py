@@ -1,0 +1,73 @@
+"""How many workers one caller keeps busy: what a task and a byte cost the caller, by the number of workers.
+
+    python -m benchmarks.scale [--rounds N] [--workers N ...]
+
+The caller feeds all workers, so its own processor time bounds what they get.  That time is
+what is measured here, not the clock's: it is the same on a machine with few processors, or
+busy ones.  Workers do nothing with what they get.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import shmarray
+from benchmarks.workloads import KB, MB, arrays, identity, numbers, size_text
+
+WORKERS = (2, 4, 8, 16)
+SIZES = (0, 8 * KB, 64 * KB, MB, 16 * MB)
+_TINY = 3000
+_BYTES = 256 * MB  # of all arrays together
+
+
+def ignore(_: Any) -> None:
+    """Look at nothing, return nothing."""
+
+
+def caller_seconds(pool: Any, function: Any, items: Sequence[Any]) -> tuple[float, float]:
+    """The caller's processor time for each task, in all its threads, and the time by the clock."""
+    before, start = time.process_time(), time.perf_counter()
+    pool.map(function, items, 1)
+    used, elapsed = time.process_time() - before, time.perf_counter() - start
+    return used / len(items), elapsed / len(items)
+
+
+def measure(workers: int, rounds: int) -> dict[int, tuple[float, float]]:
+    """By size: the caller's seconds for a task, and those of the clock; medians."""
+    figures = {}
+    with shmarray.Pool(workers, context=multiprocessing.get_context("fork")) as pool:
+        for size in SIZES:
+            items = arrays(min(400, max(2 * workers, _BYTES // size)), size) if size else numbers(_TINY)
+            function = ignore if size else identity
+            pool.map(function, items, 1)
+            times = [caller_seconds(pool, function, items) for _ in range(rounds)]
+            figures[size] = tuple(map(statistics.median, zip(*times, strict=True)))
+            del items
+    return figures  # type: ignore[return-value]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
+    options = parser.parse_args(arguments)
+    print(f"{os.cpu_count()} processors; the caller's processor time for a task, and the time by the clock\n")
+    print("workers" + "".join(f"{'no array' if not size else size_text(size):>24}" for size in SIZES))
+    for workers in options.workers:
+        figures = measure(workers, options.rounds)
+        cells = [f"{1e6 * used:.0f} us ({1e6 * clock:.0f})" for used, clock in figures.values()]
+        print(f"{workers:7}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+        fed = [
+            f"{size / figures[size][0] / 1e9:.1f} GB/s" if size else f"{1 / figures[size][0]:.0f}/s" for size in SIZES
+        ]
+        print(" " * 7 + "".join(f"{cell:>24}" for cell in fed), flush=True)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()
