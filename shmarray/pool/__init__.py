@@ -11,6 +11,7 @@ From top to bottom; each imports only those below it::
     name_reaper  deletes the names of a process that is killed
     handle       SharedHandle: a view of shared memory, as something small to send
     forks        what is told of forks
+    threads      what threads share without a lock
     _stdlib      the private names of the stdlib that are used
 """
 

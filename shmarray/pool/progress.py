@@ -5,12 +5,12 @@ that is slow, or that nobody reads, holds up who asked for the bar and nobody el
 """
 
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError as NotYet
 from typing import Any
 
 from shmarray.pool._stdlib import StockPool, items_done
+from shmarray.pool.threads import WeakObjects
 
 # Seconds between two looks at how much of a map is done; tqdm draws no more often either.
 _LOOK = 0.1
@@ -22,7 +22,7 @@ _BarMaker = Callable[[int | None, int], Any]
 class ShowsProgress(StockPool):
     """The methods of a Pool that can show a bar."""
 
-    _shown: "weakref.WeakSet[Shown]"
+    _shown: "WeakObjects[Shown]"
 
     def map(
         self,
@@ -90,7 +90,7 @@ class ShowsProgress(StockPool):
         return shown
 
     def _close_bars(self) -> None:
-        for shown in tuple(self._shown):
+        for shown in self._shown.alive():
             shown.close()
 
 

@@ -313,8 +313,10 @@ from tests.pool import tasks
 if __name__ == "__main__":
     pool = tasks.make(sys.argv[1], sys.argv[2])
     pids = sorted(set(tasks.call_each(pool, tasks.slow_pid, range(4))))
-    ({"Pool": lambda: pool.apply_async(tasks.block, (sys.argv[3],)), "Executor": lambda: pool.submit(tasks.block, sys.argv[3])}
-        [sys.argv[1]])()
+    if sys.argv[1] == "Pool":
+        pool.apply_async(tasks.block, (sys.argv[3],))
+    else:
+        pool.submit(tasks.block, sys.argv[3])
     tasks.wait_until(lambda: os.path.exists(sys.argv[3]))
     print(*pids, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
