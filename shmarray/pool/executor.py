@@ -23,6 +23,7 @@ from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
+from shmarray.pool.threads import WeakObjects
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -260,7 +261,7 @@ class ProcessPoolExecutor(StockExecutor):
         self._end_workers("kill")
 
     def _end_workers(self, method: str) -> None:
-        processes = tuple((self._processes or {}).values())
+        processes = list((self._processes or {}).values())
         self.shutdown(wait=False, cancel_futures=True)
         if self._owner != os.getpid() or not self._scheduler.was_started:
             return
@@ -329,8 +330,9 @@ class _Calls:
 
     def __init__(self) -> None:
         self._futures: dict[int, Future[Any]] = {}
-        # As the stdlib counts: a call that was cancelled or could not be sent has no answer either.
-        self.unanswered = 0
+        # Each is counted by one thread at a time: under the executor's lock, and in the collecting thread.
+        self._added = 0
+        self._answered = 0
         # Set once a worker is about to have a call.
         self.began = threading.Event()
         self.on_empty: Callable[[], object] = bool
@@ -341,9 +343,14 @@ class _Calls:
     def __len__(self) -> int:
         return len(self._futures)
 
+    @property
+    def unanswered(self) -> int:
+        """As the stdlib counts: a call that was cancelled or could not be sent has no answer either."""
+        return self._added - self._answered
+
     def add(self, job: int, future: Future[Any]) -> None:
         self._futures[job] = future
-        self.unanswered += 1
+        self._added += 1
 
     def remove(self, job: int) -> Future[Any] | None:
         future = self._futures.pop(job, None)
@@ -362,7 +369,7 @@ class _Calls:
     def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
         # First it is removed: who gets the result may submit at once, and needs no further worker.
         future = self.remove(job)
-        self.unanswered -= 1
+        self._answered += 1
         if future is not None:
             succeeded, value = outcome
             guarded(future.set_result if succeeded else future.set_exception, value)
@@ -379,13 +386,13 @@ class _Calls:
             guarded(_set_exception, future, error)
 
     def fail_all(self, error: BaseException) -> None:
-        for job in tuple(self._futures):
+        for job in list(self._futures):
             # One for each future: what raises an exception again adds to its traceback.
             self.fail(job, 0, copy.copy(error) if isinstance(error, WorkerDiedError) else error)
 
     def cancel(self) -> None:
         """Cancel the calls that no worker is about to have."""
-        for job, future in tuple(self._futures.items()):
+        for job, future in list(self._futures.items()):
             if guarded(_cancel, future) and future.cancelled():
                 self.remove(job)
 
@@ -452,7 +459,7 @@ class _Running:
     """The schedulers whose calls the interpreter completes at its end."""
 
     def __init__(self) -> None:
-        self._schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+        self._schedulers: WeakObjects[Scheduler] = WeakObjects()
         self.is_ending = False
         os.register_at_fork(after_in_child=self._after_fork_in_child)
         call_at_end_of_main_thread(self._complete)
@@ -462,13 +469,13 @@ class _Running:
 
     def _complete(self) -> None:
         self.is_ending = True
-        for scheduler in tuple(self._schedulers):
+        for scheduler in self._schedulers.alive():
             scheduler.close()
-        for scheduler in tuple(self._schedulers):
+        for scheduler in self._schedulers.alive():
             scheduler.join()
 
     def _after_fork_in_child(self) -> None:
-        self._schedulers = weakref.WeakSet()  # the parent's
+        self._schedulers = WeakObjects()  # the parent's
 
 
 _running = _Running()

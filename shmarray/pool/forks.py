@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Protocol
-from weakref import WeakSet
 
 from shmarray.pool._stdlib import disown
+from shmarray.pool.threads import WeakObjects
 
 # Held from before a fork until after it: no memory is leased to the user and no descriptor is
 # made that the preparations would miss.  Finalizers must not take it.
@@ -59,12 +59,14 @@ class PrivateDescriptors:
         return reader, writer
 
     def close(self, fd: int) -> None:
-        if fd in self._fds:
+        try:
             self._fds.remove(fd)
-            os.close(fd)
+        except KeyError:
+            return
+        os.close(fd)
 
     def close_all(self) -> None:
-        for fd in tuple(self._fds):
+        for fd in list(self._fds):
             self.close(fd)
 
     def before_fork(self) -> None:
@@ -77,8 +79,8 @@ class PrivateDescriptors:
         self.close_all()
 
 
-_registered: WeakSet[Forkable] = WeakSet()
-_workers: WeakSet[Any] = WeakSet()
+_registered: WeakObjects[Forkable] = WeakObjects()
+_workers: WeakObjects[Any] = WeakObjects()
 _sentinel: ForkSentinel | None = None
 
 
@@ -89,7 +91,8 @@ def register(forkable: Forkable) -> None:
 
 def add_workers(processes: Iterable[Any]) -> None:
     """Remember workers of this process, which a forked child must neither end at its exit nor wait for."""
-    _workers.update(processes)
+    for process in processes:
+        _workers.add(process)
 
 
 def sentinel() -> ForkSentinel | None:
@@ -103,7 +106,7 @@ def sentinel() -> ForkSentinel | None:
 
 def _before() -> None:
     lock.acquire()
-    for forkable in tuple(_registered):
+    for forkable in _registered.alive():
         forkable.before_fork()
 
 
@@ -118,8 +121,8 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _sentinel, lock  # noqa: PLW0603
     _sentinel = None  # the writing end stays open: the parent looks at that
-    disown(_workers)
-    for forkable in tuple(_registered):
+    disown(_workers.alive())
+    for forkable in _registered.alive():
         forkable.after_fork_in_child()
     # A new one: a worker is forked inside a with-block that it never leaves, and its other threads could not fork.
     lock = threading.RLock()

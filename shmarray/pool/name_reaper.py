@@ -135,13 +135,13 @@ class _Reaper:
 
     def stop(self) -> None:
         """Close the socket; the helper then deletes the names that are left."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._process is not None:
+        own, self._socket = self._socket, None
+        if own is not None:
+            own.close()
+        process, self._process = self._process, None
+        if process is not None:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_PATIENCE)
-            self._process = None
+                process.wait(_PATIENCE)
 
     # --- forks ---
 

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import util
@@ -19,6 +18,7 @@ from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
 from shmarray.pool.progress import ShowsProgress
+from shmarray.pool.threads import WeakObjects
 
 
 class Pool(ShowsProgress):
@@ -98,7 +98,7 @@ class Pool(ShowsProgress):
         self._pool: list[Any] = []
         self._state = INIT
         self._change_notifier = None
-        self._shown = weakref.WeakSet()
+        self._shown = WeakObjects()
         self._ctx = context or multiprocessing.get_context()
         if processes is None:
             processes = getattr(os, "process_cpu_count", os.cpu_count)() or 1
@@ -304,14 +304,14 @@ class _Calls:
             self._give_up(job, call)
 
     def fail_all(self, error: BaseException) -> None:
-        for job in tuple(self._cache):
+        for job in list(self._cache.keys()):
             self.fail(job, None, error)
 
     def terminated(self) -> None:
         if not self.fail_when_terminated:
             return
         error = RuntimeError("the pool was terminated before this call was done")
-        for job, call in tuple(self._cache.items()):
+        for job, call in list(self._cache.items()):
             _stdlib.drop_callbacks(call)
             self.fail(job, None, error)
 

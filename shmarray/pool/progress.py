@@ -5,7 +5,6 @@ that is slow, or that nobody reads, holds up who asked for the bar and nobody el
 """
 
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing import TimeoutError as NotYet
@@ -14,6 +13,7 @@ from typing import Any
 from shmarray.pool._stdlib import StockPool, apply_items, items_done
 from shmarray.pool.buffered import BufferedResults
 from shmarray.pool.engine.feeder import Extra
+from shmarray.pool.threads import WeakObjects
 
 # Seconds between two looks at how much of a map is done; tqdm draws no more often either.
 _LOOK = 0.1
@@ -25,7 +25,7 @@ _BarMaker = Callable[[int | None, int], Any]
 class ShowsProgress(StockPool):
     """The methods of a Pool that can show a bar."""
 
-    _shown: "weakref.WeakSet[Shown]"
+    _shown: "WeakObjects[Shown]"
 
     def map(
         self,
@@ -115,7 +115,7 @@ class ShowsProgress(StockPool):
         return apply_items(self, func, args, Extra({}, None, items), callback, error_callback)
 
     def _close_bars(self) -> None:
-        for shown in tuple(self._shown):
+        for shown in self._shown.alive():
             shown.close()
 
 

@@ -73,4 +73,4 @@ def refuse(calls, code):
 
 if __name__ == "__main__":
     refuse(sys.argv[2].split(","), getattr(errno, sys.argv[1]))
-    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - the program under test
+    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - the command that was given

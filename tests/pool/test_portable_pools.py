@@ -1,4 +1,4 @@
-"""Whatever call a system lacks or refuses, pools keep their contract: the suite runs without each, and without all.
+"""Pools keep their contract without what a system lacks or refuses: portable_suite.py runs without each call, and all.
 
 What is lacked is gone from Python's modules (helpers/lacking); what is refused, the kernel refuses, by a seccomp
 filter (helpers/refusing.py).  Both reach workers under every start method.

@@ -23,6 +23,7 @@ from shmarray.core.posix import SparseFile
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool.arrays.blocks import BLOCK_SIZE, IDLE, PAGE, BlockMap, LeaseRef, offset_of, whole_pages
 from shmarray.pool.arrays.buffers import ALIGNMENT
+from shmarray.pool.threads import Fence
 
 _WORDS_PER_PAGE = 512
 # Files for results: a write that takes new memory holds its file's lock, so two workers that
@@ -113,23 +114,27 @@ class BlockAllocator(BlockMap):
         # Block 0 holds the words, so arguments begin in the second row of file 0.
         self._free_lists = FreeList(count, count, 1), FreeList(1, count, count - 1)
         self._words_made = 0
-        self._making = threading.Lock()
+        # Guards which leases have ended, which blocks there are, and the cutting off of files, so that
+        # nobody begins to use a block there meanwhile.  Finalizers must not take it.
+        self._lock = threading.RLock()
+        # Between giving a block back and looking whether `wake` is to be called, and the reverse.
+        self._fence = Fence()
         # Whether the system takes memory back from the middle of a file.  Where it does not, the ends
         # of files are cut off, and no block is left to the user: it would keep all those before it.
         self.can_free = self._tries_to_free()
         self.can_cut = True
-        # Held while the ends of files are cut off, so that nobody begins to use a block there.
-        self._cutting = threading.RLock()
         # Not used here any more, but perhaps by a forked child.
         self._in_children: deque[LeaseRef] = deque()
         # Blocks of which parts are leased and parts are not.
         self._partly_free: dict[int, Block] = {}
         self._blocks: dict[int, Block] = {}
-        # How many blocks the user holds parts of.
-        self._held = 0
+        # Numbers of the blocks that the user holds parts of.
+        self._held: set[int] = set()
         # Whether `trim` is not called again before `wake` is.
         self._wake_needed = True
         self.wake: Callable[[], object] = bool
+        # Gives back what is not used but not given back yet, when memory runs out.
+        self.reclaim: Callable[[], object] = bool
         self._closed = False
 
     @classmethod
@@ -156,7 +161,7 @@ class BlockAllocator(BlockMap):
             self._take_back()
         if self.can_free:
             return self._allocated(use)
-        with self._cutting:
+        with self._lock:
             return self._allocated(use)
 
     def _allocated(self, use: Use) -> Block:
@@ -168,7 +173,7 @@ class BlockAllocator(BlockMap):
         return self._new(free, use)
 
     def _new(self, free: FreeList, use: Use) -> Block:
-        with self._making:
+        with self._lock:
             index = free.next_index()
             while self._words_made <= index:
                 self.files[0].reserve(8 * self._words_made, 8 * _WORDS_PER_PAGE)
@@ -200,6 +205,7 @@ class BlockAllocator(BlockMap):
 
     def _make_room(self) -> None:
         gc.collect()  # a call that failed is in a cycle with its error, and its results with it
+        self.reclaim()
         self._take_back()
         self._trim_free(time.monotonic())
 
@@ -248,13 +254,13 @@ class BlockAllocator(BlockMap):
             ENOMEM: no further mapping is to be had.  EOPNOTSUPP: the system gives no memory back
         but that of the ends of files.
         """
-        if self._held >= _MOST_HELD:
-            raise OSError(errno.ENOMEM, f"{self._held} results are held already")
+        if len(self._held) >= _MOST_HELD:
+            raise OSError(errno.ENOMEM, f"{len(self._held)} results are held already")
         if not self.can_free:
             raise OSError(errno.EOPNOTSUPP, "memory that is held could not be given back")
         part = self.shared(block.index, block.reserved)
         leases = [self.lease(block.index, part, offset, size) for offset, size in ranges]
-        self._held += 1
+        self._held.add(block.index)
         block.leases = sorted((reference for _, reference in leases), key=lambda reference: reference.offset)
         _share_pages(block)
         if block.reserved > 2 * sum(whole_pages(size) for _, size in ranges):
@@ -265,11 +271,13 @@ class BlockAllocator(BlockMap):
         return [lease.octets() for lease, _ in leases]
 
     def _take_back(self) -> None:
-        for reference in self.ended():
-            if reference.sentinels:
-                self._in_children.append(reference)
-            else:
-                self._lease_ended(reference)
+        # Of two leases of one block that end at once, one thread must see that none is left.
+        with self._lock:
+            for reference in self.ended():
+                if reference.sentinels:
+                    self._in_children.append(reference)
+                else:
+                    self._lease_ended(reference)
 
     def _lease_ended(self, reference: LeaseRef) -> None:
         block = self._blocks[reference.index]
@@ -279,13 +287,14 @@ class BlockAllocator(BlockMap):
             block.freed_at = time.monotonic()
             self._partly_free[block.index] = block
         else:
-            self._held -= 1
+            self._held.discard(block.index)
             self._partly_free.pop(block.index, None)
             self.give_back(block)
 
     # --- memory back to the system ---
 
     def _expect_trim(self) -> None:
+        self._fence()
         if self._wake_needed:
             self._wake_needed = False
             self.wake()
@@ -301,6 +310,7 @@ class BlockAllocator(BlockMap):
         self._take_back()
         self._release_unused(time.monotonic() - IDLE)
         self._wake_needed = True  # before looking, or a block that is given back meanwhile would not be seen
+        self._fence()
         patience = self._until_due()
         self._wake_needed = patience is None
         return patience
@@ -308,7 +318,7 @@ class BlockAllocator(BlockMap):
     def _until_due(self) -> float | None:
         if not (self.can_free or self.can_cut):
             return None
-        oldest = [block.freed_at for block in tuple(self._partly_free.values())]
+        oldest = [block.freed_at for block in list(self._partly_free.values())]
         for free in self._free_lists:
             with suppress(IndexError):
                 oldest.append(free.full[0].freed_at)
@@ -318,15 +328,16 @@ class BlockAllocator(BlockMap):
 
     def _release_unused(self, before: float) -> None:
         self._trim_free(before)
-        for block in tuple(self._partly_free.values()):
-            if block.freed_at <= before:
-                self._release_holes(block)
-        for _ in range(len(self._in_children)):
-            reference = self._in_children.popleft()
-            if reference.is_used_by_children():
-                self._in_children.append(reference)
-            else:
-                self._lease_ended(reference)
+        with self._lock:
+            for block in list(self._partly_free.values()):
+                if block.freed_at <= before:
+                    self._release_holes(block)
+            for _ in range(len(self._in_children)):
+                reference = self._in_children.popleft()
+                if reference.is_used_by_children():
+                    self._in_children.append(reference)
+                else:
+                    self._lease_ended(reference)
 
     def _trim_free(self, before: float) -> None:
         if not self.can_free:
@@ -349,7 +360,7 @@ class BlockAllocator(BlockMap):
 
     def _cut_ends(self, before: float) -> None:
         """Release the memory of unused blocks, where no block follows that is used, or was just now."""
-        with self._cutting:
+        with self._lock:
             unused = [(free, block) for free in self._free_lists for block in _emptied(free)]
             old = {block.index for _, block in unused if not block.reserved or block.freed_at <= before}
             used = [0, *(index for index in list(self._blocks) if index not in old)]
@@ -410,22 +421,28 @@ class BlockAllocator(BlockMap):
             self._release_all()
         self._shared.clear()
         self._words = None
-        self.wake = bool  # the user's arrays keep this object, and need not keep the engine
+        self.wake = self.reclaim = bool  # the user's arrays keep this object, and need not keep the engine
         self.files = tuple(SparseFile(-1) for _ in self.files)  # each lease holds its own
 
     def _release_all(self) -> None:
         held: set[int] = set()
-        for reference in (*tuple(self._leased.values()), *self._in_children):
+        for reference in (*list(self._leased.values()), *self._in_children):
             if reference.free_at_end() or reference.is_used_by_children():
                 held.add(reference.index)
         with suppress(OSError):
-            for index in {0, *self._blocks} - held:
+            for index in {0, *list(self._blocks)} - held:
                 self.file(index).free(offset_of(index), BLOCK_SIZE)
         for index in held:
             self._release_holes(self._blocks[index])
-        for reference in (*tuple(self._leased.values()), *self._in_children):
+        for reference in (*list(self._leased.values()), *self._in_children):
             reference.sentinels.clear()  # they have descriptors, and nobody asks them any more
         self._in_children.clear()
+
+    def after_fork_in_child(self) -> None:
+        super().after_fork_in_child()
+        # Some thread of the parent may have had them.
+        self._lock = threading.RLock()
+        self._fence = Fence()
 
     def __del__(self) -> None:
         with suppress(AttributeError):

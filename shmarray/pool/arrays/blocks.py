@@ -246,7 +246,7 @@ class BlockMap:
         self.has_forked = True
         if self.current:
             self.set_word(self.current, -os.getpid())  # in case this process dies before it can say so
-        for reference in tuple(self._leased.values()):
+        for reference in list(self._leased.values()):
             lease = reference()
             if lease is not None:
                 self.forget(reference.index)

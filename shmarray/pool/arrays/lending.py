@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -102,7 +103,10 @@ class Lending:
         self.result_bytes = 0.0
         self._lock = threading.RLock()
         self._shared: dict[tuple[int, int], SharedBlock] = {}
+        self._exhausted: deque[int] = deque()
         self._has_warned = False
+        if allocator is not None:
+            allocator.reclaim = self._give_back_exhausted
 
     # --- packing ---
 
@@ -178,15 +182,26 @@ class Lending:
         return shared.block.index, 0, array.nbytes, True
 
     def exhausted(self, group: int) -> None:
-        """Note that no more tasks of this group come; a finalizer may call this."""
-        if not self._shared:
-            return
-        with self._lock:
-            for key in [key for key in self._shared if key[0] == group]:
-                shared = self._shared.pop(key)
-                shared.open = False
-                if not shared.in_use:
-                    self._unused(shared.block)
+        """Note that no more tasks of this group come; a finalizer may call this, so it takes no lock."""
+        if self._shared:
+            self._exhausted.append(group)
+            if self.allocator is not None:
+                self.allocator.wake()
+
+    def trim(self) -> float | None:
+        """Give back what groups that are exhausted have left, and release memory; as `BlockAllocator.trim`."""
+        self._give_back_exhausted()
+        return None if self.allocator is None else self.allocator.trim()
+
+    def _give_back_exhausted(self) -> None:
+        while self._exhausted:
+            with suppress(IndexError), self._lock:  # another thread was quicker
+                group = self._exhausted.popleft()
+                for key in [key for key in list(self._shared) if key[0] == group]:
+                    shared = self._shared.pop(key)
+                    shared.open = False
+                    if not shared.in_use:
+                        self._unused(shared.block)
 
     def _block_for_result(self) -> Block | None:
         if self.allocator is None:
@@ -289,11 +304,12 @@ class Lending:
         if allocator is None:
             return
         retained.has_forked |= notes.has_forked
-        for index in notes.retained:
-            block = allocator.block(index)
-            if block not in retained.blocks:
-                retained.blocks.add(block)
-                block.retain_count += 1
+        with self._lock:
+            for index in notes.retained:
+                block = allocator.block(index)
+                if block not in retained.blocks:
+                    retained.blocks.add(block)
+                    block.retain_count += 1
         if notes.shortage:
             self._discard_result(blocks)
         self._give_back(blocks)
@@ -328,18 +344,23 @@ class Lending:
 
     def _unused(self, block: Block) -> None:
         """Give a block back, now or when no worker retains it any more."""
-        if block.retain_count:
-            block.release_pending = True
-        elif self.allocator is not None:
+        with self._lock:
+            if block.retain_count:
+                block.release_pending = True
+                return
+        if self.allocator is not None:
             self.allocator.give_back(block)
 
     def _released(self, block: Block, retained: RetainedBlocks) -> None:
-        if block in retained.blocks:
+        with self._lock:
+            if block not in retained.blocks:
+                return
             retained.blocks.remove(block)
             block.retain_count -= 1
-            if block.release_pending and not block.retain_count:
-                block.release_pending = False
-                self._unused(block)
+            if not block.release_pending or block.retain_count:
+                return
+            block.release_pending = False
+        self._unused(block)
 
     # --- loss ---
 
@@ -349,9 +370,10 @@ class Lending:
         If its worker has forked, its children may use them for as long as they live.
         """
         if ran and forked:
-            for block in (blocks.argument, blocks.result, *(shared.block for shared in blocks.shared)):
-                if block is not None:
-                    block.retain_count += 1
+            with self._lock:
+                for block in (blocks.argument, blocks.result, *(shared.block for shared in blocks.shared)):
+                    if block is not None:
+                        block.retain_count += 1
         elif ran:
             self._discard_result(blocks)
         self._give_back(blocks)
@@ -372,7 +394,7 @@ class Lending:
             blocks.result and allocator.word(blocks.result.index) < 0 for blocks in running
         )
         if not forked:
-            for block in tuple(retained.blocks):
+            for block in list(retained.blocks):
                 self._released(block, retained)
         return forked
 

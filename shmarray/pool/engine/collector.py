@@ -122,7 +122,7 @@ class Collector:
             self._look_for_deaths()
         if now >= self._trim_at and self._lending.allocator is not None:
             self._trim_at = float("inf")  # before, as another thread may set it meanwhile
-            patience = self._lending.allocator.trim()
+            patience = self._lending.trim()
             if patience is not None:
                 self._trim_at = now + patience
         if self._task_timeout is not None and now >= self._next_timeout():
@@ -148,7 +148,7 @@ class Collector:
         return self._task_timeout * (len(task.items) if task.items else 1)
 
     def _end_slow_workers(self, now: float) -> None:
-        for worker in tuple(self._workers.workers):
+        for worker in list(self._workers.workers):
             if now < self._deadline(worker) or worker.end is None:
                 continue
             # Stopped, it does not begin with its next task while its last answer is looked for.
@@ -179,6 +179,7 @@ class Collector:
         task = worker.in_flight.popleft()
         worker.is_full = False
         worker.since = time.monotonic()
+        self._workers.fence()
         self._placement.answered(worker, message.seconds)
         self._feeder.answered(worker)
         outcome = self._lending.unpack(task.blocks, message, worker.retained)
@@ -248,7 +249,7 @@ class Collector:
     def _look_for_deaths(self) -> None:
         """See the ends that are hidden, where there are no pidfds, while a child of a task runs."""
         self._looked_at = time.monotonic()
-        for worker in tuple(self._workers.workers):
+        for worker in list(self._workers.workers):
             if worker.end is not None and worker.end.may_be_hidden and worker.end.has_ended():
                 self._died(worker)
 
@@ -327,10 +328,14 @@ class Collector:
     def spawn_missing(self) -> None:
         """Start what workers are missing; a `submit` may do so too."""
         with self._spawning:
+            has_new = False
             for worker in self._workers.spawn_missing():
                 assert worker.end is not None  # noqa: S101 - it was started
+                has_new = True
                 if worker.end.may_be_hidden:
                     self._must_look = self._feeder.tells = True
                 self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._drain, worker))
                 self._selector.register(worker.end.fd, selectors.EVENT_READ, partial(self._died, worker))
                 self._placement.offer(worker)
+            if has_new and threading.get_ident() != self.thread.ident:
+                self._waker.wake()  # a selector that is no epoll or kqueue waits for what it had before

@@ -219,6 +219,7 @@ class Feeder:
                 if not self._is_waiting:
                     # An answer that comes after this line notifies; one that came before is seen by looking again.
                     self._is_waiting = True
+                    self._workers.fence()
                     continue
                 if not self._workers.is_willing:
                     self._workers.is_willing = True  # after a time of dying at start: try again for this call

@@ -87,6 +87,7 @@ class Placement:
             self._with_room.popleft()
             worker.is_listed = False
             # An answer that came before the line above saw it listed, and did not list it again.
+            self._workers.fence()
             if self._has_room(worker, depth):
                 self.offer(worker)
         return None

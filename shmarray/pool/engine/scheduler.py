@@ -13,8 +13,10 @@ sent to it, not answered and not taken back: one task at most.
 
 Locks, each taken only in this order: ``forks.lock`` (a process is forked, a descriptor is made
 for a worker), ``WorkerSet.lock`` (which workers there are, what they have in flight),
-``Lending._lock`` (blocks that several tasks use).  No code of the user's runs under the last
-two.
+``Lending._lock`` (blocks that several tasks use), ``BlockAllocator._lock`` (leases that have
+ended).  No code of the user's runs under the last three, and finalizers take none of the last
+two: what they give back they append to a queue.  Where two threads write and read without a
+lock, they pass a fence in between (see threads): ``WorkerSet.fence``, ``BlockAllocator._fence``.
 
 The end: `close` ends the feeder after the calls that are there; when the last call is done the
 collector closes the workers' sockets, and ends with the last worker.  `terminate` has the
@@ -25,7 +27,7 @@ that nothing depends on the thread that asked for it.
 import threading
 from typing import Any
 
-from shmarray.pool._stdlib import CLOSE, RUN, TERMINATE
+from shmarray.pool._stdlib import CLOSE, TERMINATE
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.collector import Collector
 from shmarray.pool.engine.feeder import Feeder
@@ -99,8 +101,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Let the workers finish and end; no tasks come any more."""
-        if self._state.phase == RUN:
-            self._state.phase = CLOSE
+        self._state.phase = CLOSE
         self.tasks.put(None)
         self.wake()
 
@@ -134,7 +135,8 @@ class Scheduler:
         self._state.phase = TERMINATE
         self._feeder.notify()
         for worker in self._state.workers.end_all(_GRACE):
-            self._state.placement.forget(worker)
+            with self._state.workers.lock:
+                self._state.placement.forget(worker)
         self._collector.close()
         if self._state.lending.allocator is not None:
             self._state.lending.allocator.close()

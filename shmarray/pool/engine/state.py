@@ -5,7 +5,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from shmarray.errors import ShmArrayError
-from shmarray.pool._stdlib import RUN, TERMINATE
+from shmarray.pool._stdlib import CLOSE, RUN, TERMINATE
 from shmarray.pool.arrays import Lending
 from shmarray.pool.engine.placement import Placement
 from shmarray.pool.engine.waker import Waker
@@ -81,7 +81,7 @@ class PoolState:
         ahead: int,
         replaces_workers: bool,
     ) -> None:
-        self.phase = RUN
+        self._is_closed = self._is_terminated = False
         self.failure: BaseException | None = None
         self.workers = workers
         self.lending = lending
@@ -91,6 +91,18 @@ class PoolState:
         self.placement = Placement(workers, ahead)
         self.tasks: SimpleQueue[Any] = SimpleQueue()
         self.waker = Waker()
+
+    @property
+    def phase(self) -> Any:
+        # Two flags that are only ever set: any thread may do so, and none can undo another's.
+        return TERMINATE if self._is_terminated else CLOSE if self._is_closed else RUN
+
+    @phase.setter
+    def phase(self, phase: Any) -> None:
+        if phase == TERMINATE:
+            self._is_terminated = True
+        elif phase == CLOSE:
+            self._is_closed = True
 
     def terminate(self) -> None:
         """Have both threads end."""

@@ -4,6 +4,8 @@ import os
 import threading
 from contextlib import suppress
 
+from shmarray.pool import forks
+
 
 class Waker:
     """A pipe to oneself; finalizers may use it, in any thread."""
@@ -14,6 +16,7 @@ class Waker:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        forks.register(self)
 
     def fileno(self) -> int:
         return self._reader
@@ -33,6 +36,14 @@ class Waker:
                 os.close(self._reader)
                 os.close(self._writer)
                 self._writer = -1
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork_in_child(self) -> None:
+        """It is the parent's, some thread of which may have had the lock."""
+        self._lock = threading.RLock()
+        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -20,6 +20,7 @@ from shmarray.pool.engine.channel import Channel
 from shmarray.pool.engine.exit_status import ProcessEnd
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.worker_main import Inheritance, WorkerSpec, worker_main
+from shmarray.pool.threads import Fence
 
 # So many more than there are workers may die before they are ready, one after the other.
 _TRIES = 3
@@ -159,6 +160,9 @@ class WorkerSet:
     lock : threading.RLock
         Guards what each worker has in flight, and which workers there are.  No code of the
         user's runs under it.
+    fence : Fence
+        Between the answered tasks that the collecting thread removes, without the lock, and what
+        it reads then.
     is_willing : bool
         Whether workers that have ended are replaced.
     """
@@ -175,6 +179,7 @@ class WorkerSet:
         daemon: bool,
     ) -> None:
         self.lock = threading.RLock()
+        self.fence = Fence()
         self.workers: list[WorkerHandle] = []
         self.size = size
         self.is_willing = True
@@ -287,6 +292,7 @@ class WorkerSet:
             return False
         worker.remove_last()
         worker.is_full = True
+        self.fence()
         if not worker.in_flight:
             worker.is_full = False  # the last answer may have come before the line above, and no other will come
         return False
@@ -326,7 +332,7 @@ class WorkerSet:
         return back
 
     def _remove(self, worker: WorkerHandle) -> None:
-        if worker in self.workers:
+        with self.lock, suppress(ValueError):
             self.workers.remove(worker)
         worker.is_alive = False
         with suppress(OSError):
@@ -341,7 +347,7 @@ class WorkerSet:
 
     def close_inputs(self) -> None:
         """Let the workers end when they have done what they have."""
-        for worker in tuple(self.workers):
+        for worker in list(self.workers):
             with suppress(OSError):
                 worker.channel.sock.shutdown(socket.SHUT_WR)
 

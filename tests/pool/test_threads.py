@@ -1,0 +1,211 @@
+"""Threads of the pool layer at once, switched as often as can be; what they share is right with a GIL and without."""
+
+import gc
+import sys
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from shmarray.pool._stdlib import CLOSE, RUN, TERMINATE
+from shmarray.pool.arrays.allocator import BlockAllocator, Use
+from shmarray.pool.arrays.lending import Lending, SharedBlock
+from shmarray.pool.engine.state import PoolState
+from shmarray.pool.engine.workers import WorkerHandle
+from shmarray.pool.executor import _Calls
+from shmarray.pool.threads import Fence, WeakObjects
+from tests.core.test_threads import at_once
+
+SIZE = 300_000  # bytes
+
+
+@pytest.fixture(autouse=True)
+def often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def allocator():
+    allocator = BlockAllocator.create(3)
+    yield allocator
+    allocator.close()
+
+
+def deliver_parts(allocator, number):
+    """A block with a result of three arrays, as a worker leaves it, in its receiver's hands."""
+    block = allocator.allocate(Use.RESULT)
+    parts = [np.full(SIZE, number, np.uint8)] * 3
+    offsets, block.reserved = allocator.fill(block.index, block.reserved, parts, 4096)
+    return allocator.deliver(block, [(offset, SIZE) for offset in offsets])
+
+
+def test_a_block_is_given_back_once_however_its_parts_end(allocator):
+    """Handed out twice, two tasks would write to it."""
+    held = [deliver_parts(allocator, number) for number in range(8)]
+
+    def work(number):
+        for turn in range(60):
+            mine = held[number]
+            while mine:
+                mine.pop()
+            allocator._take_back()
+            held[number] = deliver_parts(allocator, (number + turn) % 251)
+            assert all((part == (number + turn) % 251).all() for part in held[number])
+
+    at_once(work)
+    held.clear()
+    allocator._take_back()
+    free = Counter(
+        block.index for free in allocator._free_lists for blocks in (free.full, free.empty) for block in blocks
+    )
+    assert set(free.values()) == {1}
+    assert set(free) == set(allocator._blocks)
+    assert not allocator._held
+
+
+def test_memory_that_is_held_stays_while_other_parts_of_its_block_end(allocator):
+    """One thread releases holes while others give parts back."""
+    stop = threading.Event()
+
+    def trim():
+        while not stop.is_set():
+            allocator._release_unused(float("inf"))
+
+    def work(number):
+        for turn in range(40):
+            first, middle, last = deliver_parts(allocator, 1 + (number + turn) % 250)
+            value = first[0]
+            del first
+            allocator._take_back()
+            assert (middle == value).all()
+            del middle
+            allocator._take_back()
+            assert (last == value).all()
+
+    trimmer = threading.Thread(target=trim)
+    trimmer.start()
+    try:
+        at_once(work, 3)
+    finally:
+        stop.set()
+        trimmer.join()
+
+
+def test_the_ends_of_files_are_cut_off_while_blocks_there_are_handed_out(allocator):
+    """Where nothing gives memory back from the middle of a file."""
+    allocator.can_free = False
+    stop = threading.Event()
+
+    def cut():
+        while not stop.is_set():
+            allocator._trim_free(float("inf"))
+
+    def work(number):
+        for turn in range(40):
+            block = allocator.allocate(Use.ARGUMENT)
+            value = (number + turn) % 251
+            allocator.load(block, [np.full(SIZE, value, np.uint8)])
+            seen = np.empty(SIZE, np.uint8)
+            allocator.copy_out(block, 0, seen)
+            assert (seen == value).all()
+            allocator.give_back(block)
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    try:
+        at_once(work, 3)
+    finally:
+        stop.set()
+        cutter.join()
+    allocator._trim_free(float("inf"))
+    assert allocator.can_cut
+    assert allocator.memory() < SIZE
+
+
+def test_a_block_of_many_tasks_is_given_back_once_though_a_finalizer_ends_its_group():
+    """It comes while the last task's use is being counted down."""
+    given = []
+    fake = SimpleNamespace(give_back=given.append, wake=bool)
+    lending = Lending(fake, Exception)
+    shared = SharedBlock(SimpleNamespace(retain_count=0))
+    lending._shared[1, 2] = shared
+
+    class LastUse(int):
+        def __sub__(self, other):
+            lending.exhausted(1)
+            return 0
+
+    shared.in_use = LastUse(1)
+    lending._give_back_shared(SimpleNamespace(shared=[shared]))
+    lending._give_back_exhausted()
+    assert given == [shared.block]
+    assert not lending._shared
+
+
+def test_a_worker_may_answer_between_two_looks_at_what_it_has():
+    class Emptied:
+        """As the collecting thread leaves it after the look whether there is any."""
+
+        def __bool__(self):
+            return True
+
+        def __getitem__(self, index):
+            raise IndexError("deque index out of range")
+
+    worker = WorkerHandle(None, None, None, -1)
+    worker.in_flight = Emptied()
+    assert not worker.has_long_task()
+
+
+def test_no_thread_undoes_the_end_of_a_pool():
+    state = PoolState.__new__(PoolState)
+    state._is_closed = state._is_terminated = False
+    assert state.phase == RUN
+    state.phase = TERMINATE
+    state.phase = CLOSE
+    assert state.phase == TERMINATE
+
+
+def test_answers_are_counted_while_calls_are_added():
+    calls = _Calls()
+    lock = threading.Lock()
+
+    def work(number):
+        for turn in range(2000):
+            if number:
+                with lock:
+                    calls.add((number, turn), None)
+            else:
+                calls.set_result(-1, 0, (True, None))
+
+    at_once(work, 4)
+    assert calls.unanswered == 2000 * 2
+
+
+def test_objects_are_added_and_end_while_others_look():
+    class Item:
+        pass
+
+    objects = WeakObjects()
+
+    def work(number):
+        for _ in range(300):
+            items = [Item() for _ in range(5)]
+            for item in items:
+                objects.add(item)
+            assert set(items) <= set(objects.alive())
+
+    at_once(work)
+    gc.collect()
+    assert objects.alive() == []
+
+
+def test_a_fence_may_be_passed_by_a_finalizer_of_the_thread_that_passes():
+    fence = Fence()
+    with fence._lock:
+        fence()
