@@ -225,6 +225,8 @@ def may_be_array(fd: int) -> bool:
     if files.is_special(os.fstat(fd)):  # of a device nothing can be read, or anything
         return False
     start = files.read_start(fd, len(_UNFINISHED))
+    if not start:  # no maker leaves it so where there are files without a name
+        return not files.UNNAMED_FILES
     return start.startswith(layout.MAGIC) or _is_unfinished(start)
 
 

@@ -1,5 +1,6 @@
 """What a fork must not share: what is told before and after one, and how long the child lives."""
 
+import multiprocessing
 import os
 import select
 import threading
@@ -20,6 +21,11 @@ class Forkable(Protocol):
 
     def before_fork(self) -> None: ...
     def after_fork_in_child(self) -> None: ...
+
+
+def is_child() -> bool:
+    """Whether this process was started by multiprocessing."""
+    return multiprocessing.parent_process() is not None
 
 
 class ForkSentinel:

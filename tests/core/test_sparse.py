@@ -47,7 +47,7 @@ def test_a_part_gives_its_memory_back_without_the_descriptor(file):
     part = file.map(FAR, SIZE)
     part.octets()[:] = 7
     owner = weakref.WeakSet()
-    owner.kept = part.free_with(owner, 0, part.size)
+    owner.kept = part.free_with(owner, file, 0, part.size)
     assert bytes_used(file) == SIZE
     del owner
     assert bytes_used(file) == 0

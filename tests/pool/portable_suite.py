@@ -145,7 +145,7 @@ def test_errors_are_their_calls_own(kind):
     with make(kind, "fork") as pool:
         for function, argument, error in (
             (tasks.fail, np.ones(BIG), KeyError),
-            (tasks.lambda_result, 0, Exception),
+            (tasks.unpicklable_result, 0, Exception),
             (tasks.hostile_result, "unpickle", RuntimeError),
             (tasks.identity, tasks.Hostile("pickle"), RuntimeError),
             (tasks.identity, tasks.Hostile("unpickle"), RuntimeError),

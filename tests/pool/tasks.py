@@ -233,8 +233,8 @@ def block(path):
         time.sleep(1)
 
 
-def lambda_result(_):
-    return lambda: 1
+def unpicklable_result(_):
+    return threading.Lock()
 
 
 class TwoArgumentsError(Exception):

@@ -59,8 +59,11 @@ _NO_WORKER_NEEDED = "the calls do not pickle; ours fail at once, and may be gone
 _CANCELS_ALL = "some of 50 calls have begun when submit returns; with ours, perhaps none"
 _SAYS_ITSELF = "the stdlib's error has a cause that says how the worker ended; ours says it itself"
 
+_BY_VALUE = "returns a lambda, which ours sends by value where cloudpickle is installed"
+
 # Not run with our classes, whose promise or engine is another.
 DIFFERENT = [
+    ("_TestPoolWorkerErrors.test_unpickleable_result", START_METHODS, _BY_VALUE),
     ("ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly", START_METHODS, _SAYS_ITSELF),
     ("ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592", _NOT_FORK, _COMPLETES),
     ("ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967", _NOT_FORK, _COMPLETES),

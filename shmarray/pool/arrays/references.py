@@ -5,7 +5,6 @@ Importing this teaches multiprocessing's pickler to send shared arrays by handle
 
 import mmap
 from collections.abc import Callable
-from multiprocessing import parent_process
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -22,6 +21,7 @@ from shmarray.core import (
     owner,
     refer_to_file,
 )
+from shmarray.pool import forks
 from shmarray.pool._stdlib import registered
 from shmarray.pool.handle import SharedHandle
 from shmarray.pool.missing import MissingArray
@@ -48,7 +48,7 @@ def _shared(array: NDArray[Any]) -> Reduction | None:
         return None
     # What a task returns out of its with-block: nobody else has it, or ever will.  In the caller
     # it would be an argument, and what the task wrote to a copy be lost: there it is an error.
-    if parent_process() is not None and is_closed(mapping):
+    if forks.is_child() and is_closed(mapping):
         return None
     try:
         handle = SharedHandle(array.view(np.ndarray))

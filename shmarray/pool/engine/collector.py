@@ -89,6 +89,11 @@ class Collector:
         finally:
             self._end()
 
+    def no_more_workers(self) -> None:
+        """Wait for the start of a worker in another thread; after this none starts any."""
+        with self._spawning:
+            pass
+
     def close(self) -> None:
         """Free what the thread used; no worker is left."""
         self._returned.clear()
@@ -328,6 +333,8 @@ class Collector:
     def spawn_missing(self) -> None:
         """Start what workers are missing; a `submit` may do so too."""
         with self._spawning:
+            if self._state.phase == TERMINATE:
+                return
             has_new = False
             for worker in self._workers.spawn_missing():
                 assert worker.end is not None  # noqa: S101 - it was started

@@ -134,6 +134,7 @@ class Scheduler:
         """Free everything; in the collecting thread, or if that was never started."""
         self._state.phase = TERMINATE
         self._feeder.notify()
+        self._collector.no_more_workers()
         for worker in self._state.workers.end_all(_GRACE):
             with self._state.workers.lock:
                 self._state.placement.forget(worker)
