@@ -116,7 +116,10 @@ class _Reaper:
         program = spawn.get_executable()
         if not program or getattr(sys, "frozen", False):
             return  # there is no Python to run
-        own, other = socket.socketpair()
+        try:
+            own, other = socket.socketpair()
+        except OSError:  # refused: without it, kill -9 leaves the names
+            return
         own.settimeout(_PATIENCE)
         with other:
             try:

@@ -85,8 +85,12 @@ def what_was_taken():
 def test_the_tables_of_the_contract(kind, method, name, tmp_path, monkeypatch):
     """Every test of test_contract.py, one after the other in the same workers."""
     given = {"name": name, "tmp_path": tmp_path, "monkeypatch": monkeypatch}
+    # Without /proc nothing says which file is mapped: the data goes, as a copy.
+    lacks_proc = "proc" in os.environ["SHMARRAY_TEST_LACKS"].split(",")
     with make(kind, method) as given["pool"]:
         for function in CONTRACT:
+            if lacks_proc and "memory_maps_go_by_reference" in function.__name__:
+                continue
             wanted = inspect.signature(function).parameters
             for mode in ("r", "r+", "c") if "mode" in wanted else (None,):
                 with monkeypatch.context() as given["monkeypatch"]:

@@ -8,6 +8,7 @@ receives the answers, 60 % of their time went there (measured with a sampling pr
 
 import ctypes
 import errno
+import os
 import select
 import signal
 import socket
@@ -51,12 +52,24 @@ def message_socketpair(size: int) -> tuple[socket.socket, socket.socket]:
     """Two connected sockets that keep the boundaries of packets of `size` bytes, or where there are none, a stream."""
     if SEQPACKET is not None and DONTWAIT:
         with suppress(OSError):  # macOS: EPROTONOSUPPORT
-            pair = socket.socketpair(socket.AF_UNIX, SEQPACKET)
+            pair = _connected(SEQPACKET)
             if all(end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 2 * size for end in pair):
                 return _quiet(pair)
             for end in pair:
                 end.close()
-    return _quiet(socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+    return _quiet(_connected(socket.SOCK_STREAM))
+
+
+def _connected(kind: int) -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, kind)
+    except OSError:  # perhaps because of SOCK_CLOEXEC, which Python adds
+        fds = (ctypes.c_int * 2)()
+        if ctypes.CDLL(None).socketpair(int(socket.AF_UNIX), int(kind), 0, fds):
+            raise
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
 
 
 def _quiet(pair: tuple[socket.socket, socket.socket]) -> tuple[socket.socket, socket.socket]:

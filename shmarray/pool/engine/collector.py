@@ -344,5 +344,7 @@ class Collector:
                 self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._drain, worker))
                 self._selector.register(worker.end.fd, selectors.EVENT_READ, partial(self._died, worker))
                 self._placement.offer(worker)
+                if self._state.phase == TERMINATE:
+                    break
             if has_new and threading.get_ident() != self.thread.ident:
                 self._waker.wake()  # a selector that is no epoll or kqueue waits for what it had before
