@@ -198,7 +198,8 @@ class Feeder:
             if worker.is_alive and not sent:
                 worker.in_flight.remove(task)
                 worker.kill()  # it has half a message, and would wait for the rest
-            died_meanwhile = not worker.is_alive
+            # It may as well have answered, and ended after its last task.
+            died_meanwhile = not worker.is_alive and task in worker.in_flight
         if sent and died_meanwhile:  # after the last byte; the collecting thread left this task to us
             sent = self._lending.has_begun(task.blocks)
             if sent:
