@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from copy import copy
 from functools import partial
+from multiprocessing.pool import MaybeEncodingError
+from pickle import PicklingError
 from typing import Any
 
 import joblib.parallel
@@ -129,6 +131,8 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     apply_async = submit  # its name before joblib 1.5
 
     def retrieve_result_callback(self, out: Any) -> Any:
+        if isinstance(out, MaybeEncodingError):  # what joblib's own backend raises then
+            raise PicklingError(str(out)) from out
         if isinstance(out, BaseException):  # a result is a list
             raise out
         return out
