@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from multiprocessing.pool import MaybeEncodingError
 from pickle import PicklingError
 from typing import Any
 
@@ -15,7 +14,7 @@ from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBacken
 
 from shmarray.joblib.by_value import ByValue, Calls
 from shmarray.joblib.workers import CACHE, WorkerOptions, Workers
-from shmarray.pool._stdlib import with_traceback
+from shmarray.pool._stdlib import MaybeEncodingError, with_traceback
 
 
 class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]

@@ -51,6 +51,7 @@ getsignal: Any = _signal.getsignal
 set_signal: Any = _signal.signal
 registered: dict[type, Callable[[Any], Any]] = _ForkingPickler._extra_reducers
 """What was registered with multiprocessing's pickler; others add to it at any time."""
+MaybeEncodingError: type[Exception] = _pool.MaybeEncodingError
 PoolTraceback: type[Exception] = _pool.RemoteTraceback
 ExecutorTraceback: type[Exception] = _process._RemoteTraceback
 
@@ -160,6 +161,7 @@ __all__ = [
     "RUN",
     "TERMINATE",
     "ExecutorTraceback",
+    "MaybeEncodingError",
     "PoolCache",
     "PoolTraceback",
     "StockPool",
