@@ -34,7 +34,7 @@ from shmarray.core.publishing import Removal
 from shmarray.core.references import Reference, check_is_there, host_of_memory, is_closed, refer, resolve
 from shmarray.core.register import Register
 from shmarray.core.register import sweep as sweep_registers
-from shmarray.core.segment import OWNER_ALONE, Order, Shape
+from shmarray.core.segment import OWNER_ALONE, Order, Shape, is_masked
 from shmarray.core.temporary import Undo, create_temporary
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "host_of_memory",
     "identity_of",
     "is_closed",
+    "is_masked",
     "list",
     "lock",
     "map_referred_file",

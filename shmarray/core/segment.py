@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -82,13 +83,19 @@ def planned(
 
 def _source(data: ArrayLike, kind: np.dtype[Any] | None) -> tuple[NDArray[Any], np.dtype[Any]]:
     """`data` as an array, and the dtype that its copy gets."""
-    if isinstance(data, np.ma.MaskedArray):
+    if is_masked(type(data)):
         raise TypeError("a masked array is two arrays: give data.filled(value), or create one each for .data and .mask")
     if isinstance(data, np.ndarray) and (kind is None or not _depends_on_data(kind)):
         # Converted while it is copied, not before.  A subclass (matrix, memmap) has ways of its own.
         return np.asarray(data), data.dtype if kind is None else kind
     source = np.asarray(data, kind)
     return source, source.dtype
+
+
+def is_masked(cls: type) -> bool:
+    """Whether this is the class of masked arrays, or one derived from it."""
+    # numpy imports numpy.ma when it is first named; a process that has dropped its privileges may not be able to.
+    return "numpy.ma" in sys.modules and issubclass(cls, np.ma.MaskedArray)
 
 
 def _depends_on_data(dtype: np.dtype[Any]) -> bool:

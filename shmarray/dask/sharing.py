@@ -11,6 +11,7 @@ import numpy as np
 from distributed import Client, Future
 from numpy.typing import ArrayLike, NDArray
 
+from shmarray.core import is_masked
 from shmarray.dask import hooks, plugin
 from shmarray.dask.copies import COPIES, Copy, Description, host_id, new_memory, open_register, sweep, update
 from shmarray.dask.handle import ClusterHandle
@@ -221,7 +222,7 @@ def _nothing() -> None:
 
 def _taken_apart(array: ArrayLike) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[int, ...] | None]:
     """An array that is contiguous in some order; its bytes as they lie; its strides, None for row-major."""
-    if isinstance(array, np.ma.MaskedArray):
+    if is_masked(type(array)):
         raise TypeError("a masked array is two arrays: share array.filled(value), or .data and .mask")
     source = np.asarray(array)
     if source.dtype.hasobject:

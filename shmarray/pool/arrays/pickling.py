@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from shmarray.core import is_masked
 from shmarray.pool._stdlib import registered
 from shmarray.pool.arrays import by_value
 from shmarray.pool.arrays.buffers import Octets, copy_all_into, layout
@@ -208,10 +209,12 @@ class _ArrayPickler:
 
     def _subclass(self, array: NDArray[Any]) -> Any:
         cls: Any = type(array)
-        if cls in self.dispatch_table or not (_pickles_as_ndarray(cls) or cls is np.ma.MaskedArray):
+        if cls in self.dispatch_table:
+            return NotImplemented
+        if is_masked(cls):
+            return self._masked(array) if cls is np.ma.MaskedArray else NotImplemented
+        if not _pickles_as_ndarray(cls):
             return NotImplemented  # it has more to it, and does its own
-        if cls is np.ma.MaskedArray:
-            return self._masked(array)
         reference = by_reference(array)
         if reference is not None:
             return reference
