@@ -19,7 +19,15 @@ import numpy as np
 
 import shmarray
 from shmarray.command.files import SHARED_MEMORY
-from shmarray.core.posix import SparseFile, memory_limits
+from shmarray.core.posix import (
+    SparseFile,
+    can_kill_at_hangup,
+    fault_count,
+    keeps_boundaries,
+    memory_limits,
+    message_socketpair,
+    open_process,
+)
 
 _MOUNTS = "/proc/self/mountinfo"
 _CAP_IPC_LOCK = 1 << 14
@@ -193,6 +201,39 @@ def giving_back() -> OSError | None:
         file.free(0, mmap.PAGESIZE)
 
     return _refusal(give_back)
+
+
+def packets() -> bool:
+    """Whether pools have sockets that keep the boundaries of messages."""
+    pair = message_socketpair(1)
+    try:
+        return keeps_boundaries(pair[0])
+    finally:
+        for end in pair:
+            end.close()
+
+
+def ends_of_processes() -> bool:
+    """Whether there are descriptors of processes."""
+    fd = open_process(os.getpid())
+    if fd is not None:
+        os.close(fd)
+    return fd is not None
+
+
+def killing_with_caller() -> bool:
+    """Whether the kernel would end a worker with its caller."""
+    reader, writer = os.pipe()
+    try:
+        return can_kill_at_hangup(reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def fault_counters() -> bool:
+    """Whether the kernel counts the first writes to pages."""
+    return fault_count() is not None
 
 
 def locking() -> OSError | None:

@@ -249,9 +249,41 @@ def giving_back(error: OSError | None) -> Finding:
         return Finding("ok", "works: a pool that has nothing to do takes no memory")
     return Finding(
         "note",
-        f"refused ({wording.failure(error)}): a pool keeps the memory of its largest moment until it ends",
+        f"refused ({wording.failure(error)}): pools copy results once more, and give memory back only when "
+        "they are idle, or, where a file cannot be cut off either, when they end",
         ("allow fallocate and madvise in the container's seccomp profile",),
     )
+
+
+def packets(there: bool) -> Finding:
+    if there:
+        return Finding("ok", "works: tiny tasks wait in the workers' sockets, and nobody waits for them")
+    return Finding("note", "refused or not there: pools send tasks on a stream, one at a time to each worker")
+
+
+def ends_of_processes(there: bool) -> Finding:
+    if there:
+        return Finding("ok", "works: the death of a worker is noticed at once")
+    return Finding(
+        "note",
+        "refused or not there: pools ask twenty times a second whether a worker has died, while they have tasks",
+        ("allow pidfd_open in the container's seccomp profile",),
+    )
+
+
+def killing_with_caller(there: bool) -> Finding:
+    if there:
+        return Finding("ok", "works: the kernel ends workers when their caller dies")
+    return Finding(
+        "note",
+        "refused or not there: a thread in each worker waits for the end of its caller; os.fork() in a task may warn",
+    )
+
+
+def fault_counters(there: bool) -> Finding:
+    if there:
+        return Finding("ok", "work: an array that many tasks only read stays mapped between them")
+    return Finding("note", "not counted: workers map an array that many tasks have anew for each of them")
 
 
 def locking(error: OSError | None) -> Finding:

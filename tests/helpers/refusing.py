@@ -12,20 +12,20 @@ import sys
 
 # Numbers on x86-64 and arm64; which argument must be, or have a bit of, what value.
 CALLS = {
-    "seqpacket": ((53, 199), 1, "equal", 5 | 0o2000000),
-    "memfd_create": ((319, 279), None, "any", 0),
-    "o_tmpfile": ((257, 56), 2, "bit", 0o20000000),
-    "linkat": ((265, 37), None, "any", 0),
-    "fallocate": ((285, 47), None, "any", 0),
-    "hole_punching": ((285, 47), 1, "bit", 2),
-    "posix_fallocate": ((285, 47), 1, "equal", 0),
-    "madv_remove": ((28, 233), 2, "equal", 9),
-    "madvise": ((28, 233), None, "any", 0),
-    "pidfd_open": ((434, 434), None, "any", 0),
-    "pidfd_send_signal": ((424, 424), None, "any", 0),
-    "f_setsig": ((72, 25), 1, "equal", 10),
-    "sched_getaffinity": ((204, 123), None, "any", 0),
-    "sock_cloexec": ((53, 199), 1, "bit", 0o2000000),
+    "seqpacket": [((53, 199), 1, "equal", 5 | 0o2000000)],
+    "memfd_create": [((319, 279), None, "any", 0)],
+    "o_tmpfile": [((257, 56), 2, "bit", 0o20000000)],
+    "linkat": [((265, 37), None, "any", 0)],
+    "fallocate": [((285, 47), None, "any", 0)],
+    "hole_punching": [((285, 47), 1, "bit", 2)],
+    "posix_fallocate": [((285, 47), 1, "equal", 0)],
+    "madv_remove": [((28, 233), 2, "equal", 9)],
+    "madvise": [((28, 233), None, "any", 0)],
+    "pidfd_open": [((434, 434), None, "any", 0)],
+    "pidfd_send_signal": [((424, 424), None, "any", 0)],
+    "f_setsig": [((72, 25), 1, "equal", 10)],
+    "sched_getaffinity": [((204, 123), None, "any", 0)],
+    "sock_cloexec": [((53, 199), 1, "bit", 0o2000000), ((41, 198), 1, "bit", 0o2000000)],
 }
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -48,8 +48,7 @@ def _filter(calls, code):
     yield _instruction(_LOAD, _ARCHITECTURE)
     yield _instruction(_EQUAL, architecture, if_true=1)
     yield _instruction(_RETURN, _ALLOW)
-    for call in calls:
-        numbers, argument, test, value = CALLS[call]
+    for numbers, argument, test, value in [rule for call in calls for rule in CALLS[call]]:
         yield _instruction(_LOAD, _NUMBER)
         yield _instruction(_EQUAL, numbers[column], if_false=1 if test == "any" else 3)
         if test != "any":

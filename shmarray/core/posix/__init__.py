@@ -25,7 +25,13 @@ from shmarray.core.posix.packets import (
     send_all,
     send_packet,
 )
-from shmarray.core.posix.processes import has_hung_up, kill_at_hangup, open_process, signal_process
+from shmarray.core.posix.processes import (
+    can_kill_at_hangup,
+    has_hung_up,
+    kill_at_hangup,
+    open_process,
+    signal_process,
+)
 from shmarray.core.posix.space import limits as memory_limits
 from shmarray.core.posix.sparse import Part, SparseFile
 
@@ -33,6 +39,7 @@ __all__ = [
     "PacketSpace",
     "Part",
     "SparseFile",
+    "can_kill_at_hangup",
     "fault_count",
     "has_hung_up",
     "keeps_boundaries",

@@ -48,6 +48,15 @@ def kill_at_hangup(fd: int) -> bool:
     return True
 
 
+def can_kill_at_hangup(fd: int) -> bool:
+    """Whether `kill_at_hangup` would work for this end of a pipe, which is changed by that but sends nothing."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 def has_hung_up(fd: int, timeout: float | None) -> bool:
     """Wait until the last writer of a pipe to which nothing is written has closed it, for so many seconds."""
     poll = select.poll()
