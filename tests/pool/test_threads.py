@@ -44,8 +44,59 @@ def deliver_parts(allocator, number):
     return allocator.deliver(block, [(offset, SIZE) for offset in offsets])
 
 
-def test_a_block_is_given_back_once_however_its_parts_end(allocator):
+class Interrupted(list):
+    """The leases of a block, at whose first use another thread takes back what has ended, as far as it may."""
+
+    def __init__(self, leases, allocator, parts):
+        super().__init__(leases)
+        self.end_another = lambda: self._take_back(allocator, parts)
+
+    def _take_back(self, allocator, parts):
+        self.end_another = bool
+        parts.pop(0)
+        self.thread = threading.Thread(target=allocator._take_back)
+        self.thread.start()
+        self.thread.join(0.3)  # it gets nowhere, as this thread has the lock
+
+    def remove(self, lease):
+        super().remove(lease)
+        self.end_another()
+
+    def __iter__(self):
+        for lease in super().__iter__():
+            yield lease
+            self.end_another()
+
+
+def interrupt(allocator, parts):
+    block = next(iter(allocator._blocks.values()))
+    block.leases = Interrupted(block.leases, allocator, parts)
+    return block
+
+
+def test_a_block_whose_last_parts_end_in_two_threads_is_given_back_once(allocator):
     """Handed out twice, two tasks would write to it."""
+    parts = deliver_parts(allocator, 7)[:2]
+    allocator._take_back()
+    block = interrupt(allocator, parts)
+    parts.pop()
+    allocator._take_back()
+    block.leases.thread.join()
+    allocator._take_back()
+    assert list(allocator._free_lists[Use.RESULT].full) == [block]
+
+
+def test_holes_are_released_beside_what_is_held_though_a_part_ends_meanwhile(allocator):
+    """A loop over a list that another thread shortens passes over an item: its memory was taken for a hole."""
+    parts = deliver_parts(allocator, 7)
+    block = interrupt(allocator, parts)
+    allocator._partly_free[block.index] = block
+    allocator._release_unused(float("inf"))
+    block.leases.thread.join()
+    assert [(part == 7).all() for part in parts] == [True, True]
+
+
+def test_blocks_are_given_back_once_by_many_threads(allocator):
     held = [deliver_parts(allocator, number) for number in range(8)]
 
     def work(number):

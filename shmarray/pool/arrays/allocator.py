@@ -418,7 +418,8 @@ class BlockAllocator(BlockMap):
         self._take_back()
         self._closed = True
         if self._pid == os.getpid():
-            self._release_all()
+            with self._lock:
+                self._release_all()
         self._shared.clear()
         self._words = None
         self.wake = self.reclaim = bool  # the user's arrays keep this object, and need not keep the engine

@@ -41,8 +41,8 @@ class ProcessEnd:
         """Send a signal; nothing happens if the process has ended, whoever has its pid by now."""
         if self._pidfd is not None and signal_process(self._pidfd, number):
             return
-        # Its pid is its own until somebody waits for it.
-        if not self.has_ended():
+        # Its pid is its own until somebody waits for it, which need not be multiprocessing.
+        if not ended([self], 0):
             with suppress(OSError):
                 os.kill(self._process.pid, number)
 
