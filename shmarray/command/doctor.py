@@ -42,7 +42,7 @@ CHECKS = (
     Check("SOCK_SEQPACKET", facts.packets, judgements.packets),
     Check("pidfd", facts.ends_of_processes, judgements.ends_of_processes),
     Check("F_SETSIG", facts.killing_with_caller, judgements.killing_with_caller),
-    Check("page fault counters", facts.fault_counters, judgements.fault_counters),
+    Check("page faults", facts.fault_counters, judgements.fault_counters),
     Check("flock", facts.locking, judgements.locking),
     Check("versions", facts.versions, judgements.versions),
     Check("test: named array", selftest.named_array, judgements.self_test),
