@@ -24,6 +24,13 @@ class UnpicklableError(Exception):
         raise TypeError("this error does not pickle")
 
 
+class _NeverPickledError(UnpicklableError):
+    """Pickling it raises another one."""
+
+    def __reduce__(self):
+        raise UnpicklableError
+
+
 KINDS = {kind.__name__: kind for kind in (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, OwnBaseError)}
 
 
@@ -55,6 +62,10 @@ def raise_two(_):
 
 def raise_unpicklable(_):
     raise UnpicklableError
+
+
+def raise_what_never_pickles():
+    raise _NeverPickledError
 
 
 def give_what_raises(when, kind, like):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import shmarray
+from shmarray.pool.arrays import pickling
 from tests.faults import deaths, errors
 from tests.faults.errors import BIG, KINDS, RaisesWhen
 from tests.helpers.processes import FORK_WARNING
@@ -121,3 +122,18 @@ def test_an_error_of_an_initializer_reaches_the_calls(kind, name):
             assert "told to" in str(caught.value)
     if kind == "Pool":
         pool.join()
+
+
+def test_an_error_of_pickling_is_not_its_own_cause():
+    """Programs that follow causes, as tblib does for distributed, would never end."""
+    with pytest.raises(TypeError, match="does not pickle") as caught:
+        pickling.dumps(errors.UnpicklableError())
+    assert caught.value.__cause__ is None
+
+
+def test_what_cannot_be_sent_is_said():
+    with (
+        make("Executor", "fork", 1) as pool,
+        pytest.raises(RuntimeError, match="cannot be sent: TypeError: this error"),
+    ):
+        call(pool, errors.raise_what_never_pickles)

@@ -109,7 +109,10 @@ def dumps(
         # Not only of functions: a __reduce__ of the user's may raise the same.
         pickler = by_value.pickler(_ArrayPickler) if by_value.may_help(error) else None
         if pickler is None:
-            raise by_value.explained(error) from error
+            explained = by_value.explained(error)
+            if explained is error:  # not its own cause, which whoever follows causes would follow for ever
+                raise
+            raise explained from error
     return pickler.pickled(obj, repeated)  # type: ignore[no-any-return]
 
 

@@ -185,7 +185,8 @@ class TaskRunner:
         try:
             return pickling.dumps((False, failure)), text
         except BaseException as error:  # noqa: BLE001 - the error does not pickle either
-            return pickling.dumps((False, RuntimeError(f"the result cannot be sent: {type(error).__name__}"))), text
+            reason = self._encoder.text(error).rstrip().rpartition("\n")[2]
+            return pickling.dumps((False, RuntimeError(f"the result cannot be sent: {reason}"))), text
 
     def _pack(self, pickled: PickledObject, opened: list[LeaseRef]) -> tuple[Payload, str]:
         """Put the result where the caller can have it; empties `pickled`."""
