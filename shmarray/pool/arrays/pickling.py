@@ -212,11 +212,9 @@ class _ArrayPickler:
 
     def _subclass(self, array: NDArray[Any]) -> Any:
         cls: Any = type(array)
-        if cls in self.dispatch_table:
-            return NotImplemented
-        if is_masked(cls):
-            return self._masked(array) if cls is np.ma.MaskedArray else NotImplemented
-        if not _pickles_as_ndarray(cls):
+        if is_masked(cls) and cls is np.ma.MaskedArray and cls not in self.dispatch_table:
+            return self._masked(array)
+        if cls in self.dispatch_table or not _pickles_as_ndarray(cls):
             return NotImplemented  # it has more to it, and does its own
         reference = by_reference(array)
         if reference is not None:
