@@ -9,7 +9,7 @@ demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 # As root: on the Pythons that only Debian unstable has, in a root made by debootstrap. 77: it says why it cannot.
 test-newest:

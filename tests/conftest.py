@@ -26,6 +26,11 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """How many processes `-n auto` is: most tests wait for processes of their own half of the time."""
+    return 2 * (os.process_cpu_count if hasattr(os, "process_cpu_count") else os.cpu_count)() + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _lasting_helpers():
     """Start what multiprocessing and scopes keep until the end, so that it is no leak of one test."""
