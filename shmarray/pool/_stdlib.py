@@ -92,6 +92,11 @@ def items_done(result: Any, length: int) -> int:
     return max(0, length - unanswered)
 
 
+def chunks_expected(call: Any) -> int:
+    """How many tasks a map has, by the length of its iterable; 0 for any other call."""
+    return -(-len(call._value) // call._chunksize) if isinstance(call, _pool.MapResult) and call._chunksize else 0
+
+
 def set_result(call: Any, index: int, outcome: tuple[bool, Any]) -> None:
     """Tell a call of a Pool the result of a task; callbacks of the user's run here."""
     call._set(index, outcome)
@@ -169,6 +174,7 @@ __all__ = [
     "apply_items",
     "call_at_end_of_main_thread",
     "chunk_function",
+    "chunks_expected",
     "disown",
     "drop_callbacks",
     "encoding_error",

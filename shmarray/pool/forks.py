@@ -11,9 +11,39 @@ from typing import Any, Protocol
 from shmarray.pool._stdlib import disown
 from shmarray.pool.threads import WeakObjects
 
+
+class _Lock:
+    """A reentrant lock that knows whether this thread holds it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owner: int | None = None
+        self._depth = 0
+
+    def acquire(self) -> None:
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        self._depth += 1
+
+    def release(self) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+        self._lock.release()
+
+    def is_held_here(self) -> bool:
+        return self._owner == threading.get_ident()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 # Held from before a fork until after it: no memory is leased to the user and no descriptor is
-# made that the preparations would miss.  Finalizers must not take it.
-lock = threading.RLock()
+# made that the preparations would miss.  Finalizers must not take it, nor wait for a thread that does.
+lock = _Lock()
 
 
 class Forkable(Protocol):
@@ -131,7 +161,7 @@ def _after_in_child() -> None:
     for forkable in _registered.alive():
         forkable.after_fork_in_child()
     # A new one: a worker is forked inside a with-block that it never leaves, and its other threads could not fork.
-    lock = threading.RLock()
+    lock = _Lock()
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -122,7 +122,7 @@ class Pool(ShowsProgress):
         make, method = _Maker(self.Process, self._ctx), self._ctx.get_start_method()
         workers = WorkerSet(make, method, self._processes, spec, registry, allocator, daemon=True)
         lending = Lending(allocator, PoolTraceback)
-        self._cache: dict[int, Any] = PoolCache()
+        self._cache: dict[int, Any] = _Cache()
         self._calls = calls = _Calls(self._cache)
         state = PoolState(workers, lending, calls, registry, ahead=self.tasks_ahead, replaces_workers=True)
         scheduler = Scheduler(state, task_timeout)
@@ -156,11 +156,20 @@ class Pool(ShowsProgress):
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
         if type(iterable) not in (list, tuple):
             iterable = _carefully(iterable)
-        if not isinstance(func, _Repeating):
-            yield from super()._guarded_task_generation(result_job, func, iterable)  # type: ignore[misc]
-            return
-        for task in super()._guarded_task_generation(result_job, func.mapper, iterable):  # type: ignore[misc]
-            yield *task, Extra(func.arrays)
+        extra: tuple[Extra, ...] = ()
+        if isinstance(func, _Repeating):
+            func, extra = func.mapper, (Extra(func.arrays),)
+        count = 0
+        error: BaseException = ValueError("the iterable has fewer items than its len() says")
+        for task in super()._guarded_task_generation(result_job, func, iterable):  # type: ignore[misc]
+            count += 1
+            if _stdlib.is_reraising(task[2]):
+                error = _uncarried(*task[3])
+            yield *task, *extra
+            del task
+        # With the stdlib a map waits for ever for what it never gets.
+        if count < _stdlib.chunks_expected(self._cache.get(result_job)):
+            self._scheduler.fail_call(result_job, count, error)
 
     def _repopulate_pool(self) -> None:
         self._scheduler.wake()
@@ -230,6 +239,10 @@ class _CarriedError(Exception):
         return _itself, (self._error,)
 
 
+def _uncarried(error: BaseException) -> BaseException:
+    return error._error if isinstance(error, _CarriedError) else error  # noqa: SLF001 - of this module
+
+
 def _itself(error: BaseException) -> BaseException:
     return error
 
@@ -268,6 +281,17 @@ class _Registry:
 
     def clear(self) -> None:
         self._processes.clear()  # they have descriptors
+
+
+class _Cache(PoolCache):  # type: ignore[misc]
+    """Refuses calls of other threads that come too late: whoever ends the pool fails only those that are there."""
+
+    def __setitem__(self, job: int, call: Any) -> None:
+        super().__setitem__(job, call)
+        if self.notifier.phase != RUN:  # looked at only now: before, it could change meanwhile
+            with suppress(KeyError):
+                del self[job]
+            raise ValueError("Pool not running")
 
 
 class _Calls:

@@ -255,6 +255,7 @@ class BlockMap:
                     lease.part.make_private(lease.file.fd)
 
     def after_fork_in_child(self) -> None:
+        self.current = 0  # the parent's task, of which a fork of this process says nothing
         for file in self.files:
             file.close()
         self._words = None

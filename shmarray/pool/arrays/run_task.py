@@ -27,6 +27,8 @@ from shmarray.pool.arrays.pickling import PickledObject
 from shmarray.pool.arrays.result_memory import Place, ResultMemory, places
 
 _PAGE = os.sysconf("SC_PAGESIZE")
+# Not by attribute: the class of the error may have a property of that name, which raises.
+_traceback_of: Any = vars(BaseException)["__traceback__"].__get__
 
 
 class Invoke(Protocol):
@@ -65,7 +67,7 @@ class ExceptionEncoder:
         try:
             return "".join(traceback.format_exception(error))
         except BaseException as another:  # noqa: BLE001 - user code
-            frames = "".join(traceback.format_tb(error.__traceback__))
+            frames = "".join(traceback.format_tb(_traceback_of(error)))
             name = type(another).__name__
             return f"Traceback (most recent call last):\n{frames}{type(error).__name__}: <str() of it raised {name}>\n"
 

@@ -31,6 +31,8 @@ from shmarray.pool.engine.workers import WorkerHandle
 # it by themselves in that time, and moving them costs more than they do
 # (benchmarks/constants.py: _BALANCING).
 _BALANCING = 0.002
+# Seconds; selectors accept no more than some weeks.
+_LONGEST_WAIT = 3600.0
 # Answers of one worker that are taken before the others are looked at.
 _MOST_ANSWERS = 64
 
@@ -105,6 +107,8 @@ class Collector:
         if state == TERMINATE:
             return True
         if state == RUN or self._has_work():
+            if state == CLOSE and not self._calls:
+                self._state.tasks.put(None)  # the feeder went on, for a call that was made while the pool was closed
             return False
         self._workers.close_inputs()
         return not self._workers.workers
@@ -116,7 +120,7 @@ class Collector:
 
     def _patience(self) -> float | None:
         due = min(self._balance_at, self._trim_at, self._next_look(), self._next_timeout())
-        return None if due == float("inf") else max(0.0, due - time.monotonic())
+        return None if due == float("inf") else min(max(0.0, due - time.monotonic()), _LONGEST_WAIT)
 
     def _do_what_is_due(self) -> None:
         now = time.monotonic()
@@ -144,9 +148,10 @@ class Collector:
         return min((self._deadline(worker) for worker in self._workers.workers), default=float("inf"))
 
     def _deadline(self, worker: WorkerHandle) -> float:
-        if not worker.is_ready or worker.timeout is not None or not worker.in_flight:
-            return float("inf")
-        return worker.since + self._limit(worker.in_flight[0])
+        first = worker.first
+        if not worker.is_ready or worker.timeout is not None or first is None or first.is_being_sent:
+            return float("inf")  # the time of a task begins when the worker has all of it
+        return worker.since + self._limit(first)
 
     def _limit(self, task: InFlightTask) -> float:
         assert self._task_timeout is not None  # noqa: S101
@@ -158,9 +163,9 @@ class Collector:
                 continue
             # Stopped, it does not begin with its next task while its last answer is looked for.
             worker.end.signal(signal.SIGSTOP)
-            task = worker.in_flight[0]
+            task = worker.first
             self._drain(worker, len(worker.in_flight))
-            if worker.in_flight and worker.in_flight[0] is task:
+            if task is not None and worker.first is task:
                 worker.timeout = self._limit(task)
                 worker.end.signal(signal.SIGKILL)
             else:

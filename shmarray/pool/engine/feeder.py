@@ -5,6 +5,7 @@ are packed when the stdlib would pickle them, and no earlier than a worker can t
 """
 
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -76,16 +77,29 @@ class Feeder:
         self.thread = threading.Thread(target=self._run, name="shmarray-feeder", daemon=True)
 
     def _run(self) -> None:
-        for sequence, set_length in iter(self._state.tasks.get, None):
+        try:
+            self._feed_all()
+        except BaseException as error:  # noqa: BLE001 - an error of our own: nothing may wait for this thread
+            self._state.fail_for_good(error)
+        self.is_done = True
+        self._state.waker.wake()
+
+    def _feed_all(self) -> None:
+        while True:
+            item = self._state.tasks.get()
+            if item is None:
+                # The tasks of a call that is registered may come a moment after the pool was closed.
+                if self._state.phase == TERMINATE or not self._calls:
+                    break
+                continue
+            sequence, set_length = item
             try:
                 self._feed(sequence, set_length)
             except _Terminated:
                 break
             except BaseException as error:  # noqa: BLE001 - such as MemoryError: without this thread all calls hang
                 self._state.fail_all(error)
-            sequence = set_length = None  # noqa: PLW2901 - or they would live until the next call
-        self.is_done = True
-        self._state.waker.wake()
+            item = sequence = set_length = None  # or they would live until the next call
 
     def _feed(self, sequence: Any, set_length: Callable[[int], None] | None) -> None:
         # A single call is a list or tuple of one task; the tasks of a map come from a generator.
@@ -194,12 +208,15 @@ class Feeder:
         except OSError:
             sent = False
         with self._workers.lock:
+            worker.since = time.monotonic()
             task.is_being_sent = False
             if worker.is_alive and not sent:
                 worker.in_flight.remove(task)
                 worker.kill()  # it has half a message, and would wait for the rest
             # It may as well have answered, and ended after its last task.
             died_meanwhile = not worker.is_alive and task in worker.in_flight
+        if self.tells:
+            self._state.waker.wake()
         if sent and died_meanwhile:  # after the last byte; the collecting thread left this task to us
             sent = self._lending.has_begun(task.blocks)
             if sent:

@@ -2,8 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Real
 from typing import Any
+
+# Not by attribute: the class of the error may have a property of that name, which raises.
+_traceback_of: Any = vars(BaseException)["__traceback__"].__get__
 
 
 def guarded(function: Callable[..., object], *arguments: Any) -> bool:
@@ -11,7 +15,8 @@ def guarded(function: Callable[..., object], *arguments: Any) -> bool:
     try:
         function(*arguments)
     except BaseException as error:  # noqa: BLE001 - a callback of the user's
-        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
+        with suppress(BaseException):  # the hook may be the user's too, and so is what printing the error calls
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, _traceback_of(error), None)))
         return False
     return True
 

@@ -25,8 +25,10 @@ that nothing depends on the thread that asked for it.
 """
 
 import threading
+from contextlib import ExitStack
 from typing import Any
 
+from shmarray.pool import forks
 from shmarray.pool._stdlib import CLOSE, TERMINATE
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.collector import Collector
@@ -95,6 +97,10 @@ class Scheduler:
         """End the pool; all calls fail with this error, and later ones too."""
         self._state.fail_for_good(error)
 
+    def fail_call(self, job: int, index: int, error: BaseException) -> None:
+        """Fail one call at once."""
+        self._state.calls.fail(job, index, error)
+
     def put(self, _: None) -> None:
         """As the notifier that the stdlib's dictionary of calls has: it is empty now."""
         self.wake()
@@ -108,11 +114,12 @@ class Scheduler:
     def terminate(self) -> None:
         """End the workers now, whatever they do, and free everything.
 
-        Also called by the garbage collector, in any thread: in one of ours, the collecting
-        thread does the rest on its own.
+        Also called by the garbage collector, in any thread: in one of ours, or in one that holds
+        the lock of forks, the collecting thread does the rest on its own.
         """
         self.begin_to_terminate()
-        self.join(_GRACE)
+        if not forks.lock.is_held_here():
+            self.join(_GRACE)
 
     def begin_to_terminate(self) -> None:
         """Have the collecting thread end everything, without waiting for it."""
@@ -133,12 +140,16 @@ class Scheduler:
     def end(self) -> None:
         """Free everything; in the collecting thread, or if that was never started."""
         self._state.phase = TERMINATE
+        with ExitStack() as steps:  # in reverse; each is done whatever another raises: no call may wait for ever
+            steps.callback(self._state.calls.terminated)
+            if self._state.lending.allocator is not None:
+                steps.callback(self._state.lending.allocator.close)
+            steps.callback(self._collector.close)
+            steps.callback(self._end_workers)
+
+    def _end_workers(self) -> None:
         self._feeder.notify()
         self._collector.no_more_workers()
         for worker in self._state.workers.end_all(_GRACE):
             with self._state.workers.lock:
                 self._state.placement.forget(worker)
-        self._collector.close()
-        if self._state.lending.allocator is not None:
-            self._state.lending.allocator.close()
-        self._state.calls.terminated()

@@ -26,6 +26,8 @@ from shmarray.pool.threads import Fence
 _TRIES = 3
 # Seconds that idle workers have to end by themselves when their sockets are closed.
 _POLITE = 0.5
+# Seconds to wait for the exit status of a process that has ended.
+_STATUS = 1.0
 # The exit status of a child whose main module starts processes while it is imported.
 _MISSING_GUARD = 113
 
@@ -101,6 +103,13 @@ class WorkerHandle:
     @property
     def pid(self) -> int | None:
         return self.process.pid  # type: ignore[no-any-return]
+
+    @property
+    def first(self) -> InFlightTask | None:
+        """What it runs, or is about to run; also without the lock."""
+        with suppress(IndexError):  # sending it has failed meanwhile
+            return self.in_flight[0]
+        return None
 
     def add(self, task: InFlightTask) -> None:
         if not self.in_flight:
@@ -327,9 +336,14 @@ class WorkerSet:
         """Forget a worker that has ended; returns what it had not read.  In flight stays what it was running."""
         worker.is_alive = False
         back = self._take_back(worker, len(worker.in_flight))
-        worker.process.join()
+        self._reap(worker)
         self._remove(worker)
         return back
+
+    def _reap(self, worker: WorkerHandle) -> None:
+        """Take the exit status of a worker that has ended."""
+        # A forkserver that inherited a blocked SIGCHLD never tells it.
+        worker.process.join(_STATUS if self._start_method == "forkserver" else None)
 
     def _remove(self, worker: WorkerHandle) -> None:
         with self.lock, suppress(ValueError):
@@ -365,7 +379,7 @@ class WorkerSet:
             end.signal(signal.SIGKILL)
         gone = self.workers.copy()
         for worker in gone:
-            worker.process.join()
+            self._reap(worker)
             with self.lock:
                 self._remove(worker)
             self._registry.remove(worker.process)

@@ -1,0 +1,357 @@
+"""What programs do that nobody expects of them; each of these has gone wrong once, or was about to."""
+
+import errno
+import gc
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor as StockExecutor
+from concurrent.futures import wait
+
+import numpy as np
+import pytest
+
+import shmarray
+from shmarray.pool import forks
+from shmarray.pool.engine.workers import WorkerSet
+from tests.faults import deaths
+from tests.helpers.processes import FORK_WARNING, in_child, run_script
+from tests.pool import tasks
+from tests.pool.tasks import all_blocks_are_free, make, wait_until
+
+pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+
+LIMIT = 20
+SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in blocks
+
+
+def start(pool, func, *args):
+    if isinstance(pool, shmarray.Pool):
+        return pool.apply_async(func, args).get
+    return pool.submit(func, *args).result
+
+
+def end(pool):
+    if isinstance(pool, shmarray.Pool):
+        pool.terminate()
+        pool.join()
+    else:
+        pool.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_when_no_worker_can_be_started_for_a_time_later_calls_fail_and_then_succeed(kind, monkeypatch):
+    """The thread that feeds went on waiting for room for the call that had failed."""
+    pool = make(kind, "fork", **({} if kind == "Pool" else {"replace_workers": True}))
+    assert start(pool, abs, -1)(LIMIT) == 1
+
+    def refuse(_):
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerSet, "_spawn", refuse)
+        for _ in range(2):
+            with pytest.raises(shmarray.WorkerDiedError):
+                start(pool, tasks.kill_self)(LIMIT)
+        for _ in range(3):
+            with pytest.raises(shmarray.WorkerDiedError, match="no worker could be started"):
+                start(pool, abs, -1)(LIMIT)
+            with pytest.raises(shmarray.WorkerDiedError, match="no worker could be started"):
+                list(pool.map(tasks.double, [np.ones(SMALL)] * 10, chunksize=1))
+    assert start(pool, abs, -2)(LIMIT) == 2
+    wait_until(lambda: all_blocks_are_free(pool))
+    end(pool)
+
+
+def test_no_worker_is_started_for_a_call_that_has_failed(monkeypatch):
+    started = []
+    true = WorkerSet._spawn
+    monkeypatch.setattr(WorkerSet, "_spawn", lambda workers: started.append(1) or true(workers))
+    with make("Pool", "fork", initializer=deaths.arm_and_die, initargs=("exit",)) as pool:
+        with pytest.raises(shmarray.WorkerDiedError):
+            pool.map(tasks.double, [np.ones(SMALL)] * 300, chunksize=1)
+        wait_until(lambda: not pool._scheduler._state.workers.workers)
+        assert len(started) <= 2 + 5  # those at first, and the tries
+        assert not pool._scheduler._state.workers.is_willing
+    pool.join()
+
+
+def nest(depth):
+    if not depth:
+        return 0
+    with make("Executor", "fork", 1) as executor:
+        return 1 + executor.submit(nest, depth - 1).result(LIMIT)
+
+
+def test_executors_in_tasks_of_executors():
+    """In a grandchild, the preparation of a fork took the grandparent's task for its own, and failed silently."""
+    out = run_script("from tests.faults.test_attacks import nest\nprint(nest(4))\n")
+    assert out == "4\n"
+
+
+def call_until_refused(pool, results, started):
+    try:
+        for number in range(2000):
+            results.append(pool.apply_async(abs, (number,)))
+            started.set()
+    except ValueError:
+        pass  # it is closed
+
+
+def iterate_until_refused(pool):
+    try:
+        while True:
+            list(pool.imap(abs, range(3)))
+    except (ValueError, RuntimeError):
+        pass  # it is closed, or was terminated meanwhile
+
+
+def assert_all_end(threads):
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("end_by", ["close", "terminate"])
+def test_calls_that_race_with_the_end_of_a_pool_are_refused_or_done(end_by):
+    """One whose tasks were put behind the end of the others' hung for ever, and join with it."""
+    for _ in range(15):
+        pool = make("Pool", "fork")
+        results, started = [], threading.Event()
+        threads = [
+            threading.Thread(target=call_until_refused, args=(pool, results, started)),
+            threading.Thread(target=iterate_until_refused, args=(pool,)),
+        ]
+        for thread in threads:
+            thread.start()
+        assert started.wait(LIMIT)
+        getattr(pool, end_by)()
+        joiner = threading.Thread(target=pool.join, daemon=True)
+        joiner.start()
+        assert_all_end([*threads, joiner])
+        for result in results:
+            result.wait(LIMIT)
+            assert result.ready()
+
+
+def test_a_call_that_is_made_while_the_pool_is_closed_is_done(monkeypatch):
+    """Deterministically: between the look at whether it runs and the tasks."""
+    pool = make("Pool", "fork")
+    true = pool._taskqueue.put
+
+    class Queue:
+        def put(self, item):
+            if item is not None and not closed:
+                closed.append(1)
+                pool.close()
+            true(item)
+
+    closed = []
+    monkeypatch.setattr(pool, "_taskqueue", Queue())
+    assert pool.apply_async(abs, (-3,)).get(LIMIT) == 3
+    pool.join()
+
+
+def test_a_call_that_is_made_while_the_pool_ends_is_refused(monkeypatch):
+    pool = make("Pool", "fork")
+    monkeypatch.setattr(pool, "_check_running", pool.terminate)
+    with pytest.raises(ValueError, match="not running"):
+        pool.apply_async(abs, (-3,))
+    pool.join()
+
+
+def test_an_executor_that_breaks_while_a_call_is_made_refuses_it_and_starts_no_worker(monkeypatch):
+    executor = make("Executor", "spawn", 2)
+    assert executor.submit(abs, -1).result(60) == 1
+    collector = executor._scheduler._collector
+
+    def breaks(true=executor._ensure_workers):
+        executor._scheduler.fail_for_good(shmarray.WorkerDiedError("broken meanwhile"))
+        collector.thread.join(LIMIT)
+        true()
+
+    monkeypatch.setattr(executor, "_ensure_workers", breaks)
+    with pytest.raises(shmarray.WorkerDiedError, match="broken meanwhile"):
+        executor.submit(abs, -1)
+    assert not executor._scheduler._state.workers.workers
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_submits_of_many_threads_race_with_shutdown(cancel):
+    for _ in range(15):
+        executor = make("Executor", "fork")
+        futures = []
+
+        def submit(executor=executor, futures=futures):
+            try:
+                for number in range(300):
+                    futures.append(executor.submit(abs, number))
+            except RuntimeError:
+                pass
+
+        threads = [threading.Thread(target=submit) for _ in range(3)]
+        threads += [threading.Thread(target=executor.shutdown, kwargs={"cancel_futures": cancel}) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+        assert not wait(futures, LIMIT).not_done
+
+
+def drop_privileges(_):
+    os.setgid(65534)
+    os.setuid(65534)
+    return os.getuid()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_task_that_becomes_another_user(kind):
+    def program():
+        pool = make(kind, "fork", 1, task_timeout=1)
+        assert start(pool, drop_privileges, 0)(LIMIT) == 65534
+        assert (start(pool, tasks.double, np.ones(SMALL))(LIMIT) == 2).all()
+        assert len(start(pool, tasks.ones, 1 << 20)(LIMIT)) == 1 << 20
+        with pytest.raises(shmarray.TaskTimeoutError):
+            start(pool, block, 60)(LIMIT)
+        assert start(pool, drop_privileges, 0)(LIMIT) == 65534
+        end(pool)
+        return True
+
+    assert in_child(program)
+
+
+def block(seconds):
+    threading.Event().wait(seconds)
+
+
+def close_all_descriptors(_):
+    os.closerange(3, 5000)
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, capfd):
+    pool = make(kind, "fork", **({} if kind == "Pool" else {"replace_workers": True}))
+    with pytest.raises(shmarray.WorkerDiedError, match="close_all_descriptors"):
+        start(pool, close_all_descriptors, 0)(LIMIT)
+    for _ in range(4):
+        assert (start(pool, tasks.double, np.ones(SMALL))(LIMIT) == 2).all()
+    end(pool)
+    capfd.readouterr()  # its worker complains
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_thousands_of_arrays_in_one_argument(kind):
+    pool = make(kind, "fork")
+    arrays = [np.full(SMALL, number) for number in range(2000)]
+    back = start(pool, tasks.identity, arrays)(60)
+    assert all((array == number).all() for number, array in enumerate(back))
+    del back
+    end(pool)
+
+
+def test_threads_that_fork_while_a_pool_runs():
+    def program():
+        with make("Pool", "fork") as pool:
+            stop = threading.Event()
+
+            def fork():
+                while not stop.is_set():
+                    child = os.fork()
+                    if not child:
+                        os._exit(0)
+                    os.waitpid(child, 0)
+
+            threads = [threading.Thread(target=fork) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for _ in range(10):
+                assert all((array == 2).all() for array in pool.map(tasks.double, [np.ones(SMALL)] * 8))
+            stop.set()
+            for thread in threads:
+                thread.join()
+        pool.join()
+        return True
+
+    assert in_child(program)
+
+
+def test_the_end_by_a_callback():
+    """In the collecting thread itself."""
+    for method in ("terminate", "close"):
+        pool = make("Pool", "fork")
+        called = threading.Event()
+
+        def callback(_, pool=pool, method=method, called=called):
+            getattr(pool, method)()
+            pool.join()
+            called.set()
+
+        pool.apply_async(abs, (-1,), callback=callback)
+        assert called.wait(LIMIT)
+        pool.join()
+    executor = make("Executor", "fork")
+    called = threading.Event()
+    executor.submit(block, 0.2).add_done_callback(lambda _: (executor.shutdown(), called.set()))
+    assert called.wait(LIMIT)
+    executor.shutdown()
+    assert isinstance(executor, StockExecutor)
+
+
+def test_an_exit_status_that_nobody_tells_holds_up_nobody():
+    """A forkserver that has inherited a blocked SIGCHLD knows of no end of its children."""
+    program = """
+import multiprocessing, signal
+import shmarray
+from tests.pool import tasks
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+with shmarray.Pool(2, context=multiprocessing.get_context("forkserver")) as pool:
+    for _ in range(2):
+        try:
+            pool.apply_async(tasks.kill_self).get(20)
+        except shmarray.WorkerDiedError as error:
+            print(error.exitcode)
+        print(pool.apply_async(abs, (-1,)).get(20))
+pool.join()
+"""
+    assert run_script(program) == "None\n1\nNone\n1\n"
+
+
+def test_a_hook_of_threads_that_raises_ends_none(monkeypatch):
+    def hook(_):
+        raise SystemExit
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    with make("Pool", "fork") as pool:
+        called = threading.Event()
+
+        def callback(_):
+            called.set()
+            raise ValueError
+
+        pool.apply_async(abs, (-1,), callback=callback)
+        assert called.wait(LIMIT)
+        assert pool.apply_async(abs, (-2,)).get(LIMIT) == 2
+    pool.join()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
+def test_a_pool_that_becomes_garbage_in_a_thread_that_forks():
+    """Its end waited for a thread that waited for the lock of forks."""
+    pool = make("Pool", "fork")
+    assert pool.apply(abs, (-1,)) == 1
+    victim = pool._pool[0].pid
+    collector = pool._scheduler._collector.thread
+    workers = pool._scheduler._state.workers
+    with forks.lock:
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: all(worker.pid != victim for worker in workers.workers))  # another is to be started
+        cycle = [pool]
+        cycle.append(cycle)
+        del pool, cycle
+        gc.collect()
+        assert collector.is_alive()
+    collector.join(LIMIT)
+    assert not collector.is_alive()
