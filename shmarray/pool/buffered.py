@@ -1,18 +1,20 @@
-"""Bounded imap: no more items are taken from the iterable than its consumer keeps up with.
+"""Bounded imap and map: no more items are taken from the iterable than the consumer of the results keeps up with.
 
 The iterable is read in the consumer's thread, as results are taken; other calls of the pool
 do not wait for it.  `concurrent.futures.Executor.map` has the same argument since Python 3.14.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from multiprocessing import TimeoutError as NotYet
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from shmarray.pool._stdlib import mapstar
+from shmarray.pool._stdlib import mapstar, process_chunk
 
 Submit = Callable[..., Any]
 """Starts a task: function, arguments, the range of its items, what is called with its result or its error."""
@@ -135,3 +137,40 @@ class BufferedResults(Iterator[Any]):
     def _tell(self, *, succeeded: bool) -> Callable[[Any], object] | None:
         outcomes = self._outcomes
         return None if outcomes is None else lambda value: outcomes.put((succeeded, value))
+
+
+def buffered_map(
+    submit: Callable[..., Any],
+    func: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    chunksize: int,
+    buffersize: Any,
+) -> Iterator[Any]:
+    """`ProcessPoolExecutor.map` of Python 3.14 with its `buffersize`, which counts chunks, for older Pythons."""
+    if not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    deadline = None if timeout is None else timeout + time.monotonic()
+    items = zip(*iterables)  # noqa: B905 - as the stdlib's, it ends with the shortest
+    chunks = iter(lambda: tuple(islice(items, chunksize)), ())
+    call = partial(process_chunk, func)
+    futures = deque(submit(call, chunk) for chunk in islice(chunks, buffersize))
+
+    def results() -> Iterator[Any]:
+        try:
+            while futures:
+                futures.extend(submit(call, chunk) for chunk in islice(chunks, 1))
+                patience = None if deadline is None else deadline - time.monotonic()
+                chunk = futures.popleft().result(patience)
+                chunk.reverse()
+                while chunk:
+                    yield chunk.pop()  # what was given out is not kept here
+        finally:
+            for future in futures:
+                future.cancel()
+
+    return results()

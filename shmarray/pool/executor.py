@@ -1,6 +1,7 @@
 """ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor on our engine."""
 
 import copy
+import inspect
 import itertools
 import logging
 import multiprocessing
@@ -14,8 +15,15 @@ from concurrent.futures import ProcessPoolExecutor as StockExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool._stdlib import ExecutorTraceback, call_at_end_of_main_thread, chunk_function, process_chunk
+from shmarray.pool._stdlib import (
+    TERMINATE,
+    ExecutorTraceback,
+    call_at_end_of_main_thread,
+    chunk_function,
+    process_chunk,
+)
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
+from shmarray.pool.buffered import buffered_map
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.feeder import Extra
 from shmarray.pool.engine.frontend import checked_limits, guarded
@@ -28,6 +36,7 @@ from shmarray.pool.threads import WeakObjects
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_STOCK_MAP_IS_BUFFERED = "buffersize" in inspect.signature(StockExecutor.map).parameters  # since 3.14
 # Calls are cancelled until a worker is about to have them: so it has no more than these ahead,
 # unless they are tiny.
 _TASKS_AHEAD = 2
@@ -66,7 +75,8 @@ class ProcessPoolExecutor(StockExecutor):
     All methods are those of the stdlib's executor, and so is what tasks and callers see of
     plain arrays: a call has its own, writable copy, and so has the caller of a result.  Arrays
     that `create`, `attach` or `scoped` gave, and memory maps, are the same memory on both
-    sides.
+    sides.  `map` takes ``buffersize=`` on every Python, as that of 3.14 does: at most so many
+    calls are submitted whose results were not taken.
 
     A large array that many calls of one `map` have is copied once, with the first of them;
     leave it alone until the results are there, as with the stdlib, whose calls would have
@@ -172,6 +182,9 @@ class ProcessPoolExecutor(StockExecutor):
             self._calls.add(job, future)
             try:
                 self._ensure_workers()
+                if self._scheduler.phase == TERMINATE:  # since it was looked at: nobody fails this call any more
+                    self._check_running()
+                    raise RuntimeError("cannot schedule new futures after shutdown")
             except BaseException:
                 self._calls.remove(job)
                 raise
@@ -194,6 +207,9 @@ class ProcessPoolExecutor(StockExecutor):
             for iterable in iterables:
                 arrays.update(repeated_arrays(iterable, chunksize))
         function = _MapFunction(fn, arrays, -next(self._numbers), self._lending)
+        buffersize = None if _STOCK_MAP_IS_BUFFERED else options.pop("buffersize", None)
+        if buffersize is not None:
+            return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
         return super().map(function, *iterables, timeout=timeout, chunksize=chunksize, **options)
 
     map.__doc__ = StockExecutor.map.__doc__  # noqa: A003 - the stdlib's name
@@ -243,6 +259,7 @@ class ProcessPoolExecutor(StockExecutor):
             self._calls.cancel()
         if is_first:
             _close(self._scheduler)
+            self._finalizer.detach()  # it holds the scheduler, whose error may hold the caller's frames
         if wait and self._scheduler.was_started:
             self._scheduler.join()
         self._processes = None

@@ -1,6 +1,7 @@
 """imap with a buffersize: how much is taken from the iterable, in what order results come, what becomes of errors."""
 
 import gc
+import itertools
 import multiprocessing
 import threading
 
@@ -121,3 +122,55 @@ def test_many_threads_take_each_result_once(pool):
     for thread in threads:
         thread.join(60)
     assert sorted(got) == list(range(200))
+
+
+# --- the map of an executor ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with tasks.make("Executor", "fork") as made:
+        made.submit(abs, -1).result()  # starts it, for all tests
+        yield made
+
+
+@pytest.mark.parametrize("buffersize", [1, 3, 100])
+@pytest.mark.parametrize("chunksize", [1, 4])
+def test_an_executors_map(executor, chunksize, buffersize):
+    taken, results = [], []
+    for result in executor.map(tasks.double, counted(taken, 30), chunksize=chunksize, buffersize=buffersize):
+        # As with the stdlib: so many chunks, and one more while the next result is waited for.
+        assert len(taken) <= len(results) + (buffersize + 1) * chunksize
+        results.append(result)
+    assert results == [2 * number for number in range(30)]
+
+
+def test_an_executors_map_of_iterables_that_do_not_end(executor):
+    results = executor.map(pow, itertools.count(), itertools.count(2), buffersize=2, chunksize=3)
+    assert [next(results) for _ in range(5)] == [0, 1, 16, 243, 4096]
+
+
+def test_an_executors_map_without_a_buffersize(executor):
+    assert list(executor.map(tasks.double, range(3), buffersize=None)) == [0, 2, 4]
+
+
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError)])
+def test_an_executors_map_refuses_bad_sizes(executor, size, error):
+    with pytest.raises(error, match="buffersize"):
+        executor.map(abs, [1], buffersize=size)
+    with pytest.raises(ValueError, match="chunksize"):
+        executor.map(abs, [1], buffersize=1, chunksize=0)
+
+
+def test_an_executors_map_that_fails_or_is_dropped_cancels_the_rest(executor):
+    results = executor.map(divmod, [1] * 50, [1, 0, *range(1, 49)], buffersize=4)
+    assert next(results) == (1, 0)
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+    results = executor.map(tasks.double, itertools.count(), buffersize=4)
+    assert next(results) == 0
+    del results
+    gc.collect()
+    tasks.wait_until(lambda: not executor._calls)
