@@ -189,17 +189,25 @@ def _found(address: int, path: str) -> _Source | None:
         return None
     descriptors = _own_descriptors()
     for fd, status in descriptors:
-        if files.identity(status) == (wanted.device, wanted.inode):
-            return _Source(files.identity(status), files.birth(fd), fd)
+        if files.identity(status) == (wanted.device, wanted.inode) and (source := _source_at(fd, status)):
+            return source
     # On btrfs and overlays the kernel's numbers in maps are others than in stat: by name then.
     is_named = not wanted.path.endswith(" (deleted)")
     for fd, status in descriptors:
         if (is_named or status.st_ino == wanted.inode) and _name_of(fd) == wanted.path:
-            return _Source(files.identity(status), files.birth(fd), fd)
+            source = _source_at(fd, status)
+            if source is not None:
+                return source
     there = _identity_of(path)
     if there is not None and is_named and os.path.realpath(path) == wanted.path:
         return _Source(there, files.birth(path), None)
     return None
+
+
+def _source_at(fd: int, status: os.stat_result) -> _Source | None:
+    """The file of a descriptor; None if that is closed by now, as when another map of the file became garbage."""
+    source = _Source(files.identity(status), files.birth(fd), fd)
+    return source if _is_open(source) else None
 
 
 def _own_descriptors() -> list[tuple[int, os.stat_result]]:

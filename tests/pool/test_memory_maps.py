@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import shmarray
+from shmarray.core.posix import files
+from shmarray.pool.arrays import pickling
 from shmarray.pool.arrays.references import by_reference
-from tests.helpers.processes import FORK_WARNING, Child, in_child, run_script
+from tests.helpers.processes import Child, in_child, run_script
 from tests.helpers.scarcity import mounted, needs_mount
 from tests.pool import tasks
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
 
 SIZE = 50_000
 
@@ -418,11 +418,6 @@ def test_a_user_who_may_not_open_it_has_a_permission_error(path):
 # --- through the pools ----------------------------------------------------------------------
 
 
-@pytest.fixture(params=["Pool", "Executor"])
-def kind(request):
-    return request.param
-
-
 def submit(pool, function, *arguments):
     if isinstance(pool, shmarray.Pool):
         return pool.apply_async(function, arguments)
@@ -472,3 +467,23 @@ def test_a_result_whose_file_is_gone_already_arrives_as_data(kind, start_method,
         for mode in ("r", "r+", "w+"):
             back = tasks.call(pool, tasks.map_and_delete, str(tmp_path / "file"), mode)
             assert back.tolist() == [1.0] * SIZE
+
+
+def test_a_descriptor_of_another_map_that_is_closed_meanwhile_is_not_taken(tmp_path, monkeypatch):
+    """The garbage collector may close it at any moment."""
+    path = tmp_path / "numbers"
+    np.arange(20_000.0).tofile(path)
+    others = [np.memmap(path, float, "r+")]
+    mapped = np.memmap(path, float, "r+")
+    true = files.birth
+
+    def birth(place):
+        others.clear()
+        return true(place)
+
+    monkeypatch.setattr(files, "birth", birth)
+    sent = pickling.dumps(mapped)
+    assert not others
+    again = pickling.loads(sent.pickle)
+    again[5] = -1
+    assert mapped[5] == -1
