@@ -26,6 +26,7 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """How many processes `-n auto` is: most tests wait for processes of their own half of the time."""
     return 2 * (os.process_cpu_count if hasattr(os, "process_cpu_count") else os.cpu_count)() + 1
@@ -117,6 +118,12 @@ def name(shm_name):
 
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
 def start_method(request):
+    return request.param
+
+
+@pytest.fixture(params=["Pool", "Executor"])
+def kind(request):
+    """Which of the two front doors."""
     return request.param
 
 

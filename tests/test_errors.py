@@ -10,7 +10,6 @@ import pytest
 
 import shmarray
 from shmarray import errors
-from tests.helpers.processes import FORK_WARNING
 from tests.helpers.workers import raise_error
 
 TREE = {
@@ -96,7 +95,6 @@ def test_notes_survive_a_pickle():
     assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
 
 
-@pytest.mark.filterwarnings(FORK_WARNING)
 def test_errors_cross_a_stock_pool_and_leave_it_whole():
     with ProcessPoolExecutor(1) as pool:
         for error in EXAMPLES:

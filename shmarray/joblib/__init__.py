@@ -4,7 +4,7 @@ From top to bottom; each module imports only those below it::
 
     backend     what joblib asks of a backend
     workers     the processes, kept from one call to the next
-    by_value    lambdas and what __main__ defines, with arrays going beside the pickle
+    calls       calls that travel together, each with arguments of its own
 
 Needs joblib 1.4 or later.  What scikit-learn and others run through `joblib.Parallel` then
 goes through a `shmarray.Pool`::

@@ -12,9 +12,10 @@ from typing import Any
 import joblib.parallel
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from shmarray.joblib.by_value import ByValue, Calls
+from shmarray.joblib.calls import Calls
 from shmarray.joblib.workers import CACHE, WorkerOptions, Workers
 from shmarray.pool._stdlib import MaybeEncodingError, with_traceback
+from shmarray.pool.arrays.by_value import ByValue
 
 
 class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from joblib.externals.loky.backend.context import LokyContext
 from joblib.externals.loky.backend.process import LokyProcess
 
-from shmarray.joblib.by_value import dumps
 from shmarray.pool import Pool
+from shmarray.pool.arrays.by_value import dumps
 
 
 class WorkerOptions(NamedTuple):

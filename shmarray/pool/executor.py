@@ -182,12 +182,11 @@ class ProcessPoolExecutor(StockExecutor):
             self._calls.add(job, future)
             try:
                 self._ensure_workers()
-                if self._scheduler.phase == TERMINATE:  # since it was looked at: nobody fails this call any more
-                    self._check_running()
-                    raise RuntimeError("cannot schedule new futures after shutdown")
             except BaseException:
                 self._calls.remove(job)
                 raise
+            if self._scheduler.phase == TERMINATE:  # since it was looked at; whoever ended it may not know this call
+                self._calls.terminated(self._scheduler.failure)
             task = (job, 0, func, arguments, kwargs, extra)
             self._scheduler.tasks.put(((task,), None))
             return future
@@ -413,8 +412,8 @@ class _Calls:
             if guarded(_cancel, future) and future.cancelled():
                 self.remove(job)
 
-    def terminated(self) -> None:
-        self.fail_all(WorkerDiedError("the executor ended before this call was done"))
+    def terminated(self, error: BaseException | None = None) -> None:
+        self.fail_all(error or WorkerDiedError("the executor ended before this call was done"))
 
 
 def _set_exception(future: Future[Any], error: BaseException) -> None:

@@ -127,6 +127,7 @@ class Pool(ShowsProgress):
         state = PoolState(workers, lending, calls, registry, ahead=self.tasks_ahead, replaces_workers=True)
         scheduler = Scheduler(state, task_timeout)
         self._cache.notifier = scheduler
+        self._cache.is_over = lambda: _is_over(scheduler, calls)
         self._taskqueue = scheduler.tasks
         return scheduler
 
@@ -286,12 +287,21 @@ class _Registry:
 class _Cache(PoolCache):  # type: ignore[misc]
     """Refuses calls of other threads that come too late: whoever ends the pool fails only those that are there."""
 
+    is_over: Callable[[], bool] = bool
+
     def __setitem__(self, job: int, call: Any) -> None:
         super().__setitem__(job, call)
-        if self.notifier.phase != RUN:  # looked at only now: before, it could change meanwhile
+        if self.is_over():  # looked at only now: before, it could change meanwhile
             with suppress(KeyError):
                 del self[job]
             raise ValueError("Pool not running")
+
+
+def _is_over(scheduler: Scheduler, calls: "_Calls") -> bool:
+    """Whether the pool takes no calls any more; at the end of the interpreter, they wait as all others."""
+    if scheduler.phase == TERMINATE:
+        return calls.fail_when_terminated or scheduler.failure is not None
+    return bool(scheduler.phase == CLOSE)
 
 
 class _Calls:

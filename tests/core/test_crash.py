@@ -8,9 +8,7 @@ import pytest
 
 import shmarray
 from tests.helpers import raw
-from tests.helpers.processes import FORK_WARNING, Child
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
+from tests.helpers.processes import Child
 
 MB = 1 << 20
 KILLS = 6

@@ -13,9 +13,9 @@ import pytest
 import shmarray
 from shmarray.core import locks
 from tests.helpers import raw
-from tests.helpers.processes import FORK_WARNING, Child, in_child
+from tests.helpers.processes import Child, in_child
 
-pytestmark = [pytest.mark.usefixtures("system"), pytest.mark.filterwarnings(FORK_WARNING)]
+pytestmark = pytest.mark.usefixtures("system")
 
 FLOCK = shutil.which("flock")
 

@@ -10,9 +10,9 @@ import pytest
 
 import shmarray
 from tests.helpers import raw
-from tests.helpers.processes import FORK_WARNING, Child
+from tests.helpers.processes import Child
 
-pytestmark = [pytest.mark.usefixtures("system"), pytest.mark.filterwarnings(FORK_WARNING)]
+pytestmark = pytest.mark.usefixtures("system")
 
 ROUNDS = 30
 RACERS = 4

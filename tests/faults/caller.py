@@ -14,8 +14,9 @@ import numpy as np
 
 import shmarray
 from tests.faults import deaths
+from tests.helpers.processes import wait_until
 from tests.helpers.raw import mapped_inodes
-from tests.pool.tasks import allocator_of, make, wait_until
+from tests.pool.tasks import allocator_of, make
 
 
 def main(method, way, scoped, kept):

@@ -15,11 +15,9 @@ import shmarray
 from shmarray.pool import forks
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
-from tests.helpers.processes import FORK_WARNING, in_child, run_script
+from tests.helpers.processes import in_child, run_script, wait_until
 from tests.pool import tasks
-from tests.pool.tasks import all_blocks_are_free, make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+from tests.pool.tasks import all_blocks_are_free, make
 
 LIMIT = 20
 SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in blocks
@@ -160,7 +158,7 @@ def test_a_call_that_is_made_while_the_pool_ends_is_refused(monkeypatch):
     pool.join()
 
 
-def test_an_executor_that_breaks_while_a_call_is_made_refuses_it_and_starts_no_worker(monkeypatch):
+def test_an_executor_that_breaks_while_a_call_is_made_fails_it_and_starts_no_worker(monkeypatch):
     executor = make("Executor", "spawn", 2)
     assert executor.submit(abs, -1).result(60) == 1
     collector = executor._scheduler._collector
@@ -172,7 +170,7 @@ def test_an_executor_that_breaks_while_a_call_is_made_refuses_it_and_starts_no_w
 
     monkeypatch.setattr(executor, "_ensure_workers", breaks)
     with pytest.raises(shmarray.WorkerDiedError, match="broken meanwhile"):
-        executor.submit(abs, -1)
+        executor.submit(abs, -1).result(LIMIT)
     assert not executor._scheduler._state.workers.workers
     executor.shutdown()
 

@@ -15,10 +15,7 @@ from shmarray.pool.engine.feeder import Feeder
 from shmarray.pool.engine.placement import Placement
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
-from tests.helpers.processes import FORK_WARNING
 from tests.pool.tasks import make
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
 LIMIT = 20
 

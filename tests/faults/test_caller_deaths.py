@@ -12,10 +12,8 @@ import pytest
 
 import shmarray
 from tests.helpers import raw
-from tests.helpers.processes import FORK_WARNING, ROOT, Child, runs, wait_until
+from tests.helpers.processes import ROOT, Child, runs, wait_until
 from tests.pool.tasks import START_METHODS
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
 
 # Seconds; two are promised, where nothing else runs.
 LIMIT = 20

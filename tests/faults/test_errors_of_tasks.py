@@ -12,10 +12,8 @@ import shmarray
 from shmarray.pool.arrays import pickling
 from tests.faults import deaths, errors
 from tests.faults.errors import BIG, KINDS, RaisesWhen
-from tests.helpers.processes import FORK_WARNING
-from tests.pool.tasks import START_METHODS, all_blocks_are_free, call, make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+from tests.helpers.processes import wait_until
+from tests.pool.tasks import START_METHODS, all_blocks_are_free, call, make
 
 LIMIT = 20
 

@@ -7,10 +7,7 @@ import pytest
 import shmarray
 from tests.faults import hostile
 from tests.faults.errors import KINDS
-from tests.helpers.processes import FORK_WARNING
 from tests.pool.tasks import START_METHODS, call, make
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
 LIMIT = 20
 

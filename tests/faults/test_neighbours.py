@@ -15,7 +15,7 @@ import pytest
 import shmarray
 from shmarray.core import mapping, temporary
 from tests.helpers import raw
-from tests.helpers.processes import FORK_WARNING, ROOT, Child, in_child, run_script
+from tests.helpers.processes import ROOT, Child, in_child, run_script
 from tests.helpers.scarcity import UNSHARE, needs_mount
 from tests.pool import tasks
 
@@ -362,7 +362,6 @@ array[-1]
     shmarray.delete(name)
 
 
-@pytest.mark.filterwarnings(FORK_WARNING)
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_worker_that_touches_what_was_cut_off_is_said_to_have_died_of_it(kind, name):
     array = shmarray.create(name, 100_000)

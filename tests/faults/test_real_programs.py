@@ -15,17 +15,12 @@ import shmarray
 from shmarray.pool.engine.collector import Collector
 from shmarray.pool.engine.feeder import Feeder
 from tests.faults import programs
-from tests.helpers.processes import in_child
+from tests.helpers.processes import in_child, wait_until
 from tests.pool import tasks
-from tests.pool.tasks import START_METHODS, call, call_each, make, shared_memory_of, wait_until
+from tests.pool.tasks import START_METHODS, call, call_each, make, shared_memory_of
 
 LIMIT = 30
 SIZE = 20_000  # items of 8 bytes
-
-
-@pytest.fixture(params=["Pool", "Executor"])
-def kind(request):
-    return request.param
 
 
 def executor_options(kind):

@@ -9,10 +9,7 @@ import time
 import pytest
 
 from tests.faults.soak import Day
-from tests.helpers.processes import FORK_WARNING
 from tests.pool.tasks import START_METHODS
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
 SECONDS = float(os.environ.get("SHMARRAY_SOAK_SECONDS", "120"))
 

@@ -22,10 +22,8 @@ from shmarray.pool.engine.placement import DEEP
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
 from tests.faults.deaths import WAYS
-from tests.helpers.processes import FORK_WARNING, in_child, runs
-from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+from tests.helpers.processes import in_child, runs, wait_until
+from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, make
 
 # Seconds after which a call is taken to hang; what is promised is two, on a machine with nothing else to do.
 LIMIT = 20

@@ -10,7 +10,6 @@ from contextlib import suppress
 from multiprocessing import Pipe
 
 # pytest-xdist runs tests beside a thread of its own, of which a forked child knows nothing.
-FORK_WARNING = "ignore:This process .* is multi-threaded:DeprecationWarning"
 
 # All are errors in scripts, but that one, which the start method fork earns with any pool.
 WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")

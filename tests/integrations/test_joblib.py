@@ -24,10 +24,9 @@ from joblib import Parallel, delayed
 from joblib.externals.loky.backend import resource_tracker
 
 from shmarray.joblib import end_idle_workers
-from shmarray.joblib.by_value import ByValue
+from shmarray.pool.arrays.by_value import ByValue
 from tests.integrations import joblib_tasks as tasks
 
-pytestmark = pytest.mark.filterwarnings(processes.FORK_WARNING)
 BIG = 300_000  # items of 8 bytes: more than from where joblib would make a memory map
 
 
@@ -200,6 +199,7 @@ def test_workers_wait_for_the_next_call_and_end_after_a_time():
     with joblib.parallel_config(backend="shmarray", n_jobs=2, idle_worker_timeout=0.05):
         short_lived = pids()
     wait_for_end_of(short_lived)
+    processes.wait_until(lambda: "shmarray-idle-workers" not in {thread.name for thread in threading.enumerate()})
 
 
 def wait_for_end_of(ended):

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from shmarray import WorkerDiedError
-from tests.helpers import processes
 from tests.integrations import joblib_tasks, pool_tasks
 from tests.pool.tasks import make
 
-pytestmark = pytest.mark.filterwarnings(processes.FORK_WARNING)
 optional = partial(pytest.importorskip, reason="works with our pools, but shmarray does not need it")
 
 

@@ -18,11 +18,9 @@ import pytest
 
 import shmarray
 from shmarray.core.posix import SparseFile
-from tests.helpers.processes import FORK_WARNING, ROOT, WARNINGS, runs
+from tests.helpers.processes import ROOT, WARNINGS, runs, wait_until
 from tests.pool import tasks, test_contract
-from tests.pool.tasks import all_blocks_are_free, allocator_of, call, call_each, make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+from tests.pool.tasks import all_blocks_are_free, allocator_of, call, call_each, make
 
 LIMIT = 20  # seconds
 BIG = 50_000  # items
@@ -33,11 +31,6 @@ CONTRACT = [
     for name, function in vars(test_contract).items()
     if name.startswith("test_") and "pool" in inspect.signature(function).parameters
 ]
-
-
-@pytest.fixture(params=["Pool", "Executor"])
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(params=["fork", "spawn"])
@@ -313,6 +306,7 @@ CALLER = """
 import os, signal, sys, time
 import numpy as np
 import shmarray
+from tests.helpers import processes
 from tests.pool import tasks
 if __name__ == "__main__":
     pool = tasks.make(sys.argv[1], sys.argv[2])
@@ -321,7 +315,7 @@ if __name__ == "__main__":
         pool.apply_async(tasks.block, (sys.argv[3],))
     else:
         pool.submit(tasks.block, sys.argv[3])
-    tasks.wait_until(lambda: os.path.exists(sys.argv[3]))
+    processes.wait_until(lambda: os.path.exists(sys.argv[3]))
     print(*pids, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -354,7 +348,7 @@ if __name__ == "__main__":
             pid = tasks.call(pool, tasks.pid)
             os.kill(pid, signal.SIGSTOP)
             result = pool.apply_async(len, (bytes(4 << 20),))
-            tasks.wait_until(lambda: any(worker.in_flight for worker in pool._scheduler._state.workers.workers))
+            processes.wait_until(lambda: any(worker.in_flight for worker in pool._scheduler._state.workers.workers))
             os.kill(pid, signal.SIGKILL)
             assert result.get(20) == 4 << 20
     assert signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL and signal.SIGPIPE not in signal.sigpending()

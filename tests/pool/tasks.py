@@ -11,6 +11,7 @@ import time
 import numpy as np
 
 import shmarray
+from tests.helpers.processes import wait_until
 
 START_METHODS = ("fork", "spawn", "forkserver")
 KEPT = []
@@ -34,14 +35,6 @@ def call(pool, func, *args):
 def call_each(pool, func, items):
     """One call for each item, in order."""
     return pool.map(func, items, chunksize=1) if isinstance(pool, shmarray.Pool) else list(pool.map(func, items))
-
-
-def wait_until(condition, seconds=10.0):
-    """Look until it is so; fails at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def shared_memory_of(pool):
@@ -235,6 +228,10 @@ def block(path):
 
 def unpicklable_result(_):
     return threading.Lock()
+
+
+def lambda_result(_):
+    return lambda: 1
 
 
 class TwoArgumentsError(Exception):

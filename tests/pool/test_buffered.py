@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import shmarray
+from tests.helpers import processes
 from tests.pool import tasks
 
 BIG = 50_000
@@ -173,4 +174,4 @@ def test_an_executors_map_that_fails_or_is_dropped_cancels_the_rest(executor):
     assert next(results) == 0
     del results
     gc.collect()
-    tasks.wait_until(lambda: not executor._calls)
+    processes.wait_until(lambda: not executor._calls)

@@ -16,20 +16,12 @@ import pytest
 
 import shmarray
 from shmarray.pool.arrays import pickling
-from tests.helpers import processes
 from tests.pool.tasks import call, make
-
-pytestmark = pytest.mark.filterwarnings(processes.FORK_WARNING)
 
 SIZE = 9_000  # items of 8 bytes: just more than the 56 KB from which arrays go in a box
 ROWS = 18_000  # of a table, whose strings have offsets of 4 bytes
 KEPT: list[Any] = []
 optional = functools.partial(pytest.importorskip, reason="carries arrays, but shmarray does not need it")
-
-
-@pytest.fixture(params=["Pool", "Executor"])
-def kind(request):
-    return request.param
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ class _Finder(pickle.Pickler):
 
     def reducer_override(self, obj):
         if isinstance(obj, np.ma.MaskedArray):
-            return tuple, ((np.ma.getdata(obj, subok=False), np.ma.getmaskarray(obj)),)
+            return tuple, ((np.ma.getdata(obj, subok=False), np.ma.getmaskarray(obj), np.array(obj.fill_value)),)
         if not isinstance(obj, np.ndarray):
             return NotImplemented
         self.found.append(obj)

@@ -16,11 +16,6 @@ from tests.pool.tasks import call
 BIG = 50_000  # items of 8 bytes: well above the 56 KB from which arrays travel in boxes
 
 
-@pytest.fixture(params=["Pool", "Executor"])
-def kind(request):
-    return request.param
-
-
 @pytest.fixture(params=tasks.START_METHODS)
 def pool(request, kind):
     with tasks.make(kind, request.param) as pool:

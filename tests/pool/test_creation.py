@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import shmarray
+from tests.helpers.processes import wait_until
 from tests.pool import tasks
-from tests.pool.tasks import call, call_each, wait_until
+from tests.pool.tasks import call, call_each
 
 MB = 1 << 20
 KEPT = []

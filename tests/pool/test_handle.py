@@ -14,9 +14,7 @@ import pytest
 import shmarray
 from shmarray.core import mapping
 from tests.helpers import raw, workers
-from tests.helpers.processes import FORK_WARNING, Child, in_child, run_script
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
+from tests.helpers.processes import Child, in_child, run_script
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

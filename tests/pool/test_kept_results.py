@@ -6,11 +6,9 @@ import os
 import numpy as np
 import pytest
 
-from tests.helpers.processes import FORK_WARNING
+from tests.helpers.processes import wait_until
 from tests.pool import tasks
-from tests.pool.tasks import allocator_of, make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+from tests.pool.tasks import allocator_of, make
 
 ITEMS = 20_000
 SIZE = 8 * ITEMS  # bytes of a result

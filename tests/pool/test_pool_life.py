@@ -18,17 +18,10 @@ import pytest
 
 import shmarray
 from shmarray.core.posix import SparseFile
-from tests.helpers.processes import run_script
+from tests.helpers import processes
+from tests.helpers.processes import run_script, wait_until
 from tests.pool import tasks
-from tests.pool.tasks import allocator_of, call, call_each, make, shared_memory_of, wait_until
-
-FORK_WARNING = "ignore:.*use of fork\\(\\) may lead to deadlocks:DeprecationWarning"
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
-
-
-@pytest.fixture(params=["Pool", "Executor"])
-def kind(request):
-    return request.param
+from tests.pool.tasks import allocator_of, call, call_each, make, shared_memory_of
 
 
 @pytest.fixture(params=tasks.START_METHODS)
@@ -105,7 +98,7 @@ def test_boxes_that_a_worker_kept_come_back_when_it_has_done_its_last_task(kind,
         for i in range(3):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
         call(pool, abs, -1)  # the answer comes after the last of those has been seen to end
-        tasks.wait_until(lambda: tasks.all_blocks_are_free(pool))
+        processes.wait_until(lambda: tasks.all_blocks_are_free(pool))
 
 
 def test_a_child_that_a_task_forks_sees_the_argument_as_it_was(kind):
@@ -125,37 +118,30 @@ def test_tasks_that_fork_and_wait_cost_no_boxes(kind):
 
 
 def test_a_forked_child_of_the_caller_has_results_of_its_own(kind):
+    def look(channel):
+        channel.recv()
+        return bool((kept[0] == 2).all())
+
     with make(kind, "fork") as pool:
-        kept = call(pool, tasks.double, np.ones(200_000))
-        reader, writer = os.pipe()
-        go_reader, go = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.read(go_reader, 1)
-            os.write(writer, b"1" if (kept == 2).all() else b"0")
-            os._exit(0)
-        kept[:] = 5
-        del kept
-        for i in range(6):
-            call(pool, tasks.double, np.full(200_000, 10.0 + i))
-        os.write(go, b"x")
-        assert os.read(reader, 1) == b"1"
-        os.waitpid(child, 0)
-        for fd in (reader, writer, go_reader, go):
-            os.close(fd)
+        kept = [call(pool, tasks.double, np.ones(200_000))]
+        with processes.Child(look) as child:
+            kept.pop()[:] = 5
+            for i in range(6):
+                call(pool, tasks.double, np.full(200_000, 10.0 + i))
+            child.tell()
+            assert child.result()
         if kind == "Pool":
             pool.terminate()
 
 
 def test_results_written_to_after_a_fork_are_not_lost(kind):
+    def write():
+        kept[:] = 0
+
     with make(kind, "fork") as pool:
         kept = call(pool, tasks.double, np.ones(200_000))
         kept[:100] = 7
-        child = os.fork()
-        if child == 0:
-            kept[:] = 0
-            os._exit(0)
-        os.waitpid(child, 0)
+        processes.in_child(write)
         kept[100:200] = 8
         assert (kept[:100] == 7).all()
         assert (kept[100:200] == 8).all()
@@ -165,23 +151,13 @@ def test_results_written_to_after_a_fork_are_not_lost(kind):
 def test_a_forked_child_can_have_its_own_pool(kind):
     with make(kind, "fork") as pool:
         call(pool, tasks.double, np.ones(100_000))
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if tasks.make_own_pool("fork") == 600_000 else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert processes.in_child(tasks.make_own_pool, "fork") == 600_000
         assert call(pool, tasks.total, np.ones(100_000)) == 100_000
 
 
 def test_a_forked_child_cannot_use_its_parents_pool():
-    with make("Pool", "fork") as pool:
-        child = os.fork()
-        if child == 0:
-            try:
-                pool.map(abs, [1])
-            except ValueError:
-                os._exit(0)
-            os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with make("Pool", "fork") as pool, pytest.raises(ValueError, match="the process that forked this one"):
+        processes.in_child(pool.map, abs, [1])
 
 
 # --- one array in many tasks ---

@@ -22,7 +22,6 @@ tqdm_auto = pytest.importorskip("tqdm.auto", reason="draws progress bars, but sh
 tqdm = tqdm_auto.tqdm
 tqdm.get_lock()  # kept for ever from its first use on: no leak of one test
 
-pytestmark = pytest.mark.filterwarnings(processes.FORK_WARNING)
 METHODS = ("map", "starmap", "imap", "imap_unordered")
 
 
@@ -82,7 +81,7 @@ def die_at_three(x):
 
 def wait_for(path):
     """Until the file is there."""
-    tasks.wait_until(lambda: os.path.exists(path))
+    processes.wait_until(lambda: os.path.exists(path))
 
 
 def results(pool, method, items, **options):

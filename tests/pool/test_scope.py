@@ -10,9 +10,9 @@ import pytest
 
 import shmarray
 from tests.helpers import raw
-from tests.helpers.processes import FORK_WARNING, Child, in_child, run_script, wait_until
+from tests.helpers.processes import Child, in_child, run_script, wait_until
 
-pytestmark = [pytest.mark.usefixtures("system"), pytest.mark.filterwarnings(FORK_WARNING)]
+pytestmark = pytest.mark.usefixtures("system")
 
 
 def test_a_named_one_is_there_inside_and_gone_after(name):

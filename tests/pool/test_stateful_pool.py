@@ -14,15 +14,11 @@ import zlib
 from itertools import islice
 
 import numpy as np
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.helpers import processes
 from tests.pool.tasks import make
-
-pytestmark = pytest.mark.filterwarnings(processes.FORK_WARNING)
 
 WORKERS = 2
 MOST = 5  # arrays that a caller holds, that a worker keeps

@@ -13,11 +13,9 @@ import pytest
 import shmarray
 from shmarray import TaskTimeoutError
 from shmarray.core.posix import SparseFile
-from tests.helpers.processes import FORK_WARNING
+from tests.helpers.processes import wait_until
 from tests.pool import tasks
-from tests.pool.tasks import all_blocks_are_free, call, make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
+from tests.pool.tasks import all_blocks_are_free, call, make
 
 DOORS = ("Pool", "Executor")
 

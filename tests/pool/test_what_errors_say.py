@@ -8,10 +8,7 @@ import threading
 import pytest
 
 from shmarray import TaskTimeoutError, WorkerDiedError
-from tests.helpers.processes import FORK_WARNING
 from tests.pool.tasks import make
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
 COUNT, BAD = 100, 57
 

@@ -21,7 +21,7 @@ The engine uses the names that this module exports, and nothing else of it.
 from shmarray.pool.arrays import messages
 from shmarray.pool.arrays.allocator import BlockAllocator
 from shmarray.pool.arrays.blocks import BlockMap
-from shmarray.pool.arrays.by_value import main_goes_by_value as goes_by_value
+from shmarray.pool.arrays.by_value import begin_worker, for_start
 from shmarray.pool.arrays.calls import Call, FunctionCache, compact
 from shmarray.pool.arrays.dedup import RepeatedArrays, repeated_arrays
 from shmarray.pool.arrays.lending import Lending, RetainedBlocks, TaskBlocks
@@ -42,9 +42,10 @@ __all__ = [
     "TaskBlocks",
     "TaskRunner",
     "allocate",
+    "begin_worker",
     "compact",
     "dumps",
-    "goes_by_value",
+    "for_start",
     "is_plain",
     "messages",
     "repeated_arrays",

@@ -40,15 +40,9 @@ class FunctionCache:
 
     Only of what is exactly a function and goes by its name: all other callables, and what
     functions that go by value refer to, may have changed since the last task.
-
-    Attributes
-    ----------
-    main_by_value : bool
-        As for `pickling.dumps`.
     """
 
-    def __init__(self, *, main_by_value: bool = False) -> None:
-        self.main_by_value = main_by_value
+    def __init__(self) -> None:
         self._last: Any = None
         self._pickled: bytes | None = None
 
@@ -57,11 +51,8 @@ class FunctionCache:
         if type(func) is not FunctionType:
             return None
         if func is not self._last:
+            self._pickled = pickling.dumps_by_name(func)
             self._last = func
-            try:
-                self._pickled = pickling.dumps_by_name(func, main_by_value=self.main_by_value).pickle
-            except Exception:  # noqa: BLE001 - it goes by value, or the error comes when its task is pickled
-                self._pickled = None
         return self._pickled
 
 

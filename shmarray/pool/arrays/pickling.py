@@ -4,6 +4,8 @@ The arrays inside an object, 56 kB and more, are left out of its pickle: the pic
 buffer for each (PEP 574), and each buffer is copied once, from where it is to where the other
 process can read it.  Arrays that are shared already travel as references.
 
+What pickle itself refuses goes by value (`by_value`).
+
 PEP 574 alone would leave datetime64, strided, broadcast, record, matrix and masked arrays in
 the pickle, deliver read-only what was read-only, and copy memory maps.
 """
@@ -11,6 +13,7 @@ the pickle, deliver read-only what was read-only, and copy memory maps.
 import copyreg
 import io
 import pickle
+import traceback
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -79,58 +82,95 @@ class PickledObject(NamedTuple):
         return Payload(self.pickle, spans, target.data)
 
 
-def dumps(
-    obj: object, repeated: Mapping[int, NDArray[Any]] | None = None, *, main_by_value: bool = False
-) -> PickledObject:
-    """Pickle an object without the buffers of its arrays.
-
-    What plain pickle cannot send, such as a lambda, goes by value if cloudpickle is installed.
+def dumps(obj: object, repeated: Mapping[int, NDArray[Any]] | None = None, *, forked: bool = False) -> PickledObject:
+    """Pickle an object without the buffers of its arrays; by value what cannot be sent by name.
 
     Parameters
     ----------
     obj : object
     repeated : mapping of int to ndarray, optional
         By id, the arrays that many tasks have.
-    main_by_value : bool, optional
-        Whether functions and classes of ``__main__`` go by value, because workers could not
-        find them or have older ones.
+    forked : bool
+        Whether the receiver is forked from this process, and so has its ``__main__``.
 
     Raises
     ------
     UnsendableError
-        If the object has a function or class that workers cannot import, and cloudpickle is
-        not installed.
+        If that takes cloudpickle, and there is none.
     Exception
         Whatever pickling the object raises.
     """
-    try:
-        return dumps_by_name(obj, repeated, main_by_value=main_by_value)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        # Not only of functions: a __reduce__ of the user's may raise the same.
-        pickler = by_value.pickler(_ArrayPickler) if by_value.may_help(error) else None
-        if pickler is None:
-            explained = by_value.explained(error)
-            if explained is error:  # not its own cause, which whoever follows causes would follow for ever
+    pickled = _sendable(obj, repeated)
+    if pickled is None:
+        return _plain(by_value.ByValue(obj, by_value.sending), repeated)
+    if not by_value.names_missing_main(pickled.pickle):
+        return pickled
+    if by_value.is_available():
+        try:
+            return _plain(by_value.ByValue(obj, by_value.sending), repeated)
+        except Exception:
+            if not forked:
                 raise
-            raise explained from error
-    return pickler.pickled(obj, repeated)  # type: ignore[no-any-return]
+            return pickled  # something that its globals hold cannot be sent, such as a lock
+    name = None if forked else _name_in_main(obj)
+    if name is not None:
+        raise by_value.not_found(name)
+    return pickled
 
 
-def dumps_by_name(
-    obj: object, repeated: Mapping[int, NDArray[Any]] | None = None, *, main_by_value: bool = False
-) -> PickledObject:
-    """The same, with functions and classes by their names alone."""
+def dumps_result(obj: object) -> PickledObject:
+    """As `dumps`, on the way back to the process that sent the task."""
+    pickled = _sendable(obj, None)
+    if pickled is None or (by_value.names_missing_main(pickled.pickle) and by_value.is_available()):
+        return _plain(by_value.ByValue(obj, by_value.returning), None)
+    return pickled
+
+
+def _sendable(obj: object, repeated: Mapping[int, NDArray[Any]] | None) -> PickledObject | None:
+    """An object in a plain pickle; None if it must go by value."""
+    try:
+        return _plain(obj, repeated)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        if not _is_refusal(error):
+            raise
+        if not by_value.is_available():
+            raise by_value.refused(error) from None
+    return None
+
+
+def dumps_by_name(obj: object) -> bytes | None:
+    """The pickle of a function that goes by its name; None of one that does not."""
+    try:
+        pickled = _plain(obj, None).pickle
+    except (AttributeError, pickle.PicklingError):
+        return None
+    return None if by_value.names_missing_main(pickled) else pickled
+
+
+def _plain(obj: object, repeated: Mapping[int, NDArray[Any]] | None) -> PickledObject:
     # Making a pickler takes as long as pickling a small task.  One that has failed is not used
     # again, nor one that is in use: pickling runs code that may get here.
     try:
         pickler = _idle_picklers.pop()
     except IndexError:
         pickler = _Pickler()
-    pickler.main_by_value = main_by_value
     pickled = pickler.pickled(obj, repeated)
     if len(pickled.pickle) <= LONG:
         _idle_picklers.append(pickler)
     return pickled
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether pickle itself refused an object, and not a method of the object."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_code is _Pickler.pickled.__code__
+
+
+def _name_in_main(obj: object) -> str | None:
+    """The name of something that is pickled by its name in ``__main__``."""
+    finder = _MainFinder()
+    finder.pickled(obj, None)
+    return finder.found
 
 
 def loads(pickled: Any, buffers: Sequence[Octets] = ()) -> Any:
@@ -143,10 +183,9 @@ def loads_payload(payload: Payload, buffers: list[Octets]) -> Any:
     return loads(payload.pickled or buffers.pop(0), buffers)
 
 
-class _ArrayPickler:
-    """What both picklers do with arrays; the other base is a pickler of protocol 5."""
-
-    dispatch_table: ClassVar[Any]
+class _Pickler(pickle.Pickler):
+    # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
+    dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]
 
     def __init__(self) -> None:
         buffers: list[Buffer] = []
@@ -166,7 +205,7 @@ class _ArrayPickler:
             return False
 
         self._file = io.BytesIO()
-        super().__init__(self._file, 5, buffer_callback=out_of_band)  # type: ignore[call-arg]
+        super().__init__(self._file, 5, buffer_callback=out_of_band)
         self._buffers = buffers
         self._marked = marked
         self._repeated: Mapping[int, NDArray[Any]] = {}
@@ -174,14 +213,14 @@ class _ArrayPickler:
     def pickled(self, obj: object, repeated: Mapping[int, NDArray[Any]] | None) -> PickledObject:
         if repeated:
             self._repeated = repeated
-        self.dump(obj)  # type: ignore[attr-defined]
+        self.dump(obj)
         pickled = PickledObject(self._file.getvalue(), self._buffers.copy())
         self._forget(repeated)
         return pickled
 
     def _forget(self, repeated: Mapping[int, NDArray[Any]] | None) -> None:
         """Keep nothing of the object."""
-        self.clear_memo()  # type: ignore[attr-defined]
+        self.clear_memo()
         self._file.seek(0)
         self._file.truncate()
         if self._buffers:
@@ -190,9 +229,10 @@ class _ArrayPickler:
         if repeated:
             self._repeated = {}
 
-    def reduced_array(self, obj: Any) -> Any:
-        """How to pickle an array of any kind; NotImplemented if that is not for us to say."""
-        return self._array(obj) if type(obj) is np.ndarray else self._subclass(obj)
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.ndarray):
+            return self._array(obj) if type(obj) is np.ndarray else self._subclass(obj)
+        return NotImplemented
 
     def _array(self, array: NDArray[Any]) -> Any:
         reference = by_reference(array)
@@ -242,24 +282,22 @@ class _ArrayPickler:
         return marker
 
 
-class _Pickler(_ArrayPickler, pickle.Pickler):
-    # As ForkingPickler's, so that what is registered there or in copyreg at any time counts.
-    dispatch_table: ClassVar[Any] = ChainMap[Any, Any](registered, copyreg.dispatch_table)  # type: ignore[misc]
-    main_by_value = False
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, np.ndarray):
-            return self.reduced_array(obj)
-        if self.main_by_value and isinstance(obj, (FunctionType, type)) and obj.__module__ == "__main__":
-            raise by_value.OfMainError(f"{obj.__qualname__} is defined where workers cannot import it")
-        return NotImplemented
-
-
 _idle_picklers: list[_Pickler] = []
 _WRITABLE = bytearray()
 # numpy's own dtypes of one number, by identity: others are equal to these and are more (metadata).
 # To pickle and unpickle a dtype takes longer than to copy 64 kB.
 _NAMES = {id(np.dtype(code)): np.dtype(code).str for code in "?bBhHiIlLqQefdgFDG"}
+
+
+class _MainFinder(_Pickler):
+    """Notes what is pickled by its name in ``__main__``."""
+
+    found: str | None = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, FunctionType | type) and obj.__module__ == "__main__":
+            self.found = obj.__qualname__
+        return super().reducer_override(obj)
 
 
 @lru_cache(maxsize=256)

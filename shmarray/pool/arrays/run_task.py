@@ -26,6 +26,10 @@ from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
 from shmarray.pool.arrays.pickling import PickledObject
 from shmarray.pool.arrays.result_memory import Place, ResultMemory, places
 
+_NOT_IN_MAIN = (
+    '(a worker has what the main module defines outside of `if __name__ == "__main__":` and, if it is forked, '
+    "before the pool is made)"
+)
 _PAGE = os.sysconf("SC_PAGESIZE")
 # Not by attribute: the class of the error may have a property of that name, which raises.
 _traceback_of: Any = vars(BaseException)["__traceback__"].__get__
@@ -118,6 +122,7 @@ class TaskRunner:
             memory.close()
             opened += memory.parts
         pickled, text = self._pickled(outcome)
+        by_value.end_task()
         payload, shortage = self._pack(pickled, opened)
         del pickled
         taken = memory.reserved if memory is not None and memory.reserved > reserved else 0
@@ -134,12 +139,15 @@ class TaskRunner:
     def _outcome(self, payload: Payload, opened: list[LeaseRef]) -> _Outcome:
         func = None
         try:
-            func, args, kwargs = self._unpack(payload, opened)
+            try:
+                func, args, kwargs = self._unpack(payload, opened)
+            except AttributeError as error:
+                if "'__main__'" in str(error) or "'__mp_main__'" in str(error):
+                    error.add_note(_NOT_IN_MAIN)
+                raise
             return _Outcome(True, self._invoke(func, args, kwargs))
         except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
             self._invoke.stop()
-            if func is None:
-                error = by_value.not_found(error)
             return _Outcome(False, error, "" if is_reraising(func) else self._encoder.text(error))
 
     def _unpack(self, payload: Payload, opened: list[LeaseRef]) -> Any:
@@ -179,13 +187,13 @@ class TaskRunner:
         if not outcome.succeeded and isinstance(value, BaseException):
             BaseException.with_traceback(value, None)  # its frames hold the arguments
         try:
-            return pickling.dumps((outcome.succeeded, value)), text
+            return pickling.dumps_result((outcome.succeeded, value)), text
         except BaseException as error:  # noqa: BLE001 - user code: a result's __reduce__
             failure = self._encoder.unsendable(error, value)
             text = text or self._encoder.text(error)
         BaseException.with_traceback(failure, None)
         try:
-            return pickling.dumps((False, failure)), text
+            return pickling.dumps_result((False, failure)), text
         except BaseException as error:  # noqa: BLE001 - the error does not pickle either
             reason = self._encoder.text(error).rstrip().rpartition("\n")[2]
             return pickling.dumps((False, RuntimeError(f"the result cannot be sent: {reason}"))), text

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import TERMINATE
-from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps, goes_by_value
+from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.workers import WorkerHandle
@@ -106,7 +106,7 @@ class Feeder:
         first = None if type(sequence) in (list, tuple) else 0
         task = job = None
         index = -1
-        cache = FunctionCache(main_by_value=goes_by_value())
+        cache = FunctionCache()
         for task in sequence:
             job, index = task[:2]
             if self._state.phase == TERMINATE:
@@ -152,8 +152,9 @@ class Feeder:
         self._state.waker.wake()  # it may have been the last
         return False
 
-    @staticmethod
-    def _pickled(task: Any, first: int | None, cache: FunctionCache) -> tuple[InFlightTask, PickledObject, int | None]:
+    def _pickled(
+        self, task: Any, first: int | None, cache: FunctionCache
+    ) -> tuple[InFlightTask, PickledObject, int | None]:
         job, index, func, args, kwargs = task[:5]
         call = compact(func, args, kwargs, cache)
         arrays = group = items = None
@@ -163,7 +164,7 @@ class Feeder:
             items = range(first, first + (call.items or 1))
             first = items.stop
         flight = InFlightTask(job, index, call.func, items, job if group is None else group)
-        return flight, dumps(call.compact, arrays, main_by_value=cache.main_by_value), first
+        return flight, dumps(call.compact, arrays, forked=self._workers.forks), first
 
     def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
         """Pack a task and send it to the worker that has least to do, waiting until one has room."""

@@ -10,7 +10,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
 from shmarray.core.posix import SparseFile, has_hung_up, kill_at_hangup
-from shmarray.pool.arrays import BlockMap, ExceptionEncoder, TaskRunner, messages
+from shmarray.pool.arrays import BlockMap, ExceptionEncoder, TaskRunner, begin_worker, for_start, messages
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.channel import Channel, socket_of
 
@@ -55,6 +55,15 @@ class WorkerSpec(NamedTuple):
     max_tasks: int | None
     encoder: ExceptionEncoder
 
+    def __reduce__(self) -> Any:
+        start = for_start((self.initializer, self.initargs))
+        return _spec, (start, self.max_tasks, self.encoder)
+
+
+def _spec(start: tuple[Any, tuple[Any, ...]], max_tasks: int | None, encoder: ExceptionEncoder) -> WorkerSpec:
+    initializer, initargs = start
+    return WorkerSpec(initializer, initargs, max_tasks, encoder)
+
 
 class Inheritance(NamedTuple):
     """The descriptors that one worker gets from its caller.
@@ -93,6 +102,7 @@ def worker_main(inheritance: Inheritance, spec: WorkerSpec) -> None:
     """
     signals.begin_with_defaults()
     die_with_caller(inheritance.life.fd)
+    begin_worker()
     calls = signals.InterruptibleCalls()
     runner = TaskRunner(inheritance.blocks(), spec.encoder, calls)
     channel = Channel(socket_of(inheritance.channel.fd))

@@ -3,16 +3,15 @@
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from shmarray.errors import WorkerDiedError
-from shmarray.pool import forks
+from shmarray.pool import forks, main_module
 from shmarray.pool._stdlib import disown, is_importing_main
 from shmarray.pool.arrays import BlockAllocator, RetainedBlocks, messages
 from shmarray.pool.engine import exit_status, signals
@@ -30,6 +29,7 @@ _POLITE = 0.5
 _STATUS = 1.0
 # The exit status of a child whose main module starts processes while it is imported.
 _MISSING_GUARD = 113
+_GUARD = 'put the code that starts processes, or sets the start method, under `if __name__ == "__main__":`'
 
 
 class ProcessRegistry(Protocol):
@@ -43,21 +43,6 @@ class ProcessRegistry(Protocol):
 
     def clear(self) -> None:
         """All have."""
-
-
-@contextmanager
-def _without_missing_main_file() -> Iterator[None]:
-    """Have new interpreters import no main module that is no file, such as ``<stdin>``: they would fail."""
-    main: Any = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    if path is None or os.path.exists(path) or getattr(main, "__spec__", None) is not None:
-        yield
-        return
-    del main.__file__
-    try:
-        yield
-    finally:
-        main.__file__ = path
 
 
 class WorkerHandle:
@@ -101,6 +86,11 @@ class WorkerHandle:
         self.trouble = ""
 
     @property
+    def has_failed_import(self) -> bool:
+        """Whether it ended as a process does whose main module cannot be imported, which no other try will change."""
+        return not self.is_ready and not self.trouble and exit_status.exit_code(self.process) == 1
+
+    @property
     def pid(self) -> int | None:
         return self.process.pid  # type: ignore[no-any-return]
 
@@ -137,12 +127,11 @@ class WorkerHandle:
         """The error of all calls when workers cannot start."""
         code = exit_status.exit_code(self.process)
         if code == _MISSING_GUARD:
-            message = (
-                "the main module starts processes while a worker imports it: put the code that does so under "
-                '`if __name__ == "__main__":`'
-            )
+            message = f"the main module starts processes while a worker imports it: {_GUARD}"
         else:
             message = f"workers die as soon as they start; the last, {self.pid}, {exit_status.description(code)}"
+            if self.has_failed_import:
+                message += f"; if an error of importing the main module is printed above, {_GUARD}"
         if self.trouble:
             message = f'{message}\n"""\n{self.trouble}"""'
         return WorkerDiedError(message, self.pid, code)
@@ -172,6 +161,8 @@ class WorkerSet:
     fence : Fence
         Between the answered tasks that the collecting thread removes, without the lock, and what
         it reads then.
+    forks : bool
+        Whether workers are forked, and so begin with all that this process has.
     is_willing : bool
         Whether workers that have ended are replaced.
     """
@@ -191,6 +182,7 @@ class WorkerSet:
         self.fence = Fence()
         self.workers: list[WorkerHandle] = []
         self.size = size
+        self.forks = start_method == "fork"
         self.is_willing = True
         self._make = make
         self._start_method = start_method
@@ -200,6 +192,7 @@ class WorkerSet:
         self._daemon = daemon
         self._lives = forks.PrivateDescriptors()
         self._failures = 0
+        self._has_been_ready = False
         forks.register(self)
 
     # --- starting ---
@@ -231,7 +224,7 @@ class WorkerSet:
             with (
                 signals.blocked_in_children(self._start_method),
                 signals.blocked_from_the_first(process),
-                _without_missing_main_file(),
+                main_module.hidden_if_no_file(),
             ):
                 self._start(process)
             forks.add_workers([process])
@@ -247,14 +240,11 @@ class WorkerSet:
             if self._start_method != "forkserver":
                 raise
             # In Python 3.14 the forkserver itself imports the main module, and ends if that fails.
-            message = (
-                "workers die as soon as they start, because the forkserver cannot import the main module: if that "
-                'starts processes, put the code that does so under `if __name__ == "__main__":`'
-            )
+            message = f"the forkserver died; if that was in importing the main module, {_GUARD}"
             raise WorkerDiedError(message) from error
 
     def became_ready(self, worker: WorkerHandle) -> None:
-        worker.is_ready = True
+        worker.is_ready = self._has_been_ready = True
         worker.since = time.monotonic()
         self._failures = 0
 
@@ -262,7 +252,7 @@ class WorkerSet:
         """Whether, with this one, too many workers have died before they were ready; then no more are started."""
         if worker.is_ready:
             return False
-        if worker.process.exitcode == _MISSING_GUARD:
+        if worker.process.exitcode == _MISSING_GUARD or (worker.has_failed_import and not self._has_been_ready):
             self._failures = self.size + _TRIES
         return self.could_not_start()
 

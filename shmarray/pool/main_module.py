@@ -1,0 +1,42 @@
+"""The caller's ``__main__``, as far as other processes can have it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def is_importable() -> bool:
+    """Whether a process that is not forked from this one can import this one's ``__main__``.
+
+    It cannot if that is a notebook, a prompt, ``-c``, standard input or the ``__main__.py`` of a package.
+    """
+    if hasattr(sys, "ps1"):  # a prompt, perhaps after a script (python -i)
+        return False
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).rpartition(".")[2] != "__main__"  # multiprocessing does not import these
+    return _names_a_file(getattr(main, "__file__", None))
+
+
+@contextmanager
+def hidden_if_no_file() -> Iterator[None]:
+    """Have multiprocessing start processes although ``__main__.__file__`` is ``'<stdin>'``.
+
+    Children of spawn and forkserver would try to run a file of that name, and die of it.
+    """
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is None or getattr(main, "__spec__", None) is not None or _names_a_file(path):
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
+
+
+def _names_a_file(path: str | None) -> bool:
+    return path is not None and os.path.exists(path)
