@@ -86,7 +86,7 @@ def readme(results: Results) -> dict[str, list[str]]:
             f"medians of later calls{_scale(results)}. `make bench` measures yours; first calls and times are in",
             "[benchmarks/README.md](benchmarks/README.md), with where the time goes.",
             "",
-            "![Time over array size](docs/pictures/time.png) ![Peak memory](docs/pictures/memory.png)",
+            "![Peak memory](docs/pictures/memory.png)",
             "",
             *pools,
             "",

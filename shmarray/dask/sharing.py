@@ -166,7 +166,8 @@ class Share(ClusterHandle):
         """Have one worker of each host begin to fetch; a tree, with two others at each."""
         # As soon as workers have it they ask whether it is still wanted.
         while not hooks.is_wanted(self._client, self._about.key):
-            pass
+            if self.future.cancelled():
+                raise RuntimeError("the cluster was restarted, or the client closed, while the array was shared")
         workers = _one_of_each_host(hosts, self._about.key)
         sources = {address: workers[(place - 1) // 2] if place else CLIENT for place, address in enumerate(workers)}
         if sources:
