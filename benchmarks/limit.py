@@ -78,7 +78,7 @@ class Limit:
             near.close()
             if other != place:
                 far.close()
-        boxes = cycle(self._arguments[place :: self._workers])
+        buffers = cycle(self._arguments[place :: self._workers])
         # Always the same ones, so that what a worker writes to is mapped there from the second call on.
         tasks = range(place, len(self._sources), self._workers)
         caller = ends[place][1]
@@ -87,13 +87,13 @@ class Limit:
         caller.send_bytes(b"ready")
         try:
             while caller.recv_bytes():
-                kinds = {self._carry(task, next(boxes)) for task in tasks}
+                kinds = {self._carry(task, next(buffers)) for task in tasks}
                 caller.send_bytes(b"scalar" if kinds == {False} else b"array")
         except EOFError:
             os._exit(0)
 
-    def _carry(self, task: int, box: NDArray[Any]) -> bool:
-        argument = self._results[task] if self._in_place else box
+    def _carry(self, task: int, buffer: NDArray[Any]) -> bool:
+        argument = self._results[task] if self._in_place else buffer
         np.copyto(argument, self._sources[task])
         result = self._function(argument)
         if not isinstance(result, np.ndarray):

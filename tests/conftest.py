@@ -38,7 +38,7 @@ def _lasting_helpers():
     resource_tracker.ensure_running()
     multiprocessing.set_forkserver_preload(["tests.helpers.workers"])
     forkserver.ensure_running()
-    with shmarray.scoped(1, name=f"t{os.getpid()}-watched"):  # starts the watcher of names
+    with shmarray.scoped(1, name=f"t{os.getpid()}-watched"):  # starts the name reaper
         pass
     gc.freeze()  # what pytest and numpy are made of need not be looked through again and again
 

@@ -39,7 +39,7 @@ def contiguous_bytes(source: NDArray[Any]) -> NDArray[np.uint8]:
     return source.ravel(order="K").view(np.uint8)
 
 
-def pour(source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> None:
+def copy_into(source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> None:
     """Fill a file without pages, mapped whole at `target`, from `offset` to its end.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Locks on arrays, held by the kernel: whoever dies lets go."""
+"""Locks on arrays, held by the kernel, which releases those of a process that dies."""
 
 from __future__ import annotations
 

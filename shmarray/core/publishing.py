@@ -15,14 +15,14 @@ from shmarray.core import segment
 from shmarray.core.names import Name
 from shmarray.core.posix import files
 from shmarray.core.posix.errors import MAKING, explained
-from shmarray.core.segment import Blueprint
+from shmarray.core.segment import ArraySpec
 from shmarray.errors import ArrayNotFoundError, ShmArrayError
 
 # Below this, asking whether the name is free costs more than making the array for nothing.
 _WORTH_A_LOOK = 1 << 20
 
 
-def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None = None) -> NDArray[Any]:
+def publish(name: Name, plan: ArraySpec, undo: list[Callable[[], object]] | None = None) -> NDArray[Any]:
     """Make an array and give it its name; `undo` gets, before that, what takes the name away again."""
     # A hint that saves the copy; the link decides.
     if plan.layout.size > _WORTH_A_LOOK and files.taken(name):
@@ -36,7 +36,7 @@ def publish(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None
         raise _not_created(error, name) from error
 
 
-def _publish_complete(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any] | None:
+def _publish_complete(name: Name, plan: ArraySpec, undo: list[Callable[[], object]] | None) -> NDArray[Any] | None:
     """The name last, for a file that is complete; None if the system does not do that."""
     fd = files.open_unnamed(name, plan.permissions)
     if fd is None:
@@ -50,7 +50,7 @@ def _publish_complete(name: Name, plan: Blueprint, undo: list[Callable[[], objec
         os.close(fd)
 
 
-def _publish_in_place(name: Name, plan: Blueprint, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
+def _publish_in_place(name: Name, plan: ArraySpec, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
     """The portable way: the name first, then what it names."""
     fd = files.open_exclusive(name, plan.permissions)
     try:

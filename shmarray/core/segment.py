@@ -41,7 +41,7 @@ _UNFINISHED = b"\x93shmarray: being made\n"
 # --- what was asked for --------------------------------------------------------------
 
 
-class Blueprint(NamedTuple):
+class ArraySpec(NamedTuple):
     """An array that can be made.
 
     Attributes
@@ -62,7 +62,7 @@ class Blueprint(NamedTuple):
 
 def planned(
     shape: Shape | None, dtype: DTypeLike | None, data: ArrayLike | None, order: Order, permissions: int
-) -> Blueprint:
+) -> ArraySpec:
     """Check all that was asked for, before anything exists; TypeError or ValueError say what cannot be."""
     if order not in ("K", "C", "F"):
         raise ValueError(f"order is 'K', 'C' or 'F', not {order!r}")
@@ -73,12 +73,12 @@ def planned(
     if data is None:
         if shape is None:
             raise TypeError("give a shape, or data to copy")
-        return Blueprint(*layout.plan(shape, dtype, order == "F"), None, permissions)
+        return ArraySpec(*layout.plan(shape, dtype, order == "F"), None, permissions)
     source, kind = _source(data, None if dtype is None else np.dtype(dtype))
     if shape is not None:
         source = source.reshape(layout.checked_shape(shape))
     fortran = order == "F" or (order == "K" and _copy_is_fortran(source))
-    return Blueprint(*layout.plan(source.shape, kind, fortran), source, permissions)
+    return ArraySpec(*layout.plan(source.shape, kind, fortran), source, permissions)
 
 
 def _source(data: ArrayLike, kind: np.dtype[Any] | None) -> tuple[NDArray[Any], np.dtype[Any]]:
@@ -112,7 +112,7 @@ def _copy_is_fortran(source: NDArray[Any]) -> bool:
 # --- making --------------------------------------------------------------------------
 
 
-def filled(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
+def filled(fd: int, name: Name, plan: ArraySpec) -> NDArray[Any]:
     """Make an empty file that nobody else can reach yet into a complete array."""
     size, source = plan.layout.size, plan.source
     identity = _checked(fd, name, plan)
@@ -120,7 +120,7 @@ def filled(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
         pages.truncate(fd, size)
         mapping, array = _mapped(fd, name, plan, identity)
         if source is not None and plan.layout.nbytes and _same_bytes(source, array) and not _advised(name, size):
-            copying.pour(copying.contiguous_bytes(source), fd, mapping, plan.layout.offset)
+            copying.copy_into(copying.contiguous_bytes(source), fd, mapping, plan.layout.offset)
         else:
             _reserve(fd, name, mapping)
             if source is not None:
@@ -131,7 +131,7 @@ def filled(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
     return array
 
 
-def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
+def filled_in_place(fd: int, name: Name, plan: ArraySpec) -> NDArray[Any]:
     """As `filled`, for a file that others can open already: everything through the mapping, the header last.
 
     POSIX promises neither read nor write on a shared memory object, and macOS has neither.
@@ -153,7 +153,7 @@ def filled_in_place(fd: int, name: Name, plan: Blueprint) -> NDArray[Any]:
     return array
 
 
-def _checked(fd: int, name: Name, plan: Blueprint) -> files.Identity:
+def _checked(fd: int, name: Name, plan: ArraySpec) -> files.Identity:
     """Give the file its permissions, and see whether there is space for it."""
     status = os.fstat(fd)
     if stat.S_IMODE(status.st_mode) != plan.permissions:
@@ -162,7 +162,7 @@ def _checked(fd: int, name: Name, plan: Blueprint) -> files.Identity:
     return files.identity(status)
 
 
-def _mapped(fd: int, name: Name, plan: Blueprint, identity: files.Identity) -> tuple[Mapping, NDArray[Any]]:
+def _mapped(fd: int, name: Name, plan: ArraySpec, identity: files.Identity) -> tuple[Mapping, NDArray[Any]]:
     dtype, shape, order, offset, _, size = plan.layout
     mapping = Mapping(fd, size, "r+", name, identity)
     return mapping, mapping.array(shape, dtype, offset, None, order)

@@ -12,7 +12,7 @@ from shmarray.core import names
 from shmarray.core.names import Name
 from shmarray.core.posix import files
 from shmarray.core.publishing import publish
-from shmarray.core.segment import OWNER_ALONE, Blueprint, Order, Shape, filled, planned
+from shmarray.core.segment import OWNER_ALONE, ArraySpec, Order, Shape, filled, planned
 from shmarray.errors import ArrayExistsError
 
 Undo = list[Callable[[], object]]
@@ -57,7 +57,7 @@ def create_temporary(
     return filled(fd, Name(text, "anonymous", files.descriptor_path(fd)), plan)
 
 
-def _randomly_named(undo: Undo, plan: Blueprint) -> NDArray[Any]:
+def _randomly_named(undo: Undo, plan: ArraySpec) -> NDArray[Any]:
     while True:
         # macOS allows 30 characters.
         name = f"shmarray-{os.getpid()}-{os.urandom(5).hex()}"

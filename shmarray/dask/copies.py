@@ -41,7 +41,7 @@ Entry = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What everybody who has an array's handle knows of it.
+    """What every holder of an array's handle knows about the array.
 
     Attributes
     ----------
@@ -303,7 +303,7 @@ def open_register(key: str) -> Register | None:
 
 
 def update(register: Register, copy: Copy | None) -> None:
-    """Write down who has the array, with what this process has."""
+    """Write down which processes have the array, this one included."""
     register.entries[:] = filter(_is_valid, register.entries)
     entry = None if copy is None else copy.entry
     if entry is not None and entry not in register.entries:

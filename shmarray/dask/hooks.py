@@ -99,7 +99,7 @@ _UNWANTED = (None, "released")
 async def unwanted_keys(worker: Any, keys: Collection[str]) -> list[str]:
     """Those keys that no client holds and no task waits for.
 
-    Not by who has them: nobody has what is being computed again.
+    Not by the workers that have them: no worker has what is being computed again.
     """
     states = await worker.scheduler.get_task_status(keys=list(keys))
     return [key for key, state in states.items() if state in _UNWANTED]

@@ -118,7 +118,7 @@ class Share(ClusterHandle):
 
     Notes
     -----
-    Usable as a context manager.  Garbage, it closes itself.  Safe to use from many threads.
+    Usable as a context manager.  It closes itself when it is garbage.  Safe to use from many threads.
     A forked child must not use its parent's.
     """
 
@@ -175,7 +175,7 @@ class Share(ClusterHandle):
             self._client.run(plugin.begin, self._about, sources, workers=workers, on_error="ignore")
 
     def send(self, address: str) -> None:
-        """Send the array to a worker that has found nobody who has it."""
+        """Send the array to a worker that has found no copy of it."""
         copy = COPIES.get(self._about.key)
         if copy is None or not self._sending.acquire(blocking=False):
             return

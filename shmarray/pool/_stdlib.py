@@ -35,7 +35,7 @@ from multiprocessing import process as processes
 from multiprocessing.pool import Pool as StockPool
 from typing import Any
 
-# Private names are in nobody's stubs.
+# Private names are in no stubs.
 _pool: Any = pool
 _signal: Any = import_module("_signal")
 _process: Any = process

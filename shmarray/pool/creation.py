@@ -42,7 +42,7 @@ def empty(
     In a task of a `Pool` or a `ProcessPoolExecutor` the array lies in the pool's own memory.
     Returned, by itself or anywhere inside the result, it is the caller's without a copy; so is
     any view or part of it that is contiguous, and that overlaps no other array of the result.
-    What else is in the result is copied, as ever.  A part keeps its own pages, not the whole.
+    Everything else in the result is copied, as usual.  A part keeps its own pages, not the whole.
 
     Arrays that the task does not return are freed with it, or as soon as nothing refers to
     them.  One that it keeps, in a global for instance, stays valid; returned as well, it is

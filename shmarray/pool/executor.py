@@ -383,7 +383,7 @@ class _Calls:
         return False
 
     def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
-        # First it is removed: who gets the result may submit at once, and needs no further worker.
+        # It is removed first: whoever gets the result may submit at once, and that call needs no further worker.
         future = self.remove(job)
         self._answered += 1
         if future is not None:

@@ -1,6 +1,6 @@
 """What the stdlib's pools, queues and pipes deliver in place of a shared array that cannot be reached any more.
 
-They unpickle where an error is nobody's: multiprocessing.Pool's workers end and its caller
+They unpickle where no caller gets the error: multiprocessing.Pool's workers end and its caller
 waits for ever, the executor breaks, the thread that takes the results ends.  So the error
 comes when the array is used, which is in the task.
 """

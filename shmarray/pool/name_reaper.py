@@ -97,7 +97,7 @@ class _Reaper:
         return True
 
     def _is_own(self) -> bool:
-        """Whether nobody has closed the socket: its number may be another's by now, who would get the names."""
+        """Whether the socket is still open; if not, its number may belong to a file that would get the names."""
         try:
             return self._socket is not None and os.path.samestat(os.fstat(self._socket.fileno()), self._status)
         except OSError:

@@ -285,7 +285,7 @@ class _Registry:
 
 
 class _Cache(PoolCache):  # type: ignore[misc]
-    """Refuses calls of other threads that come too late: whoever ends the pool fails only those that are there."""
+    """Refuses calls of other threads that come too late: the end of the pool fails only those that are there."""
 
     is_over: Callable[[], bool] = bool
 

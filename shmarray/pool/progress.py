@@ -160,7 +160,7 @@ class Shown(Iterator[Any]):
     """The results of an imap, counted on a bar as they are taken.
 
     An error closes the bar, so that a traceback begins on a line of its own; who goes on
-    taking results after it sees the bar again.  Garbage, it is closed by tqdm itself.
+    taking results after it sees the bar again.  tqdm itself closes one that is garbage.
     """
 
     def __init__(self, results: Any, make_bar: _BarMaker, total: int | None) -> None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 class Fence:
     """Between what a thread writes and what it reads then, where another thread does the opposite.
 
-    Of two threads that each write, pass the fence and read what the other has written, at
+    If two threads each write, pass the fence, and read what the other has written, at
     least one sees the other's.  Without it neither may, on a machine with several cores: the
     GIL orders them, and where there is none, a lock that both take.
     """

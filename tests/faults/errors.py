@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.faults import deaths
 
-BIG = 20_000  # items of 8 bytes: travels in a box
+BIG = 20_000  # items of 8 bytes: travels in a block
 
 
 class OwnBaseError(BaseException):
@@ -35,7 +35,7 @@ KINDS = {kind.__name__: kind for kind in (ValueError, KeyboardInterrupt, SystemE
 
 
 class RaisesWhen:
-    """Raises when it is pickled, or unpickled; next to an array, so that there is a box to lose."""
+    """Raises when it is pickled, or unpickled; next to an array, so that there is a block to lose."""
 
     def __init__(self, when, kind):
         self.when = when

@@ -93,7 +93,7 @@ def _check_stderr(text, way):
         assert own == []
 
 
-# --- the watcher of names ------------------------------------------------------------
+# --- the name reaper ------------------------------------------------------------
 
 
 def _hold(channel, *names):
@@ -109,9 +109,9 @@ def test_names_are_deleted_although_the_watcher_was_killed_between(shm_name):
     first, second = shm_name(), shm_name()
     with Child(_hold, first, second) as owner:
         owner.receive()
-        (watcher,) = _children_of(owner.pid)
-        os.kill(watcher, signal.SIGKILL)
-        wait_until(lambda: not runs(watcher), LIMIT)
+        (reaper,) = _children_of(owner.pid)
+        os.kill(reaper, signal.SIGKILL)
+        wait_until(lambda: not runs(reaper), LIMIT)
         owner.tell()
         owner.receive()
         owner.kill()
@@ -125,9 +125,9 @@ def test_what_another_made_under_the_name_is_not_the_watchers(name, shm_name):
         shmarray.create(name, data=[1, 2])
         owner.tell()
         owner.receive()
-        (watcher,) = _children_of(owner.pid)
+        (reaper,) = _children_of(owner.pid)
         owner.kill()
-    wait_until(lambda: not runs(watcher), LIMIT)
+    wait_until(lambda: not runs(reaper), LIMIT)
     assert shmarray.attach(name).tolist() == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Errors of the user's code, wherever it runs: each reaches its call, the others go on, and no box is lost."""
+"""Errors of the user's code, wherever it runs: each reaches its call, the others go on, and no block is lost."""
 
 import gc
 import threading
@@ -70,7 +70,7 @@ def test_an_error_of_the_callers_iterable_reaches_the_caller_and_the_pool_goes_o
 
 @pytest.mark.parametrize("error", ["ValueError", "a chain"])
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
-def test_a_result_that_does_not_unpickle_gives_its_box_back_without_the_garbage_collector(kind, error):
+def test_a_result_that_does_not_unpickle_gives_its_block_back_without_the_garbage_collector(kind, error):
     with make(kind, "fork", 1) as pool:
         gc.disable()
         try:

@@ -27,7 +27,7 @@ from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, m
 
 # Seconds after which a call is taken to hang; what is promised is two, on a machine with nothing else to do.
 LIMIT = 20
-SMALL = 10_000  # items of 8 bytes: above the 56 KB from which arrays travel in boxes
+SMALL = 10_000  # items of 8 bytes: above the 56 KB from which arrays travel in blocks
 
 
 class Door:
@@ -236,7 +236,7 @@ def pools():
 
 
 class TestPool:
-    """Only the call that the worker ran fails, the others do not notice, the worker is replaced, no box is lost."""
+    """Only the call that the worker ran fails, the others do not notice, the worker is replaced, no block is lost."""
 
     @pytest.fixture
     def no_leaks(self):

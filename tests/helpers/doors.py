@@ -230,7 +230,7 @@ def main(size, before, after, in_workers):
 
 def start_lasting_helpers():
     resource_tracker.ensure_running()
-    with suppress(OSError), shmarray.scoped(1, name=NAME):  # starts the watcher of names
+    with suppress(OSError), shmarray.scoped(1, name=NAME):  # starts the name reaper
         pass
 
 

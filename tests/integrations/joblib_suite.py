@@ -8,7 +8,7 @@ import joblib.parallel
 
 import shmarray.joblib
 
-_NO_MEMMAPS = "looks for joblib's memory maps, in whose place our boxes are"
+_NO_MEMMAPS = "looks for joblib's memory maps, in whose place our blocks are"
 _ONCE = "seconds for what another of its parameters shows: a new interpreter for each"
 
 # Not run: the test, or one of its parameters, and the reason.

@@ -18,7 +18,7 @@ import shmarray
 from shmarray.pool.arrays import pickling
 from tests.pool.tasks import call, make
 
-SIZE = 9_000  # items of 8 bytes: just more than the 56 KB from which arrays go in a box
+SIZE = 9_000  # items of 8 bytes: just more than the 56 KB from which arrays go in a block
 ROWS = 18_000  # of a table, whose strings have offsets of 4 bytes
 KEPT: list[Any] = []
 optional = functools.partial(pytest.importorskip, reason="carries arrays, but shmarray does not need it")
@@ -421,7 +421,7 @@ def test_arrays_come_with_the_function_and_by_keyword(pool):
 # --- what of them is pickled ---
 
 
-def _goes_in_a_box(array):
+def _goes_in_a_block(array):
     return array.nbytes >= pickling.SMALL and not array.dtype.hasobject
 
 
@@ -437,7 +437,7 @@ def test_an_array_is_one_buffer_however_it_lies(layout):
 def test_the_bytes_of_the_arrays_in_them_are_not_pickled(group):
     """The pickle is as the stdlib's, less these bytes."""
     for name, thing in group().items():
-        large = [array.nbytes for array in arrays_in(thing) if _goes_in_a_box(array)]
+        large = [array.nbytes for array in arrays_in(thing) if _goes_in_a_block(array)]
         pickled = pickling.dumps(thing)
         taken = sorted(buffer.nbytes for buffer in pickled.buffers)
         if "strings" not in name and "mixed" not in name and "frame" not in name:  # pyarrow has those

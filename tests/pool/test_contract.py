@@ -13,7 +13,7 @@ from shmarray.pool.arrays import allocator
 from tests.pool import tasks
 from tests.pool.tasks import call
 
-BIG = 50_000  # items of 8 bytes: well above the 56 KB from which arrays travel in boxes
+BIG = 50_000  # items of 8 bytes: well above the 56 KB from which arrays travel in blocks
 
 
 @pytest.fixture(params=tasks.START_METHODS)
@@ -25,7 +25,7 @@ def pool(request, kind):
 
 
 def arrays():
-    """Arrays of every kind that numpy has, large enough for a box."""
+    """Arrays of every kind that numpy has, large enough for a block."""
     rng = np.random.default_rng(7)
     plain = rng.random((250, 400))
     record = np.zeros(BIG, [("a", "i4"), ("b", "f8")])
@@ -227,7 +227,7 @@ def test_a_result_that_is_an_argument_or_a_view_of_it_comes_back(pool):
 def test_results_are_their_holders_own(pool):
     held = [call(pool, tasks.double, np.full(200_000, float(i))) for i in range(12)]
     held[3][:] = -1
-    for i in range(12):  # the boxes of dropped results are used again
+    for i in range(12):  # the blocks of dropped results are used again
         call(pool, tasks.double, np.full(200_000, 100.0 + i))
     for i, result in enumerate(held):
         assert (result == (-1 if i == 3 else 2 * i)).all()

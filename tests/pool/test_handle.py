@@ -428,7 +428,7 @@ def test_a_descriptor_that_somebody_closed_is_not_closed_again(tmp_path):
 
 
 def test_names_are_not_told_to_a_socket_of_others(name):
-    """A program that closes all descriptors closes that to the watcher of names too."""
+    """A program that closes all descriptors closes that to the name reaper too."""
     code = """
 import os, socket, sys, shmarray
 def scope():

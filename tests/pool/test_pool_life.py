@@ -81,7 +81,7 @@ def test_what_a_thread_of_a_task_reads_stays_as_it_was(kind):
 
 
 def test_boxes_that_tasks_keep_for_a_while_come_back(kind):
-    """A task that caches its last argument must not cost a box for each."""
+    """A task that caches its last argument must not cost a block for each."""
     with make(kind, "fork", 1) as pool:
         for i in range(60):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
@@ -110,7 +110,7 @@ def test_a_child_that_a_task_forks_sees_the_argument_as_it_was(kind):
         assert call(pool, tasks.reap, 0) == [b"1"] * 3
 
 
-def test_tasks_that_fork_and_wait_cost_no_boxes(kind):
+def test_tasks_that_fork_and_wait_cost_no_blocks(kind):
     with make(kind, "fork", 1) as pool:
         for i in range(30):
             assert call(pool, tasks.fork_child, np.full(100_000, float(i))) == i

@@ -241,7 +241,7 @@ class Numbered(Starred):
 # --- arrays ---
 
 DTYPES = ["u1", "?", "<i4", "<f8", "c16", "M8[us]", [("a", "<i8"), ("b", "S8")]]
-# Bytes, near to where arrays begin to go in boxes, results stay in them, and boxes are of many tasks.
+# Bytes, near to where arrays begin to go in blocks, results stay in them, and blocks are of many tasks.
 THRESHOLDS = [56 << 10, 512 << 10, 1 << 20]
 SIZES = st.one_of(
     st.sampled_from([0, 16, 4096]),

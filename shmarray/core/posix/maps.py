@@ -84,7 +84,7 @@ class Unmapping(weakref.ref[Any]):
 
 
 class Freeing(Unmapping):
-    """Likewise, but gives memory back to the system: whoever else maps it sees zeros."""
+    """The same, but gives memory back to the system: other processes that map it see zeros."""
 
     __slots__ = ()
 

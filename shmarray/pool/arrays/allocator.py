@@ -271,7 +271,7 @@ class BlockAllocator(BlockMap):
         return [lease.octets() for lease, _ in leases]
 
     def _take_back(self) -> None:
-        # Of two leases of one block that end at once, one thread must see that none is left.
+        # If two leases of one block end at once, one of the threads must see that none is left.
         with self._lock:
             for reference in self.ended():
                 if reference.sentinels:

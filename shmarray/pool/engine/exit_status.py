@@ -38,7 +38,7 @@ class ProcessEnd:
         self.fd = int(process.sentinel) if self._pidfd is None else self._pidfd
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens if the process has ended, whoever has its pid by now."""
+        """Send a signal; nothing happens if the process has ended, whatever process has its pid by now."""
         if self._pidfd is not None and signal_process(self._pidfd, number):
             return
         # Its pid is its own until somebody waits for it, which need not be multiprocessing.

@@ -133,7 +133,7 @@ class Feeder:
         except _CallFailed:
             pass
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
-            if self._state.phase == TERMINATE:  # so the blocks may be gone already: that is nobody's error
+            if self._state.phase == TERMINATE:  # so the blocks may be gone already, and no call has to be told
                 raise _Terminated from None
             task = None
             if isinstance(error, SharedMemoryFullError):
