@@ -338,6 +338,7 @@ def test_no_signal_for_a_reader_that_is_gone():
     """In a program that wants to end by SIGPIPE, as filters do."""
     script = """
 import os, signal
+from tests.helpers import processes
 from tests.pool import tasks
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
