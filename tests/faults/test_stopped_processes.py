@@ -1,0 +1,178 @@
+"""Processes that are stopped, as by a debugger, a batch system or a suspended laptop, and go on later or never."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import shmarray
+from tests.helpers.processes import FORK_WARNING, Child
+from tests.pool import tasks
+from tests.pool.tasks import make, wait_until
+
+pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
+
+LIMIT = 20
+LARGE = 1 << 20  # bytes that go through a socket in several packets
+
+
+def start(pool, func, *args):
+    if isinstance(pool, shmarray.Pool):
+        return pool.apply_async(func, args).get
+    return pool.submit(func, *args).result
+
+
+def end(pool, how="end"):
+    if not isinstance(pool, shmarray.Pool):
+        pool.shutdown(cancel_futures=how == "end")
+    else:
+        pool.terminate() if how == "end" else pool.close()
+        pool.join()
+
+
+def stop_self(way):
+    if way == "before":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return bytes(LARGE) if way == "large" else os.getpid()
+
+
+class StopsWhen:
+    """Stops the process that pickles or unpickles it."""
+
+    def __init__(self, when, caller):
+        self.when = when
+        self.caller = caller
+
+    def __getstate__(self):
+        if self.when == "pickled" and os.getpid() != self.caller:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return vars(self)
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        if self.when == "unpickled" and os.getpid() != self.caller:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stop(stage):
+    if stage == "initializer":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def is_stopped(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "T"
+
+
+def worker_of(pool):
+    if isinstance(pool, shmarray.Pool):
+        wait_until(lambda: pool._pool and pool._pool[0].pid)
+        return pool._pool[0].pid
+    wait_until(lambda: pool._processes)
+    return next(iter(pool._processes))
+
+
+# What stops the one worker, and the call that waits for it.
+STAGES = {
+    "initializer": (tasks.double, 1),
+    "idle": (tasks.double, 1),
+    "task": (stop_self, "before"),
+    "argument": (tasks.identity, ("unpickled",)),
+    "result": (tasks.identity, ("pickled",)),
+    "long argument": (len, bytes(LARGE)),
+    "long result": (stop_self, "large"),
+}
+
+
+def stopped(kind, stage):
+    """A pool whose worker is stopped, and what waits for the result of a call."""
+    pool = make(kind, "fork", 1, initializer=stop, initargs=(stage,))
+    func, argument = STAGES[stage]
+    if type(argument) is tuple:
+        argument = StopsWhen(*argument, os.getpid())
+    if stage in ("idle", "long argument", "long result"):
+        assert start(pool, abs, -1)(LIMIT) == 1
+        os.kill(worker_of(pool), signal.SIGSTOP)
+        wait_until(lambda: is_stopped(worker_of(pool)))
+    get = start(pool, func, argument)
+    wait_until(lambda: is_stopped(worker_of(pool)))
+    return pool, get
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_worker_that_goes_on_loses_nothing(kind):
+    for stage in STAGES:
+        pool, get = stopped(kind, stage)
+        behind = start(pool, tasks.double, np.ones(10_000))
+        os.kill(worker_of(pool), signal.SIGCONT)
+        get(LIMIT)
+        assert (behind(LIMIT) == 2).all(), stage
+        end(pool)
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_worker_that_is_killed_while_it_is_stopped_is_noticed(kind):
+    for stage in STAGES:
+        pool, get = stopped(kind, stage)
+        os.kill(worker_of(pool), signal.SIGKILL)
+        if stage in ("task", "argument", "result") or kind == "Executor":
+            with pytest.raises(shmarray.WorkerDiedError):
+                get(LIMIT)
+        elif stage != "initializer":  # the call had not begun: the next worker does it
+            get(LIMIT)
+        end(pool)
+
+
+def test_a_pool_with_a_stopped_worker_can_be_terminated():
+    for stage in STAGES:
+        pool, _ = stopped("Pool", stage)
+        end(pool)
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_stopped_task_is_a_stuck_one(kind):
+    pool = make(kind, "fork", 1, task_timeout=0.2)
+    with pytest.raises(shmarray.TaskTimeoutError):
+        start(pool, stop_self, "before")(LIMIT)
+    assert start(pool, stop_self, "")(LIMIT) == worker_of(pool)
+    end(pool)
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_caller_that_is_stopped_while_its_tasks_end(kind):
+    """What was done in time is done, though the caller looks too late."""
+
+    def program(channel):
+        pool = make(kind, "fork", 2, task_timeout=1)
+        gets = [start(pool, tasks.double, np.full(10_000, number)) for number in range(4)]
+        gets[0](LIMIT)
+        gets = [start(pool, tasks.slow_double, np.full(10_000, number)) for number in range(4)]
+        channel.send("stop me")
+        results = [int(get(LIMIT)[0]) for get in gets]
+        end(pool)
+        return results
+
+    with Child(program) as child:
+        child.receive()
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(child.pid))
+        threading.Event().wait(1.2)  # longer than the limit: that is what is tried
+        os.kill(child.pid, signal.SIGCONT)
+        assert child.result() == [0, 2, 4, 6]
+
+
+def test_a_clock_that_jumps_moves_no_limit(monkeypatch):
+    """Limits are of the monotonic clock."""
+    with make("Pool", "fork", 1, task_timeout=LIMIT) as pool:
+        assert pool.apply(abs, (-1,)) == 1
+        real = time.time
+        for jump in (1e9, -1e9):
+            monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+            result = pool.apply_async(tasks.slow_double, (21,))
+            assert result.get(LIMIT) == 42
+            results = pool.imap(tasks.slow_double, [1, 2], buffersize=1)
+            assert [results.next(LIMIT), results.next(LIMIT)] == [2, 4]
+    pool.join()
