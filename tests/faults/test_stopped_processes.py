@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 import shmarray
-from tests.helpers.processes import FORK_WARNING, Child
+from tests.helpers.processes import Child, wait_until
 from tests.pool import tasks
-from tests.pool.tasks import make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
+from tests.pool.tasks import make
 
 LIMIT = 20
 LARGE = 1 << 20  # bytes that go through a socket in several packets

@@ -17,11 +17,8 @@ import numpy as np
 import pytest
 
 import shmarray
-from tests.helpers.processes import FORK_WARNING
 from tests.pool import tasks
 from tests.pool.tasks import call, make
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING)
 
 
 def drop_directory():
@@ -102,7 +99,7 @@ def no_environment():
 
 
 def forget_modules():
-    for name in [name for name in sys.modules if name.startswith(("shmarray", "multiprocessing", "tests"))]:
+    for name in [name for name in sys.modules if name.startswith(("multiprocessing", "tests"))]:
         del sys.modules[name]
 
 
