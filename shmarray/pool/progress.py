@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing import TimeoutError as NotYet
-from typing import Any
+from multiprocessing.pool import IMapIterator
+from typing import Any, TypeVar
 
 from shmarray.pool._stdlib import StockPool, apply_items, items_done
 from shmarray.pool.buffered import BufferedResults
@@ -17,6 +18,9 @@ from shmarray.pool.threads import WeakObjects
 
 # Seconds between two looks at how much of a map is done; tqdm draws no more often either.
 _LOOK = 0.1
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 # Makes a bar, from the number of items in all and of those that are done already.
 _BarMaker = Callable[[int | None, int], Any]
@@ -29,58 +33,60 @@ class ShowsProgress(StockPool):
 
     def map(
         self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int | None = None,
         *,
         progress: bool | str = False,
-    ) -> list[Any]:
+    ) -> list[T]:
         """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk."""
         return self._map_showing(super().map_async, func, iterable, chunksize, progress)
 
     def starmap(
         self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
         *,
         progress: bool | str = False,
-    ) -> list[Any]:
+    ) -> list[T]:
         """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk."""
         return self._map_showing(super().starmap_async, func, iterable, chunksize, progress)
 
     def imap(
         self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int | None = 1,
         *,
         progress: bool | str = False,
         buffersize: int | None = None,
-    ) -> Any:
+    ) -> "IMapIterator[T]":
         """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken.
 
         With `buffersize`, no more than so many items are taken from the iterable before their
         results are taken; the iterable is then read in the thread that takes these.
         """
-        start = super().imap if buffersize is None else partial(self._buffered, buffersize, ordered=True)
+        start: Any = super().imap if buffersize is None else partial(self._buffered, buffersize, ordered=True)
         return self._imap_showing(start, func, iterable, chunksize, progress)
 
     def imap_unordered(
         self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int | None = 1,
         *,
         progress: bool | str = False,
         buffersize: int | None = None,
-    ) -> Any:
+    ) -> "IMapIterator[T]":
         """As the stdlib's; with `progress`, True or a label, shows a tqdm bar of the results taken.
 
         With `buffersize`, no more than so many items are taken from the iterable before their
         results are taken; the iterable is then read in the thread that takes these.
         """
-        start = super().imap_unordered if buffersize is None else partial(self._buffered, buffersize, ordered=False)
+        start: Any = (
+            super().imap_unordered if buffersize is None else partial(self._buffered, buffersize, ordered=False)
+        )
         return self._imap_showing(start, func, iterable, chunksize, progress)
 
     def _map_showing(
@@ -96,13 +102,16 @@ class ShowsProgress(StockPool):
         items: list[Any] = result.get()
         return items
 
-    def _imap_showing(self, start: Any, func: Any, iterable: Any, chunksize: int | None, progress: bool | str) -> Any:
-        if not progress:
-            return start(func, iterable, chunksize)
-        make_bar = bar_maker(progress)
-        shown = Shown(start(func, iterable, chunksize), make_bar, _length(iterable))
-        self._shown.add(shown)
-        return shown
+    def _imap_showing(
+        self, start: Any, func: Any, iterable: Any, chunksize: int | None, progress: bool | str
+    ) -> "IMapIterator[Any]":
+        # What has its methods: it cannot be derived from.
+        make_bar = bar_maker(progress) if progress else None
+        results: Any = start(func, iterable, chunksize)
+        if make_bar is not None:
+            results = Shown(results, make_bar, _length(iterable))
+            self._shown.add(results)
+        return results  # type: ignore[no-any-return]
 
     def _buffered(
         self, buffersize: int, func: Any, iterable: Any, chunksize: int | None, *, ordered: bool
