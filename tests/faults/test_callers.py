@@ -1,7 +1,6 @@
 """What callers do: generators and callbacks that use or end the pool, many threads, numbers that are too large."""
 
 import os
-import signal
 import threading
 from concurrent.futures import wait
 
@@ -106,6 +105,23 @@ def test_calls_that_many_threads_cancel_are_cancelled_or_done():
     end(executor)
 
 
+def test_calls_that_several_threads_cancel_at_the_end_are_told_so_once(monkeypatch):
+    """The executor told the waiters of a future that another thread had told already."""
+    executor = make("Executor", "fork", 1)
+    executor.submit(abs, -1).result(LIMIT)
+    ended = threading.Event()
+    futures = [executor.submit(tasks.slow_double, number) for number in range(20)]
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    for future in futures:
+        future.add_done_callback(
+            lambda _: ended.is_set() or (ended.set(), executor.shutdown(False, cancel_futures=True))
+        )
+    executor.shutdown(cancel_futures=True)
+    assert not wait(futures, LIMIT).not_done
+    assert not failed
+
+
 def test_a_pool_is_ended_by_sixteen_threads_at_once():
     for _ in range(4):
         pool = make("Pool", "fork")
@@ -205,31 +221,3 @@ def test_numbers_that_are_too_large():
     assert len(call(pool, tasks.identity, b"x" * 20_000_000)) == 20_000_000
     end(pool)
     end(executor)
-
-
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
-def test_ctrl_c_at_many_moments_of_calls_loses_no_block(kind):
-    """Also in finalizers."""
-
-    def program():
-        pool = make(kind, "fork")
-        call(pool, abs, -1)
-        several = pool.imap if kind == "Pool" else pool.map
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        caught = 0
-        for moment in range(200):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 1e-5 * (1 + moment))
-                call(pool, tasks.double, SMALL)
-                list(several(tasks.double, [SMALL] * 3))
-                list(pool.map(tasks.double, [SMALL] * 3))
-                threading.Event().wait(LIMIT)
-            except KeyboardInterrupt:
-                caught += 1
-        assert (call(pool, tasks.double, SMALL) == 2).all()
-        wait_until(lambda: all_blocks_are_free(pool))
-        end(pool)
-        return caught
-
-    assert in_child(program) == 200
