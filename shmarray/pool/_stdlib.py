@@ -97,6 +97,11 @@ def chunks_expected(call: Any) -> int:
     return -(-len(call._value) // call._chunksize) if isinstance(call, _pool.MapResult) and call._chunksize else 0
 
 
+def is_half_made(call: Any) -> bool:
+    """Whether a map was registered, and making its list of results then failed."""
+    return isinstance(call, _pool.MapResult) and not hasattr(call, "_number_left")
+
+
 def set_result(call: Any, index: int, outcome: tuple[bool, Any]) -> None:
     """Tell a call of a Pool the result of a task; callbacks of the user's run here."""
     call._set(index, outcome)
@@ -180,6 +185,7 @@ __all__ = [
     "encoding_error",
     "fail_call",
     "getsignal",
+    "is_half_made",
     "is_importing_main",
     "is_reraising",
     "items_done",

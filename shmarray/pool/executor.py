@@ -346,6 +346,8 @@ class _Calls:
 
     def __init__(self) -> None:
         self._futures: dict[int, Future[Any]] = {}
+        # Whoever removes a future tells its waiters: told twice that it is cancelled, it raises an error.
+        self._lock = threading.RLock()
         # Each is counted by one thread at a time: under the executor's lock, and in the collecting thread.
         self._added = 0
         self._answered = 0
@@ -369,18 +371,21 @@ class _Calls:
         self._added += 1
 
     def remove(self, job: int) -> Future[Any] | None:
-        future = self._futures.pop(job, None)
+        with self._lock:
+            future = self._futures.pop(job, None)
         if not self._futures:
             self.on_empty()
         return future
 
     def begin(self, job: int) -> bool:
-        future = self._futures.get(job)
-        if future is not None and future.set_running_or_notify_cancel():
+        with self._lock:
+            future = self._futures.get(job)
+            begins = future is not None and future.set_running_or_notify_cancel()
+            if not begins:
+                self.remove(job)
+        if begins:
             self.began.set()
-            return True
-        self.remove(job)
-        return False
+        return begins
 
     def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
         # It is removed first: whoever gets the result may submit at once, and that call needs no further worker.
@@ -409,8 +414,8 @@ class _Calls:
     def cancel(self) -> None:
         """Cancel the calls that no worker is about to have."""
         for job, future in list(self._futures.items()):
-            if guarded(_cancel, future) and future.cancelled():
-                self.remove(job)
+            if guarded(future.cancel) and future.cancelled() and self.remove(job) is future:
+                future.set_running_or_notify_cancel()
 
     def terminated(self, error: BaseException | None = None) -> None:
         self.fail_all(error or WorkerDiedError("the executor ended before this call was done"))
@@ -419,11 +424,6 @@ class _Calls:
 def _set_exception(future: Future[Any], error: BaseException) -> None:
     if future.running() or future.set_running_or_notify_cancel():
         future.set_exception(error)
-
-
-def _cancel(future: Future[Any]) -> None:
-    if future.cancel():
-        future.set_running_or_notify_cancel()  # tells those who wait for it
 
 
 class _MapFunction:

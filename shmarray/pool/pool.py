@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import util
@@ -122,7 +123,7 @@ class Pool(ShowsProgress):
         make, method = _Maker(self.Process, self._ctx), self._ctx.get_start_method()
         workers = WorkerSet(make, method, self._processes, spec, registry, allocator, daemon=True)
         lending = Lending(allocator, PoolTraceback)
-        self._cache: dict[int, Any] = _Cache()
+        self._cache = _Cache()
         self._calls = calls = _Calls(self._cache)
         state = PoolState(workers, lending, calls, registry, ahead=self.tasks_ahead, replaces_workers=True)
         scheduler = Scheduler(state, task_timeout)
@@ -152,7 +153,11 @@ class Pool(ShowsProgress):
             arrays = repeated_arrays(iterable, chunksize or -(-len(iterable) // (len(self._pool) * 4)))
             if arrays:
                 mapper = _Repeating(mapper, arrays)
-        return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
+        try:
+            return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
+        except BaseException:  # such as MemoryError: the call is registered before its list of results is made
+            self._cache.forget_half_made()
+            raise
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
         if type(iterable) not in (list, tuple):
@@ -289,7 +294,19 @@ class _Cache(PoolCache):  # type: ignore[misc]
 
     is_over: Callable[[], bool] = bool
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._newest = threading.local()
+
+    def forget_half_made(self) -> None:
+        """Remove the call that this thread could not finish making, for which `join` would wait."""
+        job = getattr(self._newest, "job", None)
+        if _stdlib.is_half_made(self.get(job)):
+            with suppress(KeyError):
+                del self[job]
+
     def __setitem__(self, job: int, call: Any) -> None:
+        self._newest.job = job
         super().__setitem__(job, call)
         if self.is_over():  # looked at only now: before, it could change meanwhile
             with suppress(KeyError):

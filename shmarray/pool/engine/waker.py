@@ -11,7 +11,7 @@ class Waker:
     """A pipe to oneself; finalizers may use it, in any thread."""
 
     def __init__(self) -> None:
-        self._writer = -1  # for __del__, if there is no descriptor left
+        self._reader = self._writer = -1  # for __del__, if there is no descriptor left
         self._lock = threading.RLock()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
@@ -32,10 +32,12 @@ class Waker:
 
     def close(self) -> None:
         with self._lock:
-            if self._writer >= 0:
-                os.close(self._reader)
-                os.close(self._writer)
-                self._writer = -1
+            reader, writer = self._reader, self._writer
+            # First: a child that another thread forks meanwhile would close what has these numbers by then.
+            self._writer = -1
+            if writer >= 0:
+                os.close(reader)
+                os.close(writer)
 
     def before_fork(self) -> None:
         pass
