@@ -9,11 +9,9 @@ import pytest
 
 import shmarray
 from shmarray.pool.engine import waker
-from tests.helpers.processes import FORK_WARNING, in_child
+from tests.helpers.processes import in_child
 from tests.pool import tasks
 from tests.pool.tasks import all_blocks_are_free, call, make, wait_until
-
-pytestmark = pytest.mark.filterwarnings(FORK_WARNING, "ignore:.*use of fork:DeprecationWarning")
 
 LIMIT = 20
 SMALL = np.ones(10_000)
