@@ -84,23 +84,30 @@ def scoped(
     undo = _Undo()
 
     def end() -> None:
-        # At exit another thread, a daemon, may be here too: a step that is done twice does no harm.
+        # At exit the names may be removed by `end_at_exit` too, which does no harm.
         with suppress(IndexError, ValueError):
             while os.getpid() == owner:
                 step = undo[-1]
                 step()
                 undo.remove(step)  # afterwards: interrupted before, it is done again at exit
 
+    def end_at_exit() -> None:
+        # Only names: descriptors end with the process, and a daemon thread may be using its own just now.
+        if os.getpid() == owner:
+            for step in undo.copy():
+                if isinstance(step, Removal):
+                    step()
+
     # For a block that is still open when the interpreter ends: one in a daemon thread, in a
     # generator that somebody keeps, or entered by hand.
-    atexit.register(end)
+    atexit.register(end_at_exit)
     try:
         # Kept here until the end, so that the inode by which it is known is no other file's.
         array = create_temporary(undo, name, shape, dtype, data=data, order=order, permissions=permissions)
         yield array
     finally:
         end()
-        atexit.unregister(end)
+        atexit.unregister(end_at_exit)
 
 
 class _Undo(list[Callable[[], object]]):

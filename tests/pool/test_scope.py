@@ -256,6 +256,20 @@ assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"shmarra
     run_script(code, kind)
 
 
+def test_the_end_of_the_interpreter_leaves_the_descriptors_of_daemon_threads_alone():
+    """A thread that makes an array at that moment would get EBADF, or another's file."""
+    run_script("""
+import atexit, shmarray
+from shmarray.core import temporary
+def filled(*arguments, true=temporary.filled):
+    atexit._run_exitfuncs()
+    return true(*arguments)
+temporary.filled = filled
+with shmarray.scoped(10) as array:
+    array[0] = 1
+""")
+
+
 def test_the_name_given_as_the_shape_is_explained(name):
     with pytest.raises(TypeError, match="name="), shmarray.scoped(name, 3):
         pass
