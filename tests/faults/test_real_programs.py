@@ -14,7 +14,7 @@ import pytest
 import shmarray
 from shmarray.pool.engine.collector import Collector
 from shmarray.pool.engine.feeder import Feeder
-from tests.faults import programs
+from tests.faults import deaths, programs
 from tests.helpers.processes import in_child, wait_until
 from tests.pool import tasks
 from tests.pool.tasks import START_METHODS, call, call_each, make, shared_memory_of
@@ -383,6 +383,23 @@ def test_a_slow_task_does_not_hold_up_the_calls_behind_it(method, tmp_path):
         assert [executor.submit(abs, -i).result(LIMIT) for i in range(50)] == list(range(50))
         (tmp_path / "go").touch()
         assert slow.result(LIMIT) is None
+
+
+def test_calls_behind_a_slow_one_go_to_the_worker_that_is_idle_first(kind, tmp_path):
+    with make(kind, "fork", 2) as pool:
+        start = pool.apply_async if kind == "Pool" else lambda func, args: pool.submit(func, *args)
+        results = [start(deaths.wait_for, (f"{tmp_path}/{number}",)) for number in range(2)]
+        results += [start(abs, (-number,)) for number in range(2)]
+        first, second, *quick = (result.get if kind == "Pool" else result.result for result in results)
+        workers = pool._scheduler._state.workers.workers
+        wait_until(lambda: [len(worker.in_flight) for worker in list(workers)] == [2, 2])
+        (tmp_path / "1").touch()
+        second(LIMIT)
+        try:
+            assert [get(LIMIT) for get in quick] == [0, 1]  # one of them was behind the first
+        finally:
+            (tmp_path / "0").touch()
+        first(LIMIT)
 
 
 def test_slow_calls_can_be_cancelled_until_a_worker_is_about_to_have_them(tmp_path):
