@@ -385,6 +385,21 @@ def test_a_slow_task_does_not_hold_up_the_calls_behind_it(method, tmp_path):
         assert slow.result(LIMIT) is None
 
 
+@pytest.mark.parametrize("cancels", [True, False])
+def test_calls_that_wait_at_a_shutdown_are_cancelled_if_that_is_asked_for(tmp_path, cancels):
+    executor = make("Executor", "fork", 1)
+    slow = executor.submit(deaths.wait_for, f"{tmp_path}/go")
+    futures = [executor.submit(abs, -number) for number in range(50)]
+    wait_until(slow.running)
+    executor.shutdown(wait=False, cancel_futures=cancels)
+    (tmp_path / "go").touch()
+    executor.shutdown(wait=True)
+    assert slow.done()
+    assert not slow.cancelled()
+    assert all(future.done() for future in futures)
+    assert all(future.cancelled() for future in futures[5:]) is cancels
+
+
 def test_calls_behind_a_slow_one_go_to_the_worker_that_is_idle_first(kind, tmp_path):
     with make(kind, "fork", 2) as pool:
         start = pool.apply_async if kind == "Pool" else lambda func, args: pool.submit(func, *args)

@@ -312,6 +312,7 @@ if __name__ == "__main__":
 def test_a_global_array_is_let_go_after_the_task(start_method):
     code = f"""
 import multiprocessing, numpy as np, shmarray
+from tests.helpers.processes import wait_until
 from tests.pool import tasks
 array = np.ones(100_000)
 def total():
@@ -320,8 +321,8 @@ with shmarray.Pool(1, context=multiprocessing.get_context({start_method!r})) as 
     for number in range(3):
         array[:] = number
         assert pool.apply(total) == number * 100_000
+    wait_until(lambda: tasks.all_blocks_are_free(pool))
     pool.close(); pool.join()
-    assert tasks.all_blocks_are_free(pool)
 """
     assert run("-c", code) == (0, "", "")
 
