@@ -1,4 +1,4 @@
-"""``shmarray doctor``: what of this system will bite a program that shares arrays, and what to do about it."""
+"""``shmarray doctor``: which limits of this system will cause trouble for programs that share arrays, and the remedies."""
 
 import json
 import textwrap
