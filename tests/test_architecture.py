@@ -78,7 +78,7 @@ LAYERS = [
     "shmarray.pool.arrays.calls",
     "shmarray.pool.arrays.pickling",
     "shmarray.pool.arrays.by_value",
-    "shmarray.pool.arrays.references",
+    "shmarray.pool.arrays.by_reference",
     "shmarray.pool.arrays.dedup",
     "shmarray.pool.arrays.messages",
     "shmarray.pool.arrays.buffers",

@@ -60,10 +60,10 @@ def copy_into(source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) 
     if target.nbytes < _TWO_THREADS:
         pages.write(fd, source.data, offset)
         return
-    _Pouring(source, fd, target, offset).run()
+    _ParallelCopy(source, fd, target, offset).run()
 
 
-class _Pouring:
+class _ParallelCopy:
     """Two threads that take chunks from both ends until they meet."""
 
     def __init__(self, source: NDArray[np.uint8], fd: int, target: Mapping, offset: int) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from shmarray.pool.arrays.by_reference import by_reference
 from shmarray.pool.arrays.by_value import Pickled, Pickler, load
-from shmarray.pool.arrays.references import by_reference
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 

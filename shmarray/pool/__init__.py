@@ -23,7 +23,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Teaches multiprocessing's pickler to send shared arrays by handle, so it is not put off.
-from shmarray.pool.arrays import references  # noqa: F401
+from shmarray.pool.arrays import by_reference  # noqa: F401
 from shmarray.pool.handle import SharedHandle
 
 # What it does at exit has to be registered before what its users register.

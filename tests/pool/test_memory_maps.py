@@ -12,7 +12,7 @@ import pytest
 import shmarray
 from shmarray.core.posix import files
 from shmarray.pool.arrays import pickling
-from shmarray.pool.arrays.references import by_reference
+from shmarray.pool.arrays.by_reference import by_reference
 from tests.helpers.processes import Child, in_child, run_script
 from tests.helpers.scarcity import mounted, needs_mount
 from tests.pool import tasks

@@ -10,7 +10,7 @@ From top to bottom; each module imports only those below it::
     calls          calls as they are pickled
     pickling       objects -> (pickle, buffers) -> objects
     by_value       lambdas, and what a notebook or a prompt defines
-    references     arrays that travel by reference
+    by_reference   arrays that travel by reference
     dedup          which arrays of a call are copied once for all its tasks
     messages       tasks and answers as bytes
     buffers        where buffers lie, and how arrays are copied there

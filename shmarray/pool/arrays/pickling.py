@@ -27,8 +27,8 @@ from shmarray.core import is_masked
 from shmarray.pool._stdlib import registered
 from shmarray.pool.arrays import by_value
 from shmarray.pool.arrays.buffers import Octets, copy_all_into, layout
+from shmarray.pool.arrays.by_reference import by_reference
 from shmarray.pool.arrays.messages import INLINE, Payload
-from shmarray.pool.arrays.references import by_reference
 
 # Smaller arrays are faster in the pickle than in a block (benchmarks/constants.py: SMALL).
 SMALL = 56 << 10
