@@ -9,8 +9,6 @@ import warnings
 from contextlib import suppress
 from multiprocessing import Pipe
 
-# pytest-xdist runs tests beside a thread of its own, of which a forked child knows nothing.
-
 # All are errors in scripts, but that one, which the start method fork earns with any pool.
 WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
 
@@ -26,6 +24,7 @@ class Child:
     def __init__(self, function, *args):
         self.channel, other = Pipe()
         with warnings.catch_warnings():
+            # pytest-xdist runs tests beside a thread of its own, of which a forked child knows nothing.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             self.pid = os.fork()
         if not self.pid:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -502,18 +503,20 @@ def _assert_equal(got, expected):
 
 def test_a_death_is_seen_although_a_forked_child_has_dropped_the_executor():
     """The child's garbage collector must not write into the pipe that wakes its parent's managing thread."""
-    executor = make("Executor", "fork", 1)
-    worker = executor.submit(os.getpid).result(60)
-    child = os.fork()
-    if not child:
-        del executor
+    executors = [make("Executor", "fork", 1)]
+    dropped = weakref.ref(executors[0])
+    worker = executors[0].submit(os.getpid).result(60)
+
+    def drop():
+        executors.clear()
         gc.collect()
-        os._exit(0)
-    os.waitpid(child, 0)
+        return dropped() is None
+
+    assert processes.in_child(drop)
     os.kill(worker, signal.SIGKILL)
     with pytest.raises(shmarray.WorkerDiedError, match=f"{worker} was killed by SIGKILL"):
-        executor.submit(time.sleep, 30).result(20)
-    executor.shutdown()
+        executors[0].submit(time.sleep, 30).result(20)
+    executors[0].shutdown()
 
 
 def test_what_two_workers_keep_of_one_array_stays_when_one_of_them_lets_go(tmp_path):
