@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-newest soak cluster check format docs wheel bench bench-quick bench-constants bench-cluster clean
+.PHONY: demo test test-newest coverage soak cluster check format docs wheel bench bench-quick bench-constants bench-cluster clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python examples/sharpen_photo.py
@@ -14,6 +14,10 @@ test: $(VENV)/test.stamp
 # As root: on the Pythons that only Debian unstable has, in a root made by debootstrap. 77: it says why it cannot.
 test-newest:
 	@ARGS="$(ARGS)" bash .ci/newest 3.14 3.15 || [ $$? -eq 77 ]
+
+# Which lines the tests run, also in workers, and a failure below the floor in pyproject.toml.
+coverage: $(VENV)/coverage.stamp
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --ignore tests/pool/test_portable_pools.py $(ARGS)
 
 # SHMARRAY_SOAK_SECONDS (120 by default) for each of the two front doors, SHMARRAY_SEED to repeat a run.
 soak: $(VENV)/test.stamp
@@ -69,6 +73,10 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 # Not pip's --group: pip has it since 25.1 only, and Python 3.11 brings an older one.
 $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	@touch $@
+
+$(VENV)/coverage.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[coverage]'
 	@touch $@
 
 $(VENV)/docs.stamp: pyproject.toml | $(BIN)/python

@@ -1,4 +1,4 @@
-"""``shmarray doctor``: which limits of this system will cause trouble for programs that share arrays, and the remedies."""
+"""``shmarray doctor``: which limits of this system will cause trouble for shared arrays, and the remedies."""
 
 import json
 import textwrap

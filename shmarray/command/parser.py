@@ -29,7 +29,7 @@ examples:
   shmarray info weights             one array: header, statistics, who has it mapped
   shmarray delete --unused          those that no process has mapped, after a question
   shmarray delete 'run-7-*'         all that match, after a question
-  shmarray doctor                   will this system cause trouble? run it once in each container
+  shmarray doctor                   will this system cause trouble? run it in each container
   shmarray demo                     see it work, in seconds
 
 An array's name is that given to shmarray.create(): x and shm://x are the shared memory
@@ -187,7 +187,7 @@ def _parser() -> ArgumentParser:
     one.add_argument("-y", "--yes", action="store_true", help="do not ask")
     one.add_argument("-n", "--dry-run", action="store_true", help="only say what would be deleted")
 
-    one = command("doctor", doctor.run, "the limits of this system that will cause trouble, and the remedies", _DOCTOR)
+    one = command("doctor", doctor.run, "limits of this system that will cause trouble", _DOCTOR)
     _add_json(one)
 
     command("demo", demo.run, "see it work, in seconds", _DEMO)

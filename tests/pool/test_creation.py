@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import shmarray
+from shmarray.pool.arrays import allocator
 from tests.helpers.processes import wait_until
 from tests.pool import tasks
 from tests.pool.tasks import call, call_each
@@ -326,9 +327,10 @@ def scarce(errno):
     os.posix_fallocate = posix_fallocate
 
 
-def test_full_memory_is_the_error_of_that_task_alone():
+def test_full_memory_is_the_error_of_that_task_alone(monkeypatch):
     import errno
 
+    monkeypatch.setattr(allocator, "IDLE", 60.0)  # seconds, or a busy machine gives the memory back before it is used
     with tasks.make("Pool", "fork", 1, initializer=scarce, initargs=(errno.ENOSPC,)) as pool:
         with pytest.raises(shmarray.SharedMemoryFullError):
             call(pool, placed, 8 * MB)
