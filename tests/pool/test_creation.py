@@ -263,6 +263,43 @@ def test_what_a_task_keeps_is_its_own_and_the_caller_has_a_copy(one_worker):
     wait_until(lambda: call(one_worker, abs, 1) and tasks.all_blocks_are_free(one_worker))
 
 
+def keep_and_return(array):
+    KEPT.extend([array, placed(MB, 2.0)])
+    return KEPT[-2:]
+
+
+def change_kept_and_tell(path):
+    change_what_is_kept()
+    with open(path, "x", encoding="ascii"):
+        pass
+
+
+def test_a_result_that_the_task_keeps_is_as_it_was_returned(kind, tmp_path):
+    """The next task changes what was kept, before the caller has taken the result."""
+    go, changed = tmp_path / "go", tmp_path / "changed"
+    taken = threading.Event()
+    with tasks.make(kind, "fork", 1) as pool:
+        # Its callback holds up the thread that takes all results.
+        if kind == "Pool":
+            pool.apply_async(tasks.wait_for_file, (str(go),), callback=lambda _: taken.wait(60))
+            later = pool.apply_async
+        else:
+            pool.submit(tasks.wait_for_file, str(go)).add_done_callback(lambda _: taken.wait(60))
+            later = lambda func, args: pool.submit(func, *args)  # noqa: E731
+        try:
+            go.touch()
+            result = later(keep_and_return, (ramp(MB, 1.0),))
+            later(change_kept_and_tell, (str(changed),))
+            wait_until(changed.exists)
+        finally:
+            taken.set()
+        argument, new = result.get(60) if kind == "Pool" else result.result(60)
+        assert np.array_equal(argument, ramp(MB, 1.0))
+        assert np.array_equal(new, ramp(MB, 2.0))
+    if kind == "Pool":
+        pool.join()
+
+
 def forget():
     KEPT.clear()
 
