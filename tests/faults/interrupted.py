@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ def wait_for_state(wanted):
 
 
 def main(kind, method, rounds):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with make(kind, method) as pool:  # starts what multiprocessing keeps
         pool.submit(deaths.pid).result() if kind == "Executor" else pool.apply(deaths.pid)
     if kind == "Pool":
