@@ -150,6 +150,9 @@ def test_data_of_such_a_dtype_is_a_type_error_and_nothing_exists(name, data):
 def test_the_message_for_objects_says_why(name):
     with pytest.raises(TypeError, match=r"pointers"):
         shmarray.create(name, 3, object)
+    raw.put(name, raw.header(descr="'|O'") + b"\0" * 64)
+    with pytest.raises(shmarray.ArrayFormatError, match="Python objects"):
+        shmarray.attach(name)
 
 
 # --- data -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -250,6 +251,21 @@ def test_a_stale_handle_raises_when_it_is_used_and_not_before(name):
         np.asarray(handle)
     assert name in repr(handle)
     assert isinstance(through(handle), shmarray.SharedHandle)
+
+
+def test_the_error_of_a_stale_handle_does_not_grow_with_each_use():
+    """Raised again with its last traceback, it would keep the frames of all uses."""
+    with shmarray.scoped(3) as array:
+        pickled = pickle.dumps(shmarray.SharedHandle(array))
+    del array
+    handle = pickle.loads(pickled)
+
+    def frames():
+        with pytest.raises(shmarray.ArrayNotFoundError) as caught:
+            handle.array  # noqa: B018
+        return len(list(traceback.walk_tb(caught.value.__traceback__)))
+
+    assert frames() == frames()
 
 
 @pytest.mark.usefixtures("system")
