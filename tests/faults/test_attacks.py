@@ -17,24 +17,10 @@ from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
 from tests.helpers.processes import in_child, run_script, wait_until
 from tests.pool import tasks
-from tests.pool.tasks import all_blocks_are_free, make
+from tests.pool.tasks import all_blocks_are_free, make, start, terminate
 
 LIMIT = 20
 SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in blocks
-
-
-def start(pool, func, *args):
-    if isinstance(pool, shmarray.Pool):
-        return pool.apply_async(func, args).get
-    return pool.submit(func, *args).result
-
-
-def end(pool):
-    if isinstance(pool, shmarray.Pool):
-        pool.terminate()
-        pool.join()
-    else:
-        pool.shutdown()
 
 
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
@@ -58,7 +44,7 @@ def test_when_no_worker_can_be_started_for_a_time_later_calls_fail_and_then_succ
                 list(pool.map(tasks.double, [np.ones(SMALL)] * 10, chunksize=1))
     assert start(pool, abs, -2)(LIMIT) == 2
     wait_until(lambda: all_blocks_are_free(pool))
-    end(pool)
+    terminate(pool)
 
 
 def test_no_worker_is_started_for_a_call_that_has_failed(monkeypatch):
@@ -215,7 +201,7 @@ def test_a_task_that_becomes_another_user(kind):
         with pytest.raises(shmarray.TaskTimeoutError):
             start(pool, block, 60)(LIMIT)
         assert start(pool, drop_privileges, 0)(LIMIT) == 65534
-        end(pool)
+        terminate(pool)
         return True
 
     assert in_child(program)
@@ -236,7 +222,7 @@ def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, capfd):
         start(pool, close_all_descriptors, 0)(LIMIT)
     for _ in range(4):
         assert (start(pool, tasks.double, np.ones(SMALL))(LIMIT) == 2).all()
-    end(pool)
+    terminate(pool)
     capfd.readouterr()  # its worker complains
 
 
@@ -247,7 +233,7 @@ def test_thousands_of_arrays_in_one_argument(kind):
     back = start(pool, tasks.identity, arrays)(60)
     assert all((array == number).all() for number, array in enumerate(back))
     del back
-    end(pool)
+    terminate(pool)
 
 
 def test_threads_that_fork_while_a_pool_runs():

@@ -15,7 +15,7 @@ from shmarray.pool.engine.feeder import Feeder
 from shmarray.pool.engine.placement import Placement
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
-from tests.pool.tasks import make
+from tests.pool.tasks import make, start
 
 LIMIT = 20
 
@@ -52,12 +52,6 @@ ERRORS = [OurError, MemoryError, KeyboardInterrupt]
 
 def ids(place):
     return place[1] if isinstance(place, tuple) else getattr(place, "__name__", str(place))
-
-
-def start(pool, func, *args):
-    if isinstance(pool, shmarray.Pool):
-        return pool.apply_async(func, args).get
-    return pool.submit(func, *args).result
 
 
 def raising(error):

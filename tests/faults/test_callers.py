@@ -7,22 +7,13 @@ from concurrent.futures import wait
 import numpy as np
 import pytest
 
-import shmarray
 from shmarray.pool.engine import waker
 from tests.helpers.processes import in_child
 from tests.pool import tasks
-from tests.pool.tasks import all_blocks_are_free, call, make, wait_until
+from tests.pool.tasks import all_blocks_are_free, call, finish, make, wait_until
 
 LIMIT = 20
 SMALL = np.ones(10_000)
-
-
-def end(pool):
-    if isinstance(pool, shmarray.Pool):
-        pool.close()
-        pool.join()
-    else:
-        pool.shutdown()
 
 
 def run_in_threads(count, function):
@@ -67,7 +58,7 @@ def test_pools_are_made_and_ended_by_many_threads():
         for turn in range(3):
             pool = make(("Pool", "Executor")[(number + turn) % 2], "fork")
             assert (call(pool, tasks.double, SMALL) == 2).all()
-            end(pool)
+            finish(pool)
 
     assert not run_in_threads(6, work)
 
@@ -87,7 +78,7 @@ def test_sixteen_threads_share_a_pool(kind):
                 call(pool, divmod, number, 0)
 
     assert not run_in_threads(16, work)
-    end(pool)
+    finish(pool)
 
 
 def test_calls_that_many_threads_cancel_are_cancelled_or_done():
@@ -100,7 +91,7 @@ def test_calls_that_many_threads_cancel_are_cancelled_or_done():
     futures = None
     assert (call(executor, tasks.double, SMALL) == 2).all()
     wait_until(lambda: all_blocks_are_free(executor))
-    end(executor)
+    finish(executor)
 
 
 def test_calls_that_several_threads_cancel_at_the_end_are_told_so_once(monkeypatch):
@@ -187,8 +178,8 @@ def test_callbacks_that_call_the_pool():
 
     again(1)
     assert done.wait(LIMIT)
-    end(pool)
-    end(executor)
+    finish(pool)
+    finish(executor)
 
 
 def test_a_map_whose_list_of_results_cannot_be_made_leaves_no_call():
@@ -197,7 +188,7 @@ def test_a_map_whose_list_of_results_cannot_be_made_leaves_no_call():
     with pytest.raises(MemoryError):
         pool.map(abs, range(1 << 60))
     assert pool.map(abs, [-1]) == [1]
-    end(pool)
+    finish(pool)
 
 
 def test_numbers_that_are_too_large():
@@ -217,5 +208,5 @@ def test_numbers_that_are_too_large():
     assert call(pool, abs, -(10**20_000)) == 10**20_000
     assert call(executor, len, "x" * 20_000_000) == 20_000_000
     assert len(call(pool, tasks.identity, b"x" * 20_000_000)) == 20_000_000
-    end(pool)
-    end(executor)
+    finish(pool)
+    finish(executor)

@@ -13,7 +13,7 @@ from shmarray.pool.arrays import pickling
 from tests.faults import deaths, errors
 from tests.faults.errors import BIG, KINDS, RaisesWhen
 from tests.helpers.processes import wait_until
-from tests.pool.tasks import START_METHODS, all_blocks_are_free, call, make
+from tests.pool.tasks import START_METHODS, all_blocks_are_free, call, make, start
 
 LIMIT = 20
 
@@ -36,10 +36,10 @@ def test_every_error_reaches_its_call_and_no_other(kind, method):
     with pool:
         for place, prepared in PLACES.items():
             for name, error in KINDS.items():
-                other = _start(pool, deaths.double, np.ones(BIG))
+                other = start(pool, deaths.double, np.ones(BIG))
                 expected = error if (kind, place) != ("Pool", "pickling a result") else Exception
                 with pytest.raises(expected, match="told to"):
-                    _start(pool, *prepared(name))(LIMIT)
+                    start(pool, *prepared(name))(LIMIT)
                 assert (other(LIMIT) == 2).all(), place
         for task, words in UNSENDABLE.items():
             with pytest.raises(Exception, match=words):
@@ -49,12 +49,6 @@ def test_every_error_reaches_its_call_and_no_other(kind, method):
         wait_until(lambda: all_blocks_are_free(pool))
     if kind == "Pool":
         pool.join()
-
-
-def _start(pool, func, *args):
-    if isinstance(pool, shmarray.Pool):
-        return pool.apply_async(func, args).get
-    return pool.submit(func, *args).result
 
 
 @pytest.mark.parametrize("name", KINDS)

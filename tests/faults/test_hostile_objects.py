@@ -7,23 +7,9 @@ import pytest
 import shmarray
 from tests.faults import hostile
 from tests.faults.errors import KINDS
-from tests.pool.tasks import START_METHODS, call, make
+from tests.pool.tasks import START_METHODS, call, make, start, terminate
 
 LIMIT = 20
-
-
-def start(pool, func, *args):
-    if isinstance(pool, shmarray.Pool):
-        return pool.apply_async(func, args).get
-    return pool.submit(func, *args).result
-
-
-def end(pool):
-    if isinstance(pool, shmarray.Pool):
-        pool.terminate()
-        pool.join()
-    else:
-        pool.shutdown()
 
 
 def options(kind):
@@ -42,7 +28,7 @@ def test_a_worker_that_dies_in_what_cannot_be_named(kind, method):
             with pytest.raises(shmarray.WorkerDiedError):
                 list(pool.map(func, [1, 2], chunksize=2))
         assert call(pool, hostile.ANSWERERS[name]()) == 7
-    end(pool)
+    terminate(pool)
 
 
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
@@ -51,7 +37,7 @@ def test_an_executor_that_breaks_over_what_cannot_be_named(kind):
         pool = make(kind, "fork")
         with pytest.raises(shmarray.WorkerDiedError):
             start(pool, hostile.nameless(name))(LIMIT)
-        end(pool)
+        terminate(pool)
 
 
 @pytest.mark.parametrize("kind", ["Pool", "Executor"])
@@ -61,7 +47,7 @@ def test_a_stuck_task_that_cannot_be_named(kind):
         with pytest.raises(shmarray.TaskTimeoutError):
             start(pool, Sleeper(name))(LIMIT)
         assert call(pool, abs, -1) == 1
-    end(pool)
+    terminate(pool)
 
 
 class Sleeper:
@@ -85,7 +71,7 @@ def test_arguments_and_results_that_nobody_may_look_at(kind, method):
         assert type(start(pool, hostile.give, thing())(LIMIT)) is thing
         assert type(start(pool, hostile.give_new, name)(LIMIT)) is thing
         assert [type(given) for given in pool.map(hostile.give, [thing(), thing()])] == [thing, thing]
-    end(pool)
+    terminate(pool)
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -102,7 +88,7 @@ def test_errors_that_nobody_may_look_at(kind, method):
             assert caught is not None
             assert issubclass(caught, (error, KINDS[name])), caught
         assert call(pool, abs, -1) == 1
-    end(pool)
+    terminate(pool)
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -116,7 +102,7 @@ def test_an_error_that_does_not_unpickle_brings_its_text(kind, method):
         assert "what the task says" in text
         assert "StatefulError" in text
         assert "in raise_stateful" in text
-    end(pool)
+    terminate(pool)
 
 
 @pytest.mark.parametrize("name", KINDS)

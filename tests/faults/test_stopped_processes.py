@@ -11,16 +11,10 @@ import pytest
 import shmarray
 from tests.helpers.processes import Child, wait_until
 from tests.pool import tasks
-from tests.pool.tasks import make
+from tests.pool.tasks import make, start
 
 LIMIT = 20
 LARGE = 1 << 20  # bytes that go through a socket in several packets
-
-
-def start(pool, func, *args):
-    if isinstance(pool, shmarray.Pool):
-        return pool.apply_async(func, args).get
-    return pool.submit(func, *args).result
 
 
 def end(pool, how="end"):

@@ -20,7 +20,7 @@ import shmarray
 from shmarray.core.posix import SparseFile
 from tests.helpers.processes import ROOT, WARNINGS, runs, wait_until
 from tests.pool import tasks, test_contract
-from tests.pool.tasks import all_blocks_are_free, allocator_of, call, call_each, make
+from tests.pool.tasks import all_blocks_are_free, allocator_of, call, call_each, finish, make
 
 LIMIT = 20  # seconds
 BIG = 50_000  # items
@@ -44,14 +44,6 @@ def carrier(request):
     return nullcontext() if request.param == "memory" else patch.object(SparseFile, "create", lambda: None)
 
 
-def end(pool):
-    if isinstance(pool, shmarray.Pool):
-        pool.close()
-        pool.join()
-    else:
-        pool.shutdown()
-
-
 def workers(pool):
     return pool._scheduler._state.workers.workers
 
@@ -65,7 +57,7 @@ def test_the_system_lacks_what_it_is_to_lack():
     with make("Pool", "spawn") as pool:
         for taken in (what_was_taken(), call(pool, what_was_taken)):
             assert taken == lacks
-        end(pool)
+        finish(pool)
 
 
 def what_was_taken():
@@ -88,7 +80,7 @@ def test_the_tables_of_the_contract(kind, method, name, tmp_path, monkeypatch):
             for mode in ("r", "r+", "c") if "mode" in wanted else (None,):
                 with monkeypatch.context() as given["monkeypatch"]:
                     function(**{key: value for key, value in (given | {"mode": mode}).items() if key in wanted})
-        end(given["pool"])
+        finish(given["pool"])
 
 
 def test_arrays_in_many_tasks_are_written_to_by_each_alone(kind):
@@ -99,7 +91,7 @@ def test_arrays_in_many_tasks_are_written_to_by_each_alone(kind):
             items = [(array, number) for number in range(8)]
             assert call_each(pool, tasks.total_item, items) == [((5.0, 5.0), number) for number in range(8)]
         assert (array == 5).all()
-        end(pool)
+        finish(pool)
 
 
 def test_messages_of_all_lengths(kind, carrier):
@@ -110,7 +102,7 @@ def test_messages_of_all_lengths(kind, carrier):
             assert call(pool, tasks.identity, b"x" * length) == b"x" * length
         back = call_each(pool, tasks.identity, [bytes([number]) * (number * 9000) for number in range(40)])
         assert back == [bytes([number]) * (number * 9000) for number in range(40)]
-        end(pool)
+        finish(pool)
 
 
 @pytest.mark.filterwarnings("ignore:arrays go to and from workers through a pipe:RuntimeWarning")
@@ -118,14 +110,14 @@ def test_arrays_through_the_sockets(kind):
     with patch.object(SparseFile, "create", lambda: None), make(kind, "fork") as pool:
         array = np.arange(MB / 2)
         assert np.array_equal(call(pool, tasks.double, array), 2 * array)
-        end(pool)
+        finish(pool)
 
 
 def test_many_small_tasks(kind):
     with make(kind, "fork") as pool:
         assert call_each(pool, tasks.identity, range(2000)) == list(range(2000))
         assert sum(pool.map(abs, range(-500, 0), chunksize=7)) == sum(range(501))
-        end(pool)
+        finish(pool)
 
 
 def test_the_methods_of_pool():
@@ -135,7 +127,7 @@ def test_the_methods_of_pool():
         assert list(pool.imap(tasks.double, range(20))) == list(range(0, 40, 2))
         assert sorted(pool.imap_unordered(tasks.double, iter(range(20)), 3)) == list(range(0, 40, 2))
         assert len(set(pool.map(tasks.pid, range(20), chunksize=1))) > 2
-        end(pool)
+        finish(pool)
 
 
 def test_errors_are_their_calls_own(kind):
@@ -150,7 +142,7 @@ def test_errors_are_their_calls_own(kind):
             with pytest.raises(error):
                 call(pool, function, argument)
             assert call(pool, tasks.identity, 5) == 5
-        end(pool)
+        finish(pool)
 
 
 # --- memory ------------------------------------------------------------------------------
@@ -169,7 +161,7 @@ def test_memory_comes_back_when_it_is_not_used(kind):
         most = allocator.memory()
         assert call_each(pool, tasks.double, [np.ones(MB)] * 4)[3][0] == 2
         assert allocator.can_free or allocator.can_cut or allocator.memory() <= 1.5 * most  # used again
-        end(pool)
+        finish(pool)
     assert allocator.memory() == 0
 
 
@@ -177,7 +169,7 @@ def test_results_outlive_their_pool(kind):
     with make(kind, "fork") as pool:
         allocator = allocator_of(pool)
         results = call_each(pool, tasks.double, [np.full(MB, number) for number in range(4)])
-        end(pool)
+        finish(pool)
     assert allocator.memory() == 0
     assert [(result == 2 * number).all() for number, result in enumerate(results)] == [True] * 4
 
@@ -188,7 +180,7 @@ def test_what_a_task_keeps_stays(kind):
             kept, whole = call(pool, tasks.keep_argument, np.full(BIG, float(number)))
             assert kept == [float(one) for one in range(max(0, number - 3), number + 1)]
             assert whole
-        end(pool)
+        finish(pool)
 
 
 # --- deaths ------------------------------------------------------------------------------
@@ -208,7 +200,7 @@ def test_a_worker_that_dies_fails_its_call_alone(kind, method):
         os.kill(idle, signal.SIGKILL)
         wait_until(lambda: len(ready(pool)) == 2 and idle not in ready(pool), LIMIT)
         assert call_each(pool, tasks.double, range(50)) == list(range(0, 100, 2))
-        end(pool)
+        finish(pool)
 
 
 def test_a_worker_dies_with_half_a_message_to_it(kind, tmp_path):
@@ -221,7 +213,7 @@ def test_a_worker_dies_with_half_a_message_to_it(kind, tmp_path):
         wait_until(lambda: any(worker.in_flight for worker in workers(pool)), LIMIT)
         os.kill(victim, signal.SIGKILL)
         assert get(LIMIT) == 4 * MB
-        end(pool)
+        finish(pool)
 
 
 def test_a_worker_dies_with_half_a_message_from_it(kind):
@@ -247,7 +239,7 @@ def test_a_worker_dies_with_half_a_message_from_it(kind):
         with pytest.raises(shmarray.WorkerDiedError):
             get(LIMIT)
         assert call(pool, tasks.identity, b"x" * MB) == b"x" * MB
-        end(pool)
+        finish(pool)
 
 
 def start(pool, function, *args, callback=None):
@@ -274,7 +266,7 @@ def test_the_end_of_a_worker_is_seen_while_a_child_of_its_task_lives(kind, tmp_p
             assert call(pool, tasks.double, 2) == 4
         finally:
             os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
-        end(pool)
+        finish(pool)
 
 
 def fork_and_die(path):
@@ -292,14 +284,14 @@ def test_a_task_that_takes_too_long_is_ended(kind):
         with pytest.raises(shmarray.TaskTimeoutError):
             call(pool, signal.pause)
         assert call(pool, tasks.double, 2) == 4
-        end(pool)
+        finish(pool)
 
 
 def test_an_initializer_that_raises_is_the_calls_error(kind):
     with make(kind, "fork", initializer=tasks.fail, initargs=(0,)) as pool:
         with pytest.raises(shmarray.WorkerDiedError, match="KeyError"):
             call(pool, tasks.pid)
-        end(pool)
+        finish(pool)
 
 
 CALLER = """
@@ -411,7 +403,7 @@ def test_children_of_tasks_see_what_was_there(kind):
         for number in range(4):
             assert call(pool, tasks.fork_and_look, np.full(BIG, float(number))) == number + 1
         assert call(pool, tasks.reap, 0) == [b"1"] * 4
-        end(pool)
+        finish(pool)
 
 
 def test_children_of_the_caller_see_what_was_there(kind):
@@ -430,7 +422,7 @@ def test_children_of_the_caller_see_what_was_there(kind):
         os.close(reader)
         os.close(writer)
         assert os.waitpid(child, 0)[1] == 0
-        end(pool)
+        finish(pool)
 
 
 def test_scoped_arrays_reach_processes_that_have_not_inherited_them(kind):
@@ -439,4 +431,4 @@ def test_scoped_arrays_reach_processes_that_have_not_inherited_them(kind):
         with shmarray.scoped(BIG) as array:
             call(pool, tasks.write_first, array)
             assert array[0] == 99
-        end(pool)
+        finish(pool)

@@ -32,6 +32,31 @@ def call(pool, func, *args):
     return pool.submit(func, *args).result(60)
 
 
+def start(pool, func, *args):
+    """Begin a call; gives what waits for its result, so many seconds."""
+    if isinstance(pool, shmarray.Pool):
+        return pool.apply_async(func, args).get
+    return pool.submit(func, *args).result
+
+
+def finish(pool):
+    """Let it finish what it has, and wait for its end."""
+    if isinstance(pool, shmarray.Pool):
+        pool.close()
+        pool.join()
+    else:
+        pool.shutdown()
+
+
+def terminate(pool):
+    """End a Pool at once, an executor as it ends."""
+    if isinstance(pool, shmarray.Pool):
+        pool.terminate()
+        pool.join()
+    else:
+        pool.shutdown()
+
+
 def call_each(pool, func, items):
     """One call for each item, in order."""
     return pool.map(func, items, chunksize=1) if isinstance(pool, shmarray.Pool) else list(pool.map(func, items))
