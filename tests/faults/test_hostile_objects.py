@@ -31,7 +31,6 @@ def options(kind):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_worker_that_dies_in_what_cannot_be_named(kind, method):
     pool = make(kind, method, **options(kind))
     for name in KINDS:
@@ -45,7 +44,6 @@ def test_a_worker_that_dies_in_what_cannot_be_named(kind, method):
     end(pool)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_an_executor_that_breaks_over_what_cannot_be_named(kind):
     for name in KINDS:
         pool = make(kind, "fork")
@@ -54,7 +52,6 @@ def test_an_executor_that_breaks_over_what_cannot_be_named(kind):
         end(pool)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_stuck_task_that_cannot_be_named(kind):
     pool = make(kind, "fork", task_timeout=0.2)
     for name in KINDS:
@@ -78,7 +75,6 @@ class Sleeper:
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_arguments_and_results_that_nobody_may_look_at(kind, method):
     pool = make(kind, method)
     for name, thing in hostile.THINGS.items():
@@ -89,7 +85,6 @@ def test_arguments_and_results_that_nobody_may_look_at(kind, method):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_errors_that_nobody_may_look_at(kind, method):
     pool = make(kind, method)
     for name in KINDS:
@@ -106,7 +101,6 @@ def test_errors_that_nobody_may_look_at(kind, method):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_an_error_that_does_not_unpickle_brings_its_text(kind, method):
     pool = make(kind, method)
     for name in KINDS:
