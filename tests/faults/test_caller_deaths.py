@@ -105,7 +105,7 @@ def _hold(channel, *names):
             channel.recv()
 
 
-def test_names_are_deleted_although_the_watcher_was_killed_between(shm_name):
+def test_names_are_deleted_although_the_reaper_was_killed_between(shm_name):
     first, second = shm_name(), shm_name()
     with Child(_hold, first, second) as owner:
         owner.receive()
@@ -118,7 +118,7 @@ def test_names_are_deleted_although_the_watcher_was_killed_between(shm_name):
     wait_until(lambda: not raw.names(first) + raw.names(second), LIMIT)
 
 
-def test_what_another_made_under_the_name_is_not_the_watchers(name, shm_name):
+def test_what_another_made_under_the_name_is_not_deleted_by_the_reaper(name, shm_name):
     with Child(_hold, name, shm_name("-other")) as owner:
         owner.receive()
         shmarray.delete(name)
