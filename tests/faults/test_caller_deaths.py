@@ -131,6 +131,31 @@ def test_what_another_made_under_the_name_is_not_deleted_by_the_reaper(name, shm
     assert shmarray.attach(name).tolist() == [1, 2]
 
 
+def test_a_file_that_has_the_inode_of_one_whose_scope_is_over_stays(tmp_path):
+    """Some file systems (ext4) give the inode of a deleted file to the next."""
+    path = tmp_path / "a.npy"
+
+    def leave_and_make_again(channel):
+        for _ in range(20):
+            with shmarray.scoped(10, name=f"file://{path}") as array:
+                inode = path.stat().st_ino
+                del array
+            shmarray.create(f"file://{path}", 10)
+            if path.stat().st_ino == inode:
+                break
+            path.unlink()
+        channel.send(path.exists())
+        channel.recv()
+
+    with Child(leave_and_make_again) as owner:
+        if not owner.receive():
+            pytest.skip("this file system does not use inodes again at once")
+        (reaper,) = _children_of(owner.pid)
+        owner.kill()
+    wait_until(lambda: not runs(reaper), LIMIT)
+    assert path.exists()
+
+
 def test_a_child_that_lives_on_keeps_no_name(name):
     def hold_and_fork(channel):
         with shmarray.scoped(10, name=name):
