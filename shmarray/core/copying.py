@@ -1,17 +1,9 @@
 """Bringing an array's bytes into a fresh segment, as fast as the kernel allows.
 
-Fresh pages cost more than the copy.  64 MB into /dev/shm, two cores, Linux 6.18, pages of
-4 kB (a plain copy into warm memory: 3 ms):
-
-===============================================================  =====
-posix_fallocate, then a copy into the mapping                    53 ms
-pwrite                                                           36 ms
-pwrite from two threads (the inode's lock makes them take turns)  37 ms
-populate and copy into the mapping, two threads                  42 ms
-pwrite in one thread, populate and copy in another               31 ms
-===============================================================  =====
-
-16 MB: pwrite 9.1 ms, two threads 10.
+Fresh pages cost more than the copy.  Writing to the file is faster than reserving, mapping and
+copying.  A large array is faster still with two threads, of which one writes from the
+beginning and the other maps and copies from the end: two that wrote would take turns at the
+inode's lock.
 """
 
 import errno

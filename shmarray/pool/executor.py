@@ -26,7 +26,7 @@ from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, Repe
 from shmarray.pool.buffered import buffered_map
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.feeder import Extra
-from shmarray.pool.engine.frontend import checked_limits, guarded
+from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
@@ -120,7 +120,7 @@ class ProcessPoolExecutor(StockExecutor):
         task_timeout: float | None = None,
     ) -> None:
         if max_workers is None:
-            max_workers = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+            max_workers = default_workers()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if mp_context is None:

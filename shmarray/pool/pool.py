@@ -13,7 +13,7 @@ from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTr
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.feeder import Extra
-from shmarray.pool.engine.frontend import checked_limits, guarded
+from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
@@ -102,7 +102,7 @@ class Pool(ShowsProgress):
         self._shown = WeakObjects()
         self._ctx = context or multiprocessing.get_context()
         if processes is None:
-            processes = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+            processes = default_workers()
         _check(processes, initializer, maxtasksperchild)
         if tasks_ahead is not None:
             self.tasks_ahead = tasks_ahead

@@ -23,7 +23,6 @@ LIMIT = 20
 SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in blocks
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_when_no_worker_can_be_started_for_a_time_later_calls_fail_and_then_succeed(kind, monkeypatch):
     """The thread that feeds went on waiting for room for the call that had failed."""
     pool = make(kind, "fork", **({} if kind == "Pool" else {"replace_workers": True}))
@@ -191,7 +190,6 @@ def drop_privileges(_):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_task_that_becomes_another_user(kind):
     def program():
         pool = make(kind, "fork", 1, task_timeout=1)
@@ -215,7 +213,6 @@ def close_all_descriptors(_):
     os.closerange(3, 5000)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, capfd):
     pool = make(kind, "fork", **({} if kind == "Pool" else {"replace_workers": True}))
     with pytest.raises(shmarray.WorkerDiedError, match="close_all_descriptors"):
@@ -226,7 +223,6 @@ def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, capfd):
     capfd.readouterr()  # its worker complains
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_thousands_of_arrays_in_one_argument(kind):
     pool = make(kind, "fork")
     arrays = [np.full(SMALL, number) for number in range(2000)]

@@ -71,7 +71,6 @@ def end(pool, how):
 
 @pytest.mark.parametrize("error", ERRORS, ids=ids)
 @pytest.mark.parametrize("place", OF_THE_COLLECTOR, ids=ids)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_the_collecting_thread_ends(kind, place, error, monkeypatch, tmp_path):
     pool = make(kind, "fork")
     assert start(pool, abs, -1)(LIMIT) == 1
@@ -95,7 +94,6 @@ def test_the_collecting_thread_ends(kind, place, error, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("error", ERRORS, ids=ids)
 @pytest.mark.parametrize("place", OF_THE_FEEDER, ids=ids)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_the_feeding_thread_meets_an_error(kind, place, error, monkeypatch):
     """It goes on, so that call fails, and later ones succeed."""
     pool = make(kind, "fork")
@@ -109,7 +107,6 @@ def test_the_feeding_thread_meets_an_error(kind, place, error, monkeypatch):
     end(pool, "close")
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_the_feeding_thread_ends(kind, monkeypatch):
     """By an error outside of what it does for a call."""
     pool = make(kind, "fork")
@@ -127,7 +124,6 @@ def test_the_feeding_thread_ends(kind, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("place", [(WorkerSet, "end_all"), (Collector, "close"), (Placement, "forget")], ids=ids)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_the_end_itself_fails(kind, place, monkeypatch, tmp_path):
     """Nothing waits for a call that is left."""
     pool = make(kind, "fork")

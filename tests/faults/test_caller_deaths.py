@@ -105,7 +105,7 @@ def _hold(channel, *names):
             channel.recv()
 
 
-def test_names_are_deleted_although_the_watcher_was_killed_between(shm_name):
+def test_names_are_deleted_although_the_reaper_was_killed_between(shm_name):
     first, second = shm_name(), shm_name()
     with Child(_hold, first, second) as owner:
         owner.receive()
@@ -118,7 +118,7 @@ def test_names_are_deleted_although_the_watcher_was_killed_between(shm_name):
     wait_until(lambda: not raw.names(first) + raw.names(second), LIMIT)
 
 
-def test_what_another_made_under_the_name_is_not_the_watchers(name, shm_name):
+def test_what_another_made_under_the_name_is_not_deleted_by_the_reaper(name, shm_name):
     with Child(_hold, name, shm_name("-other")) as owner:
         owner.receive()
         shmarray.delete(name)
@@ -129,6 +129,31 @@ def test_what_another_made_under_the_name_is_not_the_watchers(name, shm_name):
         owner.kill()
     wait_until(lambda: not runs(reaper), LIMIT)
     assert shmarray.attach(name).tolist() == [1, 2]
+
+
+def test_a_file_that_has_the_inode_of_one_whose_scope_is_over_stays(tmp_path):
+    """Some file systems (ext4) give the inode of a deleted file to the next."""
+    path = tmp_path / "a.npy"
+
+    def leave_and_make_again(channel):
+        for _ in range(20):
+            with shmarray.scoped(10, name=f"file://{path}") as array:
+                inode = path.stat().st_ino
+                del array
+            shmarray.create(f"file://{path}", 10)
+            if path.stat().st_ino == inode:
+                break
+            path.unlink()
+        channel.send(path.exists())
+        channel.recv()
+
+    with Child(leave_and_make_again) as owner:
+        if not owner.receive():
+            pytest.skip("this file system does not use inodes again at once")
+        (reaper,) = _children_of(owner.pid)
+        owner.kill()
+    wait_until(lambda: not runs(reaper), LIMIT)
+    assert path.exists()
 
 
 def test_a_child_that_lives_on_keeps_no_name(name):

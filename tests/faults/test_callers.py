@@ -63,7 +63,6 @@ def test_pools_are_made_and_ended_by_many_threads():
     assert not run_in_threads(6, work)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_sixteen_threads_share_a_pool(kind):
     pool = make(kind, "fork")
     several = pool.imap if kind == "Pool" else pool.map

@@ -30,7 +30,6 @@ UNSENDABLE = {errors.raise_two: "second", errors.raise_unpicklable: "does not pi
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_every_error_reaches_its_call_and_no_other(kind, method):
     pool = make(kind, method)
     with pool:
@@ -63,7 +62,6 @@ def test_an_error_of_the_callers_iterable_reaches_the_caller_and_the_pool_goes_o
 
 
 @pytest.mark.parametrize("error", ["ValueError", "a chain"])
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_result_that_does_not_unpickle_gives_its_block_back_without_the_garbage_collector(kind, error):
     with make(kind, "fork", 1) as pool:
         gc.disable()
@@ -104,7 +102,6 @@ def test_an_error_of_a_callback_stops_nothing(name, caplog):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_an_error_of_an_initializer_reaches_the_calls(kind, name):
     pool = make(kind, "fork", initializer=errors.arm_and_raise, initargs=(name,))
     with pool:

@@ -17,7 +17,6 @@ def options(kind):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_worker_that_dies_in_what_cannot_be_named(kind, method):
     pool = make(kind, method, **options(kind))
     for name in KINDS:
@@ -31,7 +30,6 @@ def test_a_worker_that_dies_in_what_cannot_be_named(kind, method):
     terminate(pool)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_an_executor_that_breaks_over_what_cannot_be_named(kind):
     for name in KINDS:
         pool = make(kind, "fork")
@@ -40,7 +38,6 @@ def test_an_executor_that_breaks_over_what_cannot_be_named(kind):
         terminate(pool)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_stuck_task_that_cannot_be_named(kind):
     pool = make(kind, "fork", task_timeout=0.2)
     for name in KINDS:
@@ -64,7 +61,6 @@ class Sleeper:
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_arguments_and_results_that_nobody_may_look_at(kind, method):
     pool = make(kind, method)
     for name, thing in hostile.THINGS.items():
@@ -75,7 +71,6 @@ def test_arguments_and_results_that_nobody_may_look_at(kind, method):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_errors_that_nobody_may_look_at(kind, method):
     pool = make(kind, method)
     for name in KINDS:
@@ -92,7 +87,6 @@ def test_errors_that_nobody_may_look_at(kind, method):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_an_error_that_does_not_unpickle_brings_its_text(kind, method):
     pool = make(kind, method)
     for name in KINDS:

@@ -18,7 +18,6 @@ ROUNDS = int(os.environ.get("SHMARRAY_ROUNDS", "4"))
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
     """Once for each round, in one program; the last is not caught, and ends it as it ends any Python."""
     seed = int(os.environ.get("SHMARRAY_SEED", "0")) or random.randrange(1 << 30)

@@ -362,7 +362,6 @@ array[-1]
     shmarray.delete(name)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_worker_that_touches_what_was_cut_off_is_said_to_have_died_of_it(kind, name):
     array = shmarray.create(name, 100_000)
     with tasks.make(kind, "fork", initializer=faulthandler.disable) as pool:

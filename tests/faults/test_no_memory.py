@@ -242,7 +242,6 @@ assert room < 100
 """
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_pool_is_made_with_all_its_descriptors_or_leaves_none(kind):
     """However many there are: from none to enough."""
     run_script(MAKE_WITH_FEW_DESCRIPTORS.format(kind=kind))

@@ -26,14 +26,12 @@ def spend(kind, methods, scope, moments):
         pass
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_short_day_with_faults_leaves_nothing(kind, name):
     spend(kind, ["fork", "forkserver"], name, range(150))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 120)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_long_day_with_faults_leaves_nothing(kind, name):
     end = time.monotonic() + SECONDS
     spend(kind, START_METHODS, name, itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()))

@@ -94,7 +94,6 @@ def stopped(kind, stage):
     return pool, get
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_worker_that_goes_on_loses_nothing(kind):
     for stage in STAGES:
         pool, get = stopped(kind, stage)
@@ -105,7 +104,6 @@ def test_a_worker_that_goes_on_loses_nothing(kind):
         end(pool)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_worker_that_is_killed_while_it_is_stopped_is_noticed(kind):
     for stage in STAGES:
         pool, get = stopped(kind, stage)
@@ -124,7 +122,6 @@ def test_a_pool_with_a_stopped_worker_can_be_terminated():
         end(pool)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_stopped_task_is_a_stuck_one(kind):
     pool = make(kind, "fork", 1, task_timeout=0.2)
     with pytest.raises(shmarray.TaskTimeoutError):
@@ -133,7 +130,6 @@ def test_a_stopped_task_is_a_stuck_one(kind):
     end(pool)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_caller_that_is_stopped_while_its_tasks_end(kind):
     """What was done in time is done, though the caller looks too late."""
 

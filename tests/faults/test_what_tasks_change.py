@@ -198,7 +198,6 @@ def change(name):
     return os.getpid()
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 @pytest.mark.parametrize("what", SURVIVED, ids=lambda what: what.__name__)
 def test_the_same_worker_goes_on(kind, what):
     pool = make(kind, "fork", 1)

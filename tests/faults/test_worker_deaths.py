@@ -370,7 +370,6 @@ def test_workers_that_die_while_they_end_after_their_last_task(kind, method, way
         door.close()
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 @pytest.mark.parametrize("stop", ["close", "terminate"])
 def test_a_worker_that_is_killed_while_all_end_holds_up_nobody(kind, stop):
     """It may hold the lock for which the others wait, to read that they are to end."""
@@ -390,7 +389,6 @@ def test_a_worker_that_is_killed_while_all_end_holds_up_nobody(kind, stop):
 
 
 @pytest.mark.parametrize("task", [deaths.sleep_deaf, deaths.sleep_in_c])
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_tasks_that_take_no_notice_of_sigterm_hold_up_no_end(kind, task, tmp_path):
     """A pool that is terminated, and an executor that another worker's death has broken."""
     door = Door(kind, "fork")
@@ -408,7 +406,6 @@ def test_tasks_that_take_no_notice_of_sigterm_hold_up_no_end(kind, task, tmp_pat
     wait_until(lambda: not runs(int(Path(path).read_text(encoding="ascii"))), LIMIT)
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_a_child_that_a_dead_worker_left_behind_hides_nothing(kind, tmp_path):
     """It has inherited all descriptors of the worker, and looks at its arrays."""
     path = str(tmp_path / "pid")

@@ -30,7 +30,6 @@ def executor():
 # --- scipy: workers= takes a map ---
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_scipy_has_the_serial_answer_from_our_maps(kind):
     optimize = optional("scipy.optimize")
     integrate = optional("scipy.integrate")
@@ -67,7 +66,6 @@ def test_emcee_samples_as_without_a_pool(pool):
 # --- dask: pool= takes an executor or a pool ---
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_dask_computes_in_our_workers(kind):
     dask = optional("dask")
     da = optional("dask.array")

@@ -63,7 +63,6 @@ def test_what_is_no_function_is_pickled_as_it_is_with_each_task(start_method):
         assert list(pool.imap(add, items())) == [1, 11, 21, 31, 41]
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_functions_of_the_stdlib_that_are_called_wrongly_fail_as_others_do(kind):
     with tasks.make(kind, "fork", 1) as pool:
         for func in (mapstar, stdlib.process_chunk):

@@ -158,6 +158,15 @@ def test_scoped_arrays_are_the_same_memory(pool):
         assert array[0] == 99
 
 
+def test_an_array_whose_scope_is_over_is_an_error_and_not_silently_copied(pool):
+    call(pool, abs, -1)  # forked later, workers would have it from their parent
+    with shmarray.scoped(BIG) as array:
+        pass
+    with pytest.raises(shmarray.ArrayNotFoundError, match="with-block that made it is over"):
+        call(pool, tasks.write_first, array)
+    assert call(pool, abs, -2) == 2
+
+
 def test_read_only_attachments_arrive_read_only(pool, name):
     shmarray.create(name, BIG)
     try:

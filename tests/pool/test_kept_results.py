@@ -70,7 +70,6 @@ KEEPERS = [keep_one_in_thirty, keep_one_of_each, keep_the_small_ones, keep_those
 
 
 @pytest.mark.parametrize("keeper", KEEPERS)
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_what_is_in_use_is_bounded_by_what_is_kept(kind, keeper):
     pool = make(kind, "fork")
     memory = Memory(pool)

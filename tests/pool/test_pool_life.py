@@ -563,7 +563,6 @@ def fork_in_a_thread():
     return codes
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_any_thread_of_a_task_may_fork(kind, start_method):
     with tasks.make(kind, start_method, 1) as pool:
         assert tasks.call(pool, fork_in_a_thread) == [3]
@@ -582,7 +581,6 @@ def meet(number):
     return select.select([pipes[1 - number][0]], [], [], 20)[0] != [] and os.read(pipes[1 - number][0], 1) == b"x"
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_after_tiny_tasks_an_idle_worker_still_gets_the_next(kind):
     """Two tasks that wait for each other, each time."""
     pipes = os.pipe(), os.pipe()

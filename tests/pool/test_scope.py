@@ -270,6 +270,24 @@ with shmarray.scoped(10) as array:
 """)
 
 
+def test_at_the_end_of_the_interpreter_the_name_is_gone_without_a_reaper(name):
+    """In a frozen program there is no Python to run it with."""
+    code = """
+import sys, threading
+sys.frozen = True
+import shmarray
+entered = threading.Event()
+def wait():
+    with shmarray.scoped(3, name=sys.argv[1]):
+        entered.set()
+        threading.Event().wait()
+threading.Thread(target=wait, daemon=True).start()
+entered.wait()
+"""
+    run_script(code, name)
+    assert not raw.names(name)
+
+
 def test_the_name_given_as_the_shape_is_explained(name):
     with pytest.raises(TypeError, match="name="), shmarray.scoped(name, 3):
         pass

@@ -185,7 +185,6 @@ def first_is_slow(item):
     time.sleep(item[0])
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
 def test_the_time_of_a_task_begins_while_the_collecting_thread_waits_for_ever(kind):
     options = {"replace_workers": True} if kind == "Executor" else {}
     with make(kind, "fork", task_timeout=0.3, **options) as pool:

@@ -1,5 +1,6 @@
-"""What Pool and ProcessPoolExecutor both need: checks of limits, and a guard around callbacks."""
+"""What Pool and ProcessPoolExecutor both need: the default size, checks of limits, and a guard around callbacks."""
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,11 @@ def guarded(function: Callable[..., object], *arguments: Any) -> bool:
             threading.excepthook(threading.ExceptHookArgs((type(error), error, _traceback_of(error), None)))
         return False
     return True
+
+
+def default_workers() -> int:
+    """How many workers a pool has unless it is told: as many as this process may use processors."""
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
 
 
 def checked_limits(tasks_ahead: Any, task_timeout: Any) -> None:

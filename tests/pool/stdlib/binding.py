@@ -42,7 +42,7 @@ def show_threads(executor):
     executor._call_queue = property(lambda self: CallQueue(self._scheduler._feeder.thread))
 
 
-def start_watcher():
+def start_name_reaper():
     """Executors keep it until the end, as they do the resource tracker: neither is what a test has left over."""
     import shmarray
 

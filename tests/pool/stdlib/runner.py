@@ -190,7 +190,7 @@ def main():
             from tests.pool.stdlib import binding
 
             binding.bind()
-            binding.start_watcher()
+            binding.start_name_reaper()
             multiprocessing.set_forkserver_preload(["shmarray"])
         suite = unittest.TestSuite(tests_of(job))
         before = descriptors()
