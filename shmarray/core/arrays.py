@@ -339,13 +339,24 @@ def delete(name: str) -> None:
     """
     target = names.parse(name)
     try:
-        if not _deletable(target):
+        if not _deletable_soon(target):
             raise ArrayFormatError(f"{name!r} is not an array, so it is not deleted here: remove the file itself", name)
         files.unlink(target)
     except ShmArrayError:
         raise
     except OSError as error:
         raise explained(error, target, DELETING) from error
+
+
+def _deletable_soon(name: Name) -> bool:
+    """Whether it is an array; of an empty file, what becomes of it, as for `attach`."""
+    start = time.monotonic()
+    while not _deletable(name):
+        path = files.path_of(name)
+        if path is None or os.stat(path).st_size or time.monotonic() > start + _PATIENCE_IF_EMPTY:
+            return False
+        time.sleep(_POLL)
+    return True
 
 
 def _deletable(name: Name) -> bool:

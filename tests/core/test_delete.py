@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import threading
 
 import numpy as np
 import pytest
@@ -152,3 +153,13 @@ def test_files_are_deleted_by_their_path(tmp_path):
     shmarray.delete(name)
     assert not os.listdir(tmp_path)
     assert a[0] == 1
+
+
+def test_an_empty_file_that_becomes_an_array_is_deleted(name):
+    """As where nothing can be made under no name: a maker has the name first."""
+    with open(raw.path(name), "xb") as file:
+        timer = threading.Timer(0.05, lambda: (file.write(b"\x93NUMPY"), file.flush()))
+        timer.start()
+        shmarray.delete(name)
+        timer.join()
+    assert not raw.names(name)
