@@ -55,9 +55,6 @@ MaybeEncodingError: type[Exception] = _pool.MaybeEncodingError
 PoolTraceback: type[Exception] = _pool.RemoteTraceback
 ExecutorTraceback: type[Exception] = _process._RemoteTraceback
 
-Task = tuple[int, int, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-"""As the front half of Pool makes it: number of the call, index in it, function, arguments."""
-
 
 # --- multiprocessing.pool ------------------------------------------------------------
 
@@ -175,7 +172,6 @@ __all__ = [
     "PoolCache",
     "PoolTraceback",
     "StockPool",
-    "Task",
     "apply_items",
     "call_at_end_of_main_thread",
     "chunk_function",

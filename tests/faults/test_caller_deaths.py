@@ -156,6 +156,23 @@ def test_a_file_that_has_the_inode_of_one_whose_scope_is_over_stays(tmp_path):
     assert path.exists()
 
 
+def test_the_reaper_of_a_forked_child_leaves_the_names_of_its_parent(shm_name):
+    parents, childs = shm_name(), shm_name()
+
+    def hold(channel):
+        with shmarray.scoped(10, name=childs):
+            channel.send(_children_of(os.getpid()))
+            channel.recv()
+
+    with shmarray.scoped(10, name=parents):
+        with Child(hold) as child:
+            (reaper,) = child.receive()
+            child.kill()
+        wait_until(lambda: not runs(reaper), LIMIT)
+        assert not raw.names(childs)
+        assert raw.names(parents)
+
+
 def test_a_child_that_lives_on_keeps_no_name(name):
     def hold_and_fork(channel):
         with shmarray.scoped(10, name=name):

@@ -33,10 +33,11 @@ def method(request):
 # --- never stale ---
 
 
-def test_what_a_generator_yields_is_taken_as_it_is_at_that_moment(method):
+@pytest.mark.parametrize("base", [object, list])
+def test_what_a_generator_yields_is_taken_as_it_is_at_that_moment(base):
     """One buffer, filled again for each item, behind something that has a length."""
 
-    class Frames:
+    class Frames(base):
         def __init__(self):
             self.buffer = np.empty(200_000)
 
@@ -48,7 +49,7 @@ def test_what_a_generator_yields_is_taken_as_it_is_at_that_moment(method):
                 self.buffer[:] = i
                 yield self.buffer
 
-    with make("Pool", method) as pool:
+    with make("Pool", "fork") as pool:
         expected = [i * 200_000.0 for i in range(12)]
         assert list(pool.imap(tasks.total, Frames())) == expected
         assert pool.map(tasks.total, Frames(), chunksize=1) == expected
