@@ -240,6 +240,8 @@ class ProcessPoolExecutor(StockExecutor):
         self._workers.size = wanted
         try:
             self._scheduler.start()
+        except WorkerDiedError:
+            raise
         except RuntimeError as error:  # no more threads, as at the end of the interpreter
             raise WorkerDiedError(f"the workers could not be started: {error}") from error
         _running.add(self._scheduler)

@@ -235,7 +235,7 @@ def test_a_program_that_has_dropped_its_privileges_shares_without_names(kind):
 import multiprocessing, os, sys, numpy, shmarray
 from tests.pool import tasks
 def pool():
-    return multiprocessing.Pool(1) if sys.argv[1] == "stock" else tasks.make(sys.argv[1], "fork", 1)
+    return multiprocessing.get_context("fork").Pool(1) if sys.argv[1] == "stock" else tasks.make(sys.argv[1], "fork", 1)
 def call(pool, function, *arguments):
     return pool.submit(function, *arguments).result(30) if hasattr(pool, "submit") else (
         pool.apply_async(function, arguments).get(30))

@@ -9,6 +9,7 @@ import gc
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -69,7 +70,9 @@ class ExceptionEncoder:
     def text(error: BaseException) -> str:
         """The traceback as text; user code (``__str__``) runs here, and may raise anything."""
         try:
-            return "".join(traceback.format_exception(error))
+            # Since Python 3.15, to read the lines of a main module that was imported may warn.
+            with warnings.catch_warnings(action="ignore"):
+                return "".join(traceback.format_exception(error))
         except BaseException as another:  # noqa: BLE001 - user code
             frames = "".join(traceback.format_tb(_traceback_of(error)))
             name = type(another).__name__
@@ -195,8 +198,7 @@ class TaskRunner:
         try:
             return pickling.dumps_result((False, failure)), text
         except BaseException as error:  # noqa: BLE001 - the error does not pickle either
-            reason = self._encoder.text(error).rstrip().rpartition("\n")[2]
-            return pickling.dumps((False, RuntimeError(f"the result cannot be sent: {reason}"))), text
+            return pickling.dumps((False, RuntimeError(f"the result cannot be sent: {_summary(error)}"))), text
 
     def _pack(self, pickled: PickledObject, opened: list[LeaseRef]) -> tuple[Payload, str]:
         """Put the result where the caller can have it; empties `pickled`."""
@@ -279,6 +281,13 @@ class TaskRunner:
         for index in released:
             del self._retained[index]
         return tuple(released)
+
+
+def _summary(error: BaseException) -> str:
+    """The error in one line; its ``__str__`` may raise anything."""
+    with suppress(BaseException):
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
 
 
 def _is_in_use(reference: LeaseRef) -> bool:

@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.reduction import DupFd
@@ -109,7 +108,7 @@ def worker_main(inheritance: Inheritance, spec: WorkerSpec) -> None:
     try:
         _initialize(inheritance, spec, calls)
     except BaseException as error:  # noqa: BLE001 - user code; the caller says it, so this process does not
-        _send(channel, messages.ready(_initializer_error(error)))
+        _send(channel, messages.ready(spec.encoder.text(error)))
         channel.close()
         sys.exit(1)
     if _send(channel, messages.ready()):
@@ -122,13 +121,6 @@ def _initialize(inheritance: Inheritance, spec: WorkerSpec, calls: signals.Inter
     signals.unblock(interrupt=inheritance.is_interruptible)
     if spec.initializer is not None:
         calls(spec.initializer, spec.initargs, {})
-
-
-def _initializer_error(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except BaseException:  # noqa: BLE001 - user code: the exception's __str__
-        return f"{type(error).__name__} in the initializer"
 
 
 def die_with_caller(fd: int) -> None:

@@ -236,12 +236,12 @@ class WorkerSet:
     def _start(self, process: Any) -> None:
         try:
             process.start()
-        except (ConnectionError, EOFError) as error:
+        except (ConnectionError, EOFError):
             if self._start_method != "forkserver":
                 raise
             # In Python 3.14 the forkserver itself imports the main module, and ends if that fails.
             message = f"the forkserver died; if that was in importing the main module, {_GUARD}"
-            raise WorkerDiedError(message) from error
+            raise WorkerDiedError(message) from None
 
     def became_ready(self, worker: WorkerHandle) -> None:
         worker.is_ready = self._has_been_ready = True
