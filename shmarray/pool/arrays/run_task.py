@@ -74,7 +74,9 @@ class ExceptionEncoder:
             with warnings.catch_warnings(action="ignore"):
                 return "".join(traceback.format_exception(error))
         except BaseException as another:  # noqa: BLE001 - user code
-            frames = "".join(traceback.format_tb(_traceback_of(error)))
+            frames = ""
+            with suppress(BaseException):  # without descriptors, traceback cannot import what it needs
+                frames = "".join(traceback.format_tb(_traceback_of(error)))
             name = type(another).__name__
             return f"Traceback (most recent call last):\n{frames}{type(error).__name__}: <str() of it raised {name}>\n"
 
