@@ -116,6 +116,7 @@ def test_tasks_that_fork_and_wait_cost_no_blocks(kind):
     with make(kind, "fork", 1) as pool:
         for i in range(30):
             assert call(pool, tasks.fork_child, np.full(100_000, float(i))) == i
+        assert call_each(pool, tasks.fork_child, [np.full(200_000, 7.0)] * 4) == [7.0] * 4
         assert len(allocator_of(pool)._blocks) < 12
 
 
