@@ -425,3 +425,19 @@ def test_slow_calls_can_be_cancelled_until_a_worker_is_about_to_have_them(tmp_pa
         (tmp_path / "go").touch()
         assert sum(cancelled) >= 8  # each worker has one and another ahead
         assert [future.cancelled() for future in futures] == cancelled
+
+
+def test_after_tiny_calls_those_behind_a_slow_one_can_be_cancelled(tmp_path):
+    """A worker that was answering has many calls ahead; one that has been silent for a while has few."""
+    with make("Executor", "fork", 1) as executor:
+        call_each(executor, abs, range(300))
+        slow = executor.submit(tasks.wait_for_file, str(tmp_path / "go"))
+        try:
+            wait_until(slow.running)
+            time.sleep(0.05)  # far longer than a tiny call takes
+            later = [executor.submit(abs, -number) for number in range(10)]
+            wait_until(later[0].running)
+            time.sleep(0.05)  # in which the others would be sent as well
+            assert all(future.cancel() for future in later[2:])
+        finally:
+            (tmp_path / "go").touch()

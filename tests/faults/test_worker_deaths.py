@@ -23,7 +23,8 @@ from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
 from tests.faults.deaths import WAYS
 from tests.helpers.processes import in_child, runs, wait_until
-from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, make
+from tests.pool import tasks
+from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, call, make
 
 # Seconds after which a call is taken to hang; what is promised is two, on a machine with nothing else to do.
 LIMIT = 20
@@ -418,6 +419,28 @@ def test_a_child_that_a_dead_worker_left_behind_hides_nothing(kind, tmp_path):
     finally:
         os.kill(int(Path(path).read_text(encoding="ascii")), signal.SIGKILL)
         door.close()
+
+
+def leave_a_child_and_die(array, place):
+    """Leave a child that looks at the argument when it is told."""
+    if not os.fork():
+        signal.alarm(LIMIT)
+        wait_until(lambda: os.path.exists(f"{place}/go"), LIMIT)
+        Path(place, "same" if (array == 1).all() else "changed").touch()
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_child_of_a_dead_worker_has_is_not_used_for_other_tasks(kind, tmp_path):
+    options = {} if kind == "Pool" else {"replace_workers": True}
+    with make(kind, "fork", 1, **options) as pool:
+        with pytest.raises(shmarray.WorkerDiedError):
+            call(pool, leave_a_child_and_die, np.ones(200_000), str(tmp_path))
+        for _ in range(8):
+            assert call(pool, tasks.total, np.full(200_000, 2.0)) == 400_000
+        (tmp_path / "go").touch()
+        wait_until(lambda: len(os.listdir(tmp_path)) == 2, LIMIT)
+        assert (tmp_path / "same").exists()
 
 
 def test_a_program_that_dies_of_sigpipe_does_not_die_of_a_dead_worker():

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import shmarray
-from tests.helpers import processes
 from tests.pool import tasks
 
 BIG = 50_000
@@ -163,15 +162,27 @@ def test_an_executors_map_refuses_bad_sizes(executor, size, error):
         executor.map(abs, [1], buffersize=1, chunksize=0)
 
 
-def test_an_executors_map_that_fails_or_is_dropped_cancels_the_rest(executor):
-    results = executor.map(divmod, [1] * 50, [1, 0, *range(1, 49)], buffersize=4)
-    assert next(results) == (1, 0)
-    with pytest.raises(ZeroDivisionError):
+def note_and_wait(number, place, fails):
+    with open(f"{place}/{number}", "x", encoding="ascii"):
+        pass
+    if number == 1 and fails:
+        raise ZeroDivisionError
+    if number in (1, 2):
+        tasks.wait_for_file(f"{place}/go")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_executors_map_that_fails_or_is_dropped_cancels_the_rest(tmp_path, fails):
+    with tasks.make("Executor", "fork", 1) as executor:
+        results = executor.map(note_and_wait, range(50), [tmp_path] * 50, [fails] * 50, buffersize=8)
         next(results)
-    with pytest.raises(StopIteration):
-        next(results)
-    results = executor.map(tasks.double, itertools.count(), buffersize=4)
-    assert next(results) == 0
-    del results
-    gc.collect()
-    processes.wait_until(lambda: not executor._calls)
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                next(results)
+            with pytest.raises(StopIteration):
+                next(results)
+        del results
+        gc.collect()
+        (tmp_path / "go").touch()
+    assert (tmp_path / "1").exists()
+    assert not (tmp_path / "8").exists()

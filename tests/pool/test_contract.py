@@ -33,6 +33,9 @@ def arrays():
     readonly = plain.copy()
     readonly.flags.writeable = False
     masked = np.ma.masked_greater(plain, 0.5)
+    readonly_objects = np.array([{"k": 1}, plain], object)
+    readonly_objects.flags.writeable = False
+    with_metadata = np.dtype("f8", metadata={"unit": "m"})
     return {
         "plain": plain,
         "fortran": np.asfortranarray(plain),
@@ -62,6 +65,11 @@ def arrays():
         "small big-endian record": np.ones(3, [("a", ">f8"), ("b", "<i2")]).view(np.recarray),
         "empty big-endian": np.empty((2, 0), ">i4"),
         "small readonly": readonly[:2, :3],
+        "small fortran": np.asfortranarray(plain[:3, :4]),
+        "small strided": plain[:6:2, ::80],
+        "readonly objects": readonly_objects,
+        "metadata": np.arange(BIG).astype(with_metadata),
+        "small metadata": np.arange(5).astype(with_metadata),
     }
 
 
@@ -72,6 +80,7 @@ with warnings.catch_warnings(action="ignore", category=PendingDeprecationWarning
 def assert_same(got, expected):
     assert type(got) is type(expected)
     assert got.dtype == expected.dtype
+    assert got.dtype.metadata == expected.dtype.metadata
     assert got.shape == expected.shape
     if expected.dtype == object:
         for one, other in zip(got, expected, strict=True):

@@ -300,6 +300,30 @@ def test_a_result_that_the_task_keeps_is_as_it_was_returned(kind, tmp_path):
         pool.join()
 
 
+def leave_a_thread(go, made):
+    def make():
+        tasks.wait_for_file(go)
+        KEPT.append(placed(MB, 5.0))
+        with open(made, "x", encoding="ascii"):
+            pass
+
+    threading.Thread(target=make, daemon=True).start()
+
+
+def last_kept():
+    return KEPT[-1]
+
+
+def test_a_thread_that_the_task_has_left_has_memory_of_its_own(one_worker, tmp_path):
+    """What it makes after the task must not lie where the next task's result goes."""
+    go, made = tmp_path / "go", tmp_path / "made"
+    call(one_worker, leave_a_thread, str(go), str(made))
+    go.touch()
+    wait_until(made.exists)
+    call_each(one_worker, fill_with_rubbish, [4 * MB] * 4)
+    assert np.array_equal(call(one_worker, last_kept), ramp(MB, 5.0))
+
+
 def forget():
     KEPT.clear()
 
@@ -345,6 +369,29 @@ def test_a_child_that_the_task_forks_has_copies(pool):
 def die():
     placed(8 * MB)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fork_and_make_more():
+    """Whether the child sees its array as it was, after the task has dropped its own and made others."""
+    array = placed(MB, 1.0)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0 if np.array_equal(array, ramp(MB, 1.0)) else 1)
+    os.close(reader)
+    del array
+    others = [placed(MB, float(i)) for i in range(4)]
+    os.write(writer, b"x")
+    os.close(writer)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, others
+
+
+def test_what_a_child_of_the_task_still_has_is_not_used_for_the_next_array(one_worker):
+    is_as_it_was, others = call(one_worker, fork_and_make_more)
+    assert is_as_it_was
+    assert all(np.array_equal(other, ramp(MB, float(i))) for i, other in enumerate(others))
 
 
 def test_a_worker_that_dies_leaves_no_memory(one_worker):

@@ -82,7 +82,7 @@ def test_what_a_thread_of_a_task_reads_stays_as_it_was(kind):
         assert call(pool, tasks.what_was_kept, 0) == []
 
 
-def test_boxes_that_tasks_keep_for_a_while_come_back(kind):
+def test_blocks_that_tasks_keep_for_a_while_come_back(kind):
     """A task that caches its last argument must not cost a block for each."""
     with make(kind, "fork", 1) as pool:
         for i in range(60):
@@ -95,7 +95,7 @@ def test_boxes_that_tasks_keep_for_a_while_come_back(kind):
     ("kind", "method", "options"),
     [("Pool", "fork", {"maxtasksperchild": 1}), ("Executor", "spawn", {"max_tasks_per_child": 1})],
 )
-def test_boxes_that_a_worker_kept_come_back_when_it_has_done_its_last_task(kind, method, options):
+def test_blocks_that_a_worker_kept_come_back_when_it_has_done_its_last_task(kind, method, options):
     with tasks.make(kind, method, 1, **options) as pool:
         for i in range(3):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
@@ -116,6 +116,7 @@ def test_tasks_that_fork_and_wait_cost_no_blocks(kind):
     with make(kind, "fork", 1) as pool:
         for i in range(30):
             assert call(pool, tasks.fork_child, np.full(100_000, float(i))) == i
+        assert call_each(pool, tasks.fork_child, [np.full(200_000, 7.0)] * 4) == [7.0] * 4
         assert len(allocator_of(pool)._blocks) < 12
 
 
@@ -163,6 +164,22 @@ def test_a_forked_child_cannot_use_its_parents_pool():
 
 
 # --- one array in many tasks ---
+
+
+CONTAINERS = {
+    "item": lambda array: array,
+    "tuple": lambda array: (array, 1),
+    "list": lambda array: [array],
+    "dict": lambda array: {"array": array},
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_an_array_in_the_containers_of_many_items_is_copied_once(kind, container):
+    big = np.zeros(1_000_000)
+    with make(kind, "fork") as pool:
+        call_each(pool, tasks.slow_pid, [CONTAINERS[container](big) for _ in range(4)])  # two for each worker
+        assert shared_memory_of(pool) < 2 * big.nbytes
 
 
 def test_one_array_in_many_tasks_is_copied_once_and_private_to_each_chunk(method):
@@ -222,7 +239,7 @@ def test_an_array_in_many_tasks_that_tasks_keep_stays_as_it_was():
 # --- memory ---
 
 
-def test_streaming_holds_a_few_boxes_and_not_the_stream(kind):
+def test_streaming_holds_a_few_blocks_and_not_the_stream(kind):
     with make(kind, "fork") as pool:
         highest = 0
         stream = (np.full(500_000, float(i)) for i in range(60))

@@ -207,14 +207,14 @@ class WorkerSet:
             os._exit(_MISSING_GUARD)  # the caller of this process says why; multiprocessing would in 60 lines
         # Under the lock of forks, so that no other thread's child inherits the ends meant
         # for this worker; it closes its copies of all the others (after_fork_in_child).
-        with signals.deferred(), forks.lock, ExitStack() as lent, ExitStack() as undo:
+        with signals.deferred(), forks.lock, ExitStack() as until_started, ExitStack() as undo:
             channel, far = Channel.pair()
             undo.callback(channel.close)
             undo.callback(far.close)
             reader, writer = self._lives.pipe()
-            lent.callback(os.close, reader)
+            until_started.callback(os.close, reader)
             undo.callback(self._lives.close, writer)
-            inheritance = Inheritance.of(far, reader, self._allocator, lent)
+            inheritance = Inheritance.of(far, reader, self._allocator, until_started)
             process = self._make(target=worker_main, args=(inheritance, self._spec))
             worker = WorkerHandle(process, channel, far, writer)
             process.daemon = self._daemon
