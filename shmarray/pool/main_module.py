@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 
 def is_importable() -> bool:
@@ -38,5 +39,6 @@ def hidden_if_no_file() -> Iterator[None]:
         main.__file__ = path
 
 
+@lru_cache(maxsize=8)  # asked for each task of a function of __main__
 def _names_a_file(path: str | None) -> bool:
     return path is not None and os.path.exists(path)
