@@ -12,7 +12,7 @@ import pytest
 
 import shmarray
 from tests.helpers import raw
-from tests.helpers.processes import ROOT, Child, runs, wait_until
+from tests.helpers.processes import ROOT, Child, children, runs, wait_until
 from tests.pool.tasks import START_METHODS
 
 # Seconds; two are promised, where nothing else runs.
@@ -109,7 +109,7 @@ def test_names_are_deleted_although_the_reaper_was_killed_between(shm_name):
     first, second = shm_name(), shm_name()
     with Child(_hold, first, second) as owner:
         owner.receive()
-        (reaper,) = _children_of(owner.pid)
+        reaper = _reaper_of(owner.pid)
         os.kill(reaper, signal.SIGKILL)
         wait_until(lambda: not runs(reaper), LIMIT)
         owner.tell()
@@ -125,7 +125,7 @@ def test_what_another_made_under_the_name_is_not_deleted_by_the_reaper(name, shm
         shmarray.create(name, data=[1, 2])
         owner.tell()
         owner.receive()
-        (reaper,) = _children_of(owner.pid)
+        reaper = _reaper_of(owner.pid)
         owner.kill()
     wait_until(lambda: not runs(reaper), LIMIT)
     assert shmarray.attach(name).tolist() == [1, 2]
@@ -150,7 +150,7 @@ def test_a_file_that_has_the_inode_of_one_whose_scope_is_over_stays(tmp_path):
     with Child(leave_and_make_again) as owner:
         if not owner.receive():
             pytest.skip("this file system does not use inodes again at once")
-        (reaper,) = _children_of(owner.pid)
+        reaper = _reaper_of(owner.pid)
         owner.kill()
     wait_until(lambda: not runs(reaper), LIMIT)
     assert path.exists()
@@ -161,12 +161,13 @@ def test_the_reaper_of_a_forked_child_leaves_the_names_of_its_parent(shm_name):
 
     def hold(channel):
         with shmarray.scoped(10, name=childs):
-            channel.send(_children_of(os.getpid()))
+            channel.send("inside")
             channel.recv()
 
     with shmarray.scoped(10, name=parents):
         with Child(hold) as child:
-            (reaper,) = child.receive()
+            child.receive()
+            reaper = _reaper_of(child.pid)
             child.kill()
         wait_until(lambda: not runs(reaper), LIMIT)
         assert not raw.names(childs)
@@ -193,6 +194,9 @@ def test_a_child_that_lives_on_keeps_no_name(name):
         os.kill(child, signal.SIGKILL)
 
 
-def _children_of(pid):
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return [int(child) for child in file.read().split()]
+def _reaper_of(pid):
+    """The one child of a process: a child of the thread that started it, and when that ends, of another."""
+    found = set()
+    wait_until(lambda: found.update(children(pid)) or found, LIMIT)
+    (reaper,) = found
+    return reaper

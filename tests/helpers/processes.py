@@ -116,14 +116,14 @@ def wait_until(condition, seconds=20.0):
         time.sleep(0.001)
 
 
-def children():
-    """Process ids of this process's children, zombies too."""
+def children(pid="self"):
+    """Process ids of a process's children, zombies too."""
     found = set()
-    for thread in os.listdir("/proc/self/task"):
+    for thread in os.listdir(f"/proc/{pid}/task"):
         try:
-            with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
                 found.update(map(int, file.read().split()))
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # the thread has ended
     return found
 

@@ -3,6 +3,7 @@
 The measure is the stdlib's own pickler: what a task and a caller would have with it, they have.
 """
 
+import copyreg
 import dataclasses
 import functools
 import pickle
@@ -612,3 +613,20 @@ def test_bytes_that_change_while_they_are_pickled_arrive_as_they_were():
     octets = bytearray(b"x" * 100_000)
     arrived, _ = pickle.loads(pickling.dumps([octets, Appends(octets)]).pickle)
     assert arrived == b"x" * 100_000
+
+
+class Registered(np.ndarray):
+    """A subclass whose reduction is registered with copyreg."""
+
+
+def from_list(items):
+    return np.array(items).view(Registered) * 2
+
+
+@pytest.mark.parametrize("size", [3, SIZE])
+def test_what_is_registered_for_a_subclass_reduces_it(monkeypatch, size):
+    monkeypatch.setitem(copyreg.dispatch_table, Registered, lambda array: (from_list, (array.tolist(),)))
+    pickled = pickling.dumps(np.ones(size).view(Registered))
+    again = pickling.loads(pickled.pickle, pickled.buffers)
+    assert type(again) is Registered
+    assert (again == 2).all()

@@ -610,3 +610,29 @@ def test_after_tiny_tasks_an_idle_worker_still_gets_the_next(kind):
         pool.join()
     for fd in (*pipes[0], *pipes[1]):
         os.close(fd)
+
+
+def test_what_is_unused_is_given_back_before_memory_is_said_to_be_full(monkeypatch):
+    with make("Pool", "fork", 1) as pool:
+        assert call(pool, tasks.double, np.ones(1_000_000))[0] == 2
+        in_use = []
+        write = SparseFile.write
+
+        def write_once_there_is_room(file, offset, octets):
+            in_use.append(shared_memory_of(pool))
+            if len(in_use) == 1:
+                raise shmarray.SharedMemoryFullError("no space")
+            write(file, offset, octets)
+
+        monkeypatch.setattr(SparseFile, "write", write_once_there_is_room)
+        assert call(pool, tasks.total, np.ones(2_000_000)) == 2_000_000
+    assert in_use[0] > 16_000_000
+    assert in_use[1] < 9_000_000  # that of the block which is written to
+
+
+@pytest.mark.parametrize(("method", "count"), [("spawn", 1), ("fork", 3)])
+def test_an_executor_starts_workers_as_calls_need_them_except_by_fork(method, count):
+    with make("Executor", method, 3) as executor:
+        for _ in range(2):
+            executor.submit(abs, -1).result(60)
+        assert len(executor._processes) == count
