@@ -7,6 +7,7 @@ import pytest
 import shmarray
 from tests.faults import hostile
 from tests.faults.errors import KINDS
+from tests.pool import tasks
 from tests.pool.tasks import START_METHODS, call, make, start, terminate
 
 LIMIT = 20
@@ -120,6 +121,18 @@ def test_iterables_that_raise_at_every_step(step, name):
                 assert "told to in" in str(error)  # noqa: PT017 - or no error at all
             assert pool.apply_async(abs, (-1,)).get(LIMIT) == 1, place
             assert executor.submit(abs, -1).result(LIMIT) == 1, place
+    pool.join()
+
+
+@pytest.mark.parametrize("method", ["map", "imap", "imap_unordered"])
+@pytest.mark.parametrize("name", KINDS)
+def test_an_iterable_that_raises_fails_its_own_call_alone(method, name, tmp_path):
+    with make("Pool", "fork", 2) as pool:
+        other = start(pool, tasks.wait_for_file, str(tmp_path / "go"))
+        with pytest.raises(KINDS[name]):
+            list(getattr(pool, method)(abs, hostile.HostileIterable("next", name)))
+        (tmp_path / "go").touch()
+        assert other(LIMIT) is None
     pool.join()
 
 

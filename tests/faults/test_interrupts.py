@@ -7,12 +7,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
-from tests.helpers.processes import ROOT
-from tests.pool.tasks import START_METHODS
+from tests.helpers.processes import ROOT, wait_until
+from tests.pool.tasks import START_METHODS, make, wait_for_file
 
 ROUNDS = int(os.environ.get("SHMARRAY_ROUNDS", "4"))
 
@@ -62,3 +64,26 @@ def _interrupt(program, rng):
     assert _line(program) == b"ready\n"
     time.sleep(rng.random() * 0.2)
     os.killpg(program.pid, signal.SIGINT)
+
+
+def test_ctrl_c_in_the_block_of_an_executor_cancels_the_calls_that_wait(tmp_path):
+    calls = []
+
+    def let_go():
+        with suppress(AssertionError):  # then too, or the block would not end
+            wait_until(calls[-1].cancelled, 5)
+        (tmp_path / "go").touch()
+
+    def interrupted():
+        with make("Executor", "fork", 1) as executor:
+            calls.extend(executor.submit(wait_for_file, str(tmp_path / "go")) for _ in range(8))
+            releasing.start()
+            wait_until(calls[0].running)
+            raise KeyboardInterrupt
+
+    releasing = threading.Thread(target=let_go)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    releasing.join()
+    assert calls[-1].cancelled()
+    assert calls[0].result() is None

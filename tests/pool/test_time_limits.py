@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pickle
+import select
 import signal
 import threading
 import time
@@ -197,3 +198,24 @@ def test_the_time_of_a_task_begins_while_the_collecting_thread_waits_for_ever(ki
         if kind == "Pool":
             pool.close()
             pool.join()
+
+
+def test_a_worker_whose_answer_is_not_read_in_time_is_not_ended(tmp_path):
+    """The thread that takes results is held up by a callback."""
+    go = tmp_path / "go"
+    with make("Pool", "fork", 2, task_timeout=60) as pool:
+        late = pool.apply_async(tasks.wait_for_file, (str(go),))
+        workers = pool._scheduler._state.workers.workers
+        wait_until(lambda: any(worker.in_flight for worker in list(workers)))
+        (busy,) = (worker for worker in list(workers) if worker.in_flight)
+
+        def hold_up(_):
+            go.touch()
+            wait_until(lambda: select.select([busy.channel.sock], [], [], 0)[0])
+            pool._scheduler._collector._task_timeout = 1e-9
+
+        pool.apply_async(abs, (-1,), callback=hold_up)
+        assert late.get(60) is None
+        pool.close()
+        pool.join()
+    assert busy.process.exitcode == 0
