@@ -87,6 +87,7 @@ LAYERS = [
     "shmarray.pool.handle",
     "shmarray.pool.missing",
     "shmarray.pool.forks",
+    "shmarray.pool.interrupts",
     "shmarray.pool.main_module",
     "shmarray.pool.threads",
     "shmarray.pool._stdlib",

@@ -24,13 +24,13 @@ from shmarray.pool._stdlib import (
 )
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.buffered import buffered_map
-from shmarray.pool.engine import signals
 from shmarray.pool.engine.feeder import Extra
 from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
+from shmarray.pool.interrupts import deferred
 from shmarray.pool.threads import WeakObjects
 
 P = ParamSpec("P")
@@ -142,7 +142,7 @@ class ProcessPoolExecutor(StockExecutor):
             initializer, initargs = _initialize, (initializer, tuple(initargs))
         encoder = ExceptionEncoder(wraps_encoding_errors=False)
         spec = WorkerSpec(initializer, tuple(initargs), max_tasks_per_child, encoder)
-        with signals.deferred():  # or descriptors without an owner
+        with deferred():  # or descriptors without an owner
             self._scheduler = self._made(spec, replace_workers, task_timeout)
             self._finalizer = weakref.finalize(self, _close, self._scheduler)
             self._finalizer.atexit = False
@@ -175,7 +175,7 @@ class ProcessPoolExecutor(StockExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         func, arguments, extra = _without_map(fn, args)
-        with signals.deferred(), self._lock:
+        with deferred(), self._lock:
             self._check_running()
             future: Future[T] = Future()
             job = next(self._numbers)

@@ -11,13 +11,13 @@ from typing import Any
 from shmarray.pool import _stdlib
 from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
-from shmarray.pool.engine import signals
 from shmarray.pool.engine.feeder import Extra
 from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
+from shmarray.pool.interrupts import deferred
 from shmarray.pool.progress import ShowsProgress
 from shmarray.pool.threads import WeakObjects
 
@@ -111,7 +111,7 @@ class Pool(ShowsProgress):
         self._owner = os.getpid()
         encoder = ExceptionEncoder(wraps_encoding_errors=True)
         spec = WorkerSpec(initializer, tuple(initargs), maxtasksperchild, encoder)
-        with signals.deferred():  # or workers without a pool
+        with deferred():  # or workers without a pool
             self._scheduler = scheduler = self._made(spec, task_timeout)
             scheduler.start()
             self._terminate = util.Finalize(self, Scheduler.terminate, args=(scheduler,), exitpriority=15)
@@ -189,7 +189,7 @@ class Pool(ShowsProgress):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
-        with signals.deferred():  # and after this it goes on by itself
+        with deferred():  # and after this it goes on by itself
             self._calls.fail_when_terminated = True
             self._scheduler.begin_to_terminate()
         self._close_bars()
