@@ -127,6 +127,7 @@ class BufferedResults(Iterator[Any]):
                 self._items = None
                 return
             self._calls.append(self._start(chunk))
+            del chunk  # what is given away with it nothing here holds
 
     def _start(self, chunk: tuple[Any, ...]) -> Any:
         first, self._position = self._position, self._position + len(chunk)
@@ -147,7 +148,7 @@ def buffered_map(
     chunksize: int,
     buffersize: Any,
 ) -> Iterator[Any]:
-    """`ProcessPoolExecutor.map` of Python 3.14 with its `buffersize`, which counts chunks, for older Pythons."""
+    """`ProcessPoolExecutor.map` of Python 3.14 with its `buffersize`, which counts chunks, for all Pythons."""
     if not isinstance(buffersize, int):
         raise TypeError("buffersize must be an integer or None")
     if buffersize < 1:
@@ -155,15 +156,16 @@ def buffered_map(
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
     deadline = None if timeout is None else timeout + time.monotonic()
-    items = zip(*iterables)  # noqa: B905 - as the stdlib's, it ends with the shortest
+    # No zip and no loop: they keep what they gave last, which may be given away.
+    items = map(_together, *iterables) if iterables else iter(())
     chunks = iter(lambda: tuple(islice(items, chunksize)), ())
-    call = partial(process_chunk, func)
-    futures = deque(submit(call, chunk) for chunk in islice(chunks, buffersize))
+    start = partial(submit, partial(process_chunk, func))
+    futures = deque(map(start, islice(chunks, buffersize)))
 
     def results() -> Iterator[Any]:
         try:
             while futures:
-                futures.extend(submit(call, chunk) for chunk in islice(chunks, 1))
+                futures.extend(map(start, islice(chunks, 1)))
                 patience = None if deadline is None else deadline - time.monotonic()
                 chunk = futures.popleft().result(patience)
                 chunk.reverse()
@@ -174,3 +176,7 @@ def buffered_map(
                 future.cancel()
 
     return results()
+
+
+def _together(*items: Any) -> tuple[Any, ...]:
+    return items

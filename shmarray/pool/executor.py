@@ -1,7 +1,6 @@
 """ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor on our engine."""
 
 import copy
-import inspect
 import itertools
 import logging
 import multiprocessing
@@ -36,7 +35,6 @@ from shmarray.pool.threads import WeakObjects
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_STOCK_MAP_IS_BUFFERED = "buffersize" in inspect.signature(StockExecutor.map).parameters  # since 3.14
 # Calls are cancelled until a worker is about to have them: so it has no more than these ahead,
 # unless they are tiny.
 _TASKS_AHEAD = 2
@@ -187,8 +185,10 @@ class ProcessPoolExecutor(StockExecutor):
                 raise
             if self._scheduler.phase == TERMINATE:  # since it was looked at; whoever ended it may not know this call
                 self._calls.terminated(self._scheduler.failure)
-            task = (job, 0, func, arguments, kwargs, extra)
-            self._scheduler.tasks.put(((task,), None))
+            tasks = [(job, 0, func, arguments, kwargs, extra)]
+            # Nothing in this thread holds what is given away with the call, when the feeder packs it.
+            del args, arguments, kwargs
+            self._scheduler.tasks.put((tasks, None))
             return future
 
     submit.__doc__ = StockExecutor.submit.__doc__
@@ -206,7 +206,7 @@ class ProcessPoolExecutor(StockExecutor):
             for iterable in iterables:
                 arrays.update(repeated_arrays(iterable, chunksize))
         function = _MapFunction(fn, arrays, -next(self._numbers), self._lending)
-        buffersize = None if _STOCK_MAP_IS_BUFFERED else options.pop("buffersize", None)
+        buffersize = options.pop("buffersize", None)
         if buffersize is not None:
             return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
         return super().map(function, *iterables, timeout=timeout, chunksize=chunksize, **options)

@@ -63,6 +63,7 @@ class Scheduler:
                 self._collector.spawn_missing()
                 self._collector.thread.start()
                 self._feeder.thread.start()
+                self._state.lending.open()
         except BaseException as error:  # Ctrl-C too: there is no pool yet that one could terminate
             self._state.failure = RuntimeError(f"the workers could not be started: {error!r}")
             self._state.phase = TERMINATE
