@@ -148,10 +148,10 @@ def buffered_map(
     chunksize: int,
     buffersize: Any,
 ) -> Iterator[Any]:
-    """`ProcessPoolExecutor.map` of Python 3.14 with its `buffersize`, which counts chunks, for all Pythons."""
-    if not isinstance(buffersize, int):
+    """`ProcessPoolExecutor.map` of Python 3.14, with its `buffersize`, which counts chunks; the same on all Pythons."""
+    if buffersize is not None and not isinstance(buffersize, int):
         raise TypeError("buffersize must be an integer or None")
-    if buffersize < 1:
+    if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
@@ -161,13 +161,16 @@ def buffered_map(
     chunks = iter(lambda: tuple(islice(items, chunksize)), ())
     start = partial(submit, partial(process_chunk, func))
     futures = deque(map(start, islice(chunks, buffersize)))
+    # An executor that is needed no more ends when it is garbage, whoever has results.
+    start_another = None if buffersize is None else start
 
     def results() -> Iterator[Any]:
         try:
             while futures:
-                futures.extend(map(start, islice(chunks, 1)))
+                if start_another is not None:
+                    futures.extend(map(start_another, islice(chunks, 1)))
                 patience = None if deadline is None else deadline - time.monotonic()
-                chunk = futures.popleft().result(patience)
+                chunk = _result_or_cancel(futures.popleft(), patience)
                 chunk.reverse()
                 while chunk:
                     yield chunk.pop()  # what was given out is not kept here
@@ -176,6 +179,14 @@ def buffered_map(
                 future.cancel()
 
     return results()
+
+
+def _result_or_cancel(future: Any, patience: float | None) -> Any:
+    try:
+        return future.result(patience)
+    finally:
+        future.cancel()
+        del future  # its error holds this frame
 
 
 def _together(*items: Any) -> tuple[Any, ...]:

@@ -199,17 +199,14 @@ class ProcessPoolExecutor(StockExecutor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
-        **options: Any,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         arrays: RepeatedArrays = {}
         if chunksize >= 1:
             for iterable in iterables:
                 arrays.update(repeated_arrays(iterable, chunksize))
         function = _MapFunction(fn, arrays, -next(self._numbers), self._lending)
-        buffersize = options.pop("buffersize", None)
-        if buffersize is not None:
-            return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
-        return super().map(function, *iterables, timeout=timeout, chunksize=chunksize, **options)
+        return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
 
     map.__doc__ = StockExecutor.map.__doc__  # noqa: A003 - the stdlib's name
 
