@@ -14,6 +14,7 @@ From top to bottom; each imports only those below it::
     handle       SharedHandle: a view of shared memory, as something small to send
     missing      what multiprocessing's carriers deliver in place of an array that is gone
     forks        what is told of forks
+    interrupts   what Ctrl-C must not interrupt
     main_module  the caller's __main__, as far as other processes can have it
     threads      what threads share without a lock
     _stdlib      the private names of the stdlib that are used

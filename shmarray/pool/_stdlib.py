@@ -46,6 +46,7 @@ INIT, RUN, CLOSE, TERMINATE = _pool.INIT, _pool.RUN, _pool.CLOSE, _pool.TERMINAT
 PoolCache: Any = _pool._PoolCache
 mapstar: Any = _pool.mapstar
 starmapstar: Any = _pool.starmapstar
+reraise: Any = _pool._helper_reraises_exception
 process_chunk: Any = _process._process_chunk
 getsignal: Any = _signal.getsignal
 set_signal: Any = _signal.signal
@@ -70,7 +71,7 @@ def apply_items(
 
 def is_reraising(func: Any) -> bool:
     """Whether this raises what the caller's own iterable raised: there is no traceback of a task then."""
-    return func is _pool._helper_reraises_exception
+    return func is reraise
 
 
 def with_traceback(error: BaseException) -> object:
@@ -189,6 +190,7 @@ __all__ = [
     "process_chunk",
     "registered",
     "release_waiters",
+    "reraise",
     "set_result",
     "set_signal",
     "starmapstar",

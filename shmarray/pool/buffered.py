@@ -127,6 +127,7 @@ class BufferedResults(Iterator[Any]):
                 self._items = None
                 return
             self._calls.append(self._start(chunk))
+            del chunk  # what is given away with it nothing here holds
 
     def _start(self, chunk: tuple[Any, ...]) -> Any:
         first, self._position = self._position, self._position + len(chunk)
@@ -147,25 +148,29 @@ def buffered_map(
     chunksize: int,
     buffersize: Any,
 ) -> Iterator[Any]:
-    """`ProcessPoolExecutor.map` of Python 3.14 with its `buffersize`, which counts chunks, for older Pythons."""
-    if not isinstance(buffersize, int):
+    """`ProcessPoolExecutor.map` of Python 3.14, with its `buffersize`, which counts chunks; the same on all Pythons."""
+    if buffersize is not None and not isinstance(buffersize, int):
         raise TypeError("buffersize must be an integer or None")
-    if buffersize < 1:
+    if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
     deadline = None if timeout is None else timeout + time.monotonic()
-    items = zip(*iterables)  # noqa: B905 - as the stdlib's, it ends with the shortest
+    # No zip and no loop: they keep what they gave last, which may be given away.
+    items = map(_together, *iterables) if iterables else iter(())
     chunks = iter(lambda: tuple(islice(items, chunksize)), ())
-    call = partial(process_chunk, func)
-    futures = deque(submit(call, chunk) for chunk in islice(chunks, buffersize))
+    start = partial(submit, partial(process_chunk, func))
+    futures = deque(map(start, islice(chunks, buffersize)))
+    # An executor that is needed no more ends when it is garbage, whoever has results.
+    start_another = None if buffersize is None else start
 
     def results() -> Iterator[Any]:
         try:
             while futures:
-                futures.extend(submit(call, chunk) for chunk in islice(chunks, 1))
+                if start_another is not None:
+                    futures.extend(map(start_another, islice(chunks, 1)))
                 patience = None if deadline is None else deadline - time.monotonic()
-                chunk = futures.popleft().result(patience)
+                chunk = _result_or_cancel(futures.popleft(), patience)
                 chunk.reverse()
                 while chunk:
                     yield chunk.pop()  # what was given out is not kept here
@@ -174,3 +179,15 @@ def buffered_map(
                 future.cancel()
 
     return results()
+
+
+def _result_or_cancel(future: Any, patience: float | None) -> Any:
+    try:
+        return future.result(patience)
+    finally:
+        future.cancel()
+        del future  # its error holds this frame
+
+
+def _together(*items: Any) -> tuple[Any, ...]:
+    return items

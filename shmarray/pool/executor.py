@@ -1,7 +1,6 @@
 """ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor on our engine."""
 
 import copy
-import inspect
 import itertools
 import logging
 import multiprocessing
@@ -24,19 +23,18 @@ from shmarray.pool._stdlib import (
 )
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.buffered import buffered_map
-from shmarray.pool.engine import signals
 from shmarray.pool.engine.feeder import Extra
 from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
+from shmarray.pool.interrupts import deferred
 from shmarray.pool.threads import WeakObjects
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_STOCK_MAP_IS_BUFFERED = "buffersize" in inspect.signature(StockExecutor.map).parameters  # since 3.14
 # Calls are cancelled until a worker is about to have them: so it has no more than these ahead,
 # unless they are tiny.
 _TASKS_AHEAD = 2
@@ -142,7 +140,7 @@ class ProcessPoolExecutor(StockExecutor):
             initializer, initargs = _initialize, (initializer, tuple(initargs))
         encoder = ExceptionEncoder(wraps_encoding_errors=False)
         spec = WorkerSpec(initializer, tuple(initargs), max_tasks_per_child, encoder)
-        with signals.deferred():  # or descriptors without an owner
+        with deferred():  # or descriptors without an owner
             self._scheduler = self._made(spec, replace_workers, task_timeout)
             self._finalizer = weakref.finalize(self, _close, self._scheduler)
             self._finalizer.atexit = False
@@ -175,7 +173,7 @@ class ProcessPoolExecutor(StockExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         func, arguments, extra = _without_map(fn, args)
-        with signals.deferred(), self._lock:
+        with deferred(), self._lock:
             self._check_running()
             future: Future[T] = Future()
             job = next(self._numbers)
@@ -187,8 +185,10 @@ class ProcessPoolExecutor(StockExecutor):
                 raise
             if self._scheduler.phase == TERMINATE:  # since it was looked at; whoever ended it may not know this call
                 self._calls.terminated(self._scheduler.failure)
-            task = (job, 0, func, arguments, kwargs, extra)
-            self._scheduler.tasks.put(((task,), None))
+            tasks = [(job, 0, func, arguments, kwargs, extra)]
+            # Nothing in this thread holds what is given away with the call, when the feeder packs it.
+            del args, arguments, kwargs
+            self._scheduler.tasks.put((tasks, None))
             return future
 
     submit.__doc__ = StockExecutor.submit.__doc__
@@ -199,17 +199,14 @@ class ProcessPoolExecutor(StockExecutor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
-        **options: Any,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         arrays: RepeatedArrays = {}
         if chunksize >= 1:
             for iterable in iterables:
                 arrays.update(repeated_arrays(iterable, chunksize))
         function = _MapFunction(fn, arrays, -next(self._numbers), self._lending)
-        buffersize = None if _STOCK_MAP_IS_BUFFERED else options.pop("buffersize", None)
-        if buffersize is not None:
-            return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
-        return super().map(function, *iterables, timeout=timeout, chunksize=chunksize, **options)
+        return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
 
     map.__doc__ = StockExecutor.map.__doc__  # noqa: A003 - the stdlib's name
 

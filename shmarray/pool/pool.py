@@ -11,13 +11,13 @@ from typing import Any
 from shmarray.pool import _stdlib
 from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
-from shmarray.pool.engine import signals
 from shmarray.pool.engine.feeder import Extra
 from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
+from shmarray.pool.interrupts import deferred
 from shmarray.pool.progress import ShowsProgress
 from shmarray.pool.threads import WeakObjects
 
@@ -111,7 +111,7 @@ class Pool(ShowsProgress):
         self._owner = os.getpid()
         encoder = ExceptionEncoder(wraps_encoding_errors=True)
         spec = WorkerSpec(initializer, tuple(initargs), maxtasksperchild, encoder)
-        with signals.deferred():  # or workers without a pool
+        with deferred():  # or workers without a pool
             self._scheduler = scheduler = self._made(spec, task_timeout)
             scheduler.start()
             self._terminate = util.Finalize(self, Scheduler.terminate, args=(scheduler,), exitpriority=15)
@@ -160,19 +160,28 @@ class Pool(ShowsProgress):
             raise
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
-        if type(iterable) not in (list, tuple):
-            iterable = _carefully(iterable)
+        # In place of the stdlib's, which keeps each item until it has the next: nothing here holds
+        # what is given away with a task.
         extra: tuple[Extra, ...] = ()
         if isinstance(func, _Repeating):
             func, extra = func.mapper, (Extra(func.arrays),)
         count = 0
         error: BaseException = ValueError("the iterable has fewer items than its len() says")
-        for task in super()._guarded_task_generation(result_job, func, iterable):  # type: ignore[misc]
+        iterator = None
+        while True:
+            try:
+                if iterator is None:
+                    iterator = iter(iterable)
+                args = [next(iterator)]
+            except StopIteration:
+                break
+            except BaseException as raised:  # noqa: BLE001 - user code: whatever it raises is the caller's
+                error = raised
+                yield result_job, count, _stdlib.reraise, (raised,), {}, *extra
+                count += 1
+                break
+            yield result_job, count, func, (args.pop(),), {}, *extra
             count += 1
-            if _stdlib.is_reraising(task[2]):
-                error = _uncarried(*task[3])
-            yield *task, *extra
-            del task
         # With the stdlib a map waits for ever for what it never gets.
         if count < _stdlib.chunks_expected(self._cache.get(result_job)):
             self._scheduler.fail_call(result_job, count, error)
@@ -189,7 +198,7 @@ class Pool(ShowsProgress):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
-        with signals.deferred():  # and after this it goes on by itself
+        with deferred():  # and after this it goes on by itself
             self._calls.fail_when_terminated = True
             self._scheduler.begin_to_terminate()
         self._close_bars()
@@ -211,46 +220,6 @@ def _check(processes: int, initializer: Any, maxtasksperchild: Any) -> None:
         raise ValueError("maxtasksperchild must be a positive int or None")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
-
-
-def _carefully(iterable: Iterable[Any]) -> Iterator[Any]:
-    """The items of what may be the user's generator.
-
-    The stdlib sends an Exception of it to the call.  Others, such as KeyboardInterrupt,
-    would end the thread that feeds all workers; so they go as one.
-    """
-    iterator = None
-    while True:
-        try:
-            if iterator is None:
-                iterator = iter(iterable)
-            item = next(iterator)
-        except StopIteration:
-            return
-        except Exception:
-            raise
-        except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the caller's
-            raise _CarriedError(error) from None
-        yield item
-        del item
-
-
-class _CarriedError(Exception):
-    """An exception that is no Exception, until it is unpickled."""
-
-    def __init__(self, error: BaseException) -> None:
-        self._error = error
-
-    def __reduce__(self) -> Any:
-        return _itself, (self._error,)
-
-
-def _uncarried(error: BaseException) -> BaseException:
-    return error._error if isinstance(error, _CarriedError) else error  # noqa: SLF001 - of this module
-
-
-def _itself(error: BaseException) -> BaseException:
-    return error
 
 
 class _Maker:

@@ -5,7 +5,9 @@ From top to bottom; each module imports only those below it::
     run_task       the worker's side of a task: unpack, call, pack the result
     result_memory  arrays that a task makes where its result goes
     lending        the caller's side: pack tasks, unpack results, blocks in use meanwhile
+    argument_memory  arrays that a caller makes where arguments go
     allocator      blocks: handed out, taken back, their memory released
+    leased_arrays  which arrays lie in blocks that somebody has
     blocks         the shared memory of a pool, as one process sees it; forks
     calls          calls as they are pickled
     pickling       objects -> (pickle, buffers) -> objects

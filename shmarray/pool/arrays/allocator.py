@@ -10,6 +10,7 @@ import gc
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 
 from shmarray.core.posix import SparseFile
 from shmarray.errors import SharedMemoryFullError
-from shmarray.pool.arrays.blocks import BLOCK_SIZE, IDLE, PAGE, BlockMap, LeaseRef, offset_of, whole_pages
-from shmarray.pool.arrays.buffers import ALIGNMENT
+from shmarray.pool import forks
+from shmarray.pool.arrays.blocks import BLOCK_SIZE, IDLE, PAGE, BlockMap, Lease, LeaseRef, offset_of, whole_pages
+from shmarray.pool.arrays.buffers import ALIGNMENT, Octets
+from shmarray.pool.arrays.leased_arrays import Place, places
 from shmarray.pool.threads import Fence
 
 _WORDS_PER_PAGE = 512
@@ -223,6 +226,101 @@ class BlockAllocator(BlockMap):
         free.full.append(block)
         self._expect_trim()
 
+    # --- arguments that the user makes in place ---
+
+    @property
+    def is_open(self) -> bool:
+        """Whether blocks are handed out: not any more, or in a forked child, they are not."""
+        return not self._closed and self._pid == os.getpid()
+
+    def lend(self, nbytes: int) -> Octets | None:
+        """Memory for the user in a block of its own, as of `deliver`; None if it cannot be had here.
+
+        Raises
+        ------
+        SharedMemoryFullError
+        """
+        if not self.can_free or len(self._held) >= _MOST_HELD:
+            return None
+        try:
+            return self._lent(nbytes)
+        except SharedMemoryFullError:
+            raise
+        except OSError:  # ulimit -f, or no address space
+            return None
+
+    def _lent(self, nbytes: int) -> Octets:
+        block = self.allocate(Use.ARGUMENT)
+        try:
+            file = self.file(block.index)
+            self._reserve(block, whole_pages(nbytes))
+            self.shared(block.index, block.reserved).fault_in(nbytes, IDLE)
+            with forks.lock, self._lock:
+                if self._closed:  # meanwhile: what was reserved since then nothing else would free
+                    file.free(offset_of(block.index), BLOCK_SIZE)
+                    raise OSError(errno.EBADF, "the pool has ended")
+                return self.deliver(block, [(0, nbytes)])[0]
+        except BaseException:
+            self.give_back(block)
+            raise
+
+    def _reserve(self, block: Block, size: int) -> None:
+        if size <= block.reserved:
+            return
+        try:
+            self.reserve(block.index, block.reserved, size)
+        except SharedMemoryFullError:
+            self._make_room()
+            self.reserve(block.index, block.reserved, size)
+        block.reserved = size
+
+    def claim(self, buffers: Sequence[object]) -> dict[int, Place]:
+        """Which of these arrays are all that lies in their blocks, and none over another; by position.
+
+        Their blocks are not given back, whoever lets go of them, until `unclaim` is called for their references.
+        """
+        leases = enumerate(map(self._sole_lease, buffers))
+        leased = {position: reference for position, reference in leases if reference is not None}
+        if not leased:
+            return {}
+        positions = list(leased)
+        arrays: list[Any] = [buffers[position] for position in positions]
+        claimed = places(arrays, list({id(reference): reference for reference in leased.values()}.values()))
+        for place in claimed.values():
+            place.reference.is_claimed = True
+        return {positions[number]: place for number, place in claimed.items()}
+
+    def _sole_lease(self, buffer: object) -> LeaseRef | None:
+        """The lease in which an array lies, if its block has no other."""
+        base: Any = buffer
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if type(base) is not Lease:
+            return None
+        for weak in weakref.getweakrefs(base):
+            reference = self._leased.get(id(weak))
+            if reference is not None and self._blocks[reference.index].leases == [reference]:
+                return reference
+        return None
+
+    def take(self, reference: LeaseRef) -> Block | None:
+        """The block of a lease that was claimed, for good, if nothing uses it; it is not given back then."""
+        with self._lock:
+            if reference() is not None or reference.sentinels:
+                return None
+            block = self._blocks[reference.index]
+            block.leases.clear()
+            self._held.discard(block.index)
+            self._partly_free.pop(block.index, None)
+            return block
+
+    def unclaim(self, reference: LeaseRef) -> None:
+        """Give the block back when the lease ends; that may have happened."""
+        with self._lock:
+            reference.is_claimed = False
+            if id(reference) not in self._leased:
+                self._give_back_leased(reference)
+
     def discard(self, block: Block) -> None:
         """Take back a block in which a worker was writing when it died: how much memory it has is unknown."""
         self._release_memory(block)
@@ -274,10 +372,14 @@ class BlockAllocator(BlockMap):
         # If two leases of one block end at once, one of the threads must see that none is left.
         with self._lock:
             for reference in self.ended():
-                if reference.sentinels:
-                    self._in_children.append(reference)
-                else:
-                    self._lease_ended(reference)
+                if not reference.is_claimed:
+                    self._give_back_leased(reference)
+
+    def _give_back_leased(self, reference: LeaseRef) -> None:
+        if reference.sentinels:
+            self._in_children.append(reference)
+        else:
+            self._lease_ended(reference)
 
     def _lease_ended(self, reference: LeaseRef) -> None:
         block = self._blocks[reference.index]

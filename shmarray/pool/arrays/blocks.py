@@ -74,13 +74,15 @@ class LeaseRef(weakref.ref[Lease]):
     """What remembers a lease: whether it still lives, and which forks happened meanwhile.
 
     `pages` are the first byte and the end of the pages of its block that are this lease's alone.
+    `is_claimed` says that the block is not to be given back when the lease ends.
     """
 
-    __slots__ = ("index", "is_private", "offset", "pages", "sentinels", "size")
+    __slots__ = ("index", "is_claimed", "is_private", "offset", "pages", "sentinels", "size")
     index: int
     offset: int
     size: int
     pages: tuple[int, int]
+    is_claimed: bool
     is_private: bool
     sentinels: list[ForkSentinel | None]
 
@@ -205,6 +207,7 @@ class BlockMap:
             reference.offset = offset
             reference.size = size
             reference.pages = (0, 0)
+            reference.is_claimed = False
             reference.is_private = part.private
             reference.sentinels = []
             self._leased[id(reference)] = reference

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmarray.errors import SharedMemoryFullError
-from shmarray.pool.arrays import messages, pickling
+from shmarray.pool.arrays import argument_memory, messages, pickling
 from shmarray.pool.arrays.allocator import Block, BlockAllocator, Use
 from shmarray.pool.arrays.buffers import Octets
 from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
-from shmarray.pool.arrays.pickling import Buffer, PickledObject, RepeatedArray
+from shmarray.pool.arrays.pickling import Buffer, GivenArray, PickledObject, RepeatedArray
 
 # Results smaller than this are copied out: making their block an array's memory takes as long,
 # and there may be a hundred thousand of them (benchmarks/constants.py: _COPY_OUT).
@@ -46,33 +46,35 @@ class TaskBlocks:
 
     Attributes
     ----------
-    argument, result : Block or None
+    arguments : list of Block
+        Its own: one for the arrays that were copied, and one for each that was given away with it.
+    result : Block or None
         Its own.
     shared : list of SharedBlock
         Those that other tasks use as well.
     """
 
-    __slots__ = ("argument", "result", "shared")
+    __slots__ = ("arguments", "result", "shared")
 
     def __init__(self) -> None:
-        self.argument: Block | None = None
+        self.arguments: list[Block] = []
         self.result: Block | None = None
         self.shared: list[SharedBlock] = []
 
     def pop(self, index: int) -> Block:
         """The task's own block of that number, which is not the task's any more."""
-        argument, result = self.argument, self.result
-        if argument is not None and argument.index == index:
-            self.argument = None
-            return argument
-        assert result is not None  # noqa: S101 - the worker was told of two blocks
+        for position, block in enumerate(self.arguments):
+            if block.index == index:
+                return self.arguments.pop(position)
+        result = self.result
+        assert result is not None  # noqa: S101 - the worker was told of no others
         self.result = None
         return result
 
     def put(self, block: Block) -> None:
         """Undo `pop`."""
-        if block.use is Use.ARGUMENT:
-            self.argument = block
+        if block.use is Use.ARGUMENT or self.result is not None:  # a result that was passed on is an argument
+            self.arguments.append(block)
         else:
             self.result = block
 
@@ -110,8 +112,20 @@ class Lending:
 
     # --- packing ---
 
+    def open(self) -> None:
+        """Let the user make arrays in this memory, from now on: what is made before a fork has to be copied."""
+        if self.allocator is not None:
+            argument_memory.offer(self.allocator)
+
+    def prefer(self) -> None:
+        """Have this thread make its arrays in this memory."""
+        if self.allocator is not None:
+            argument_memory.prefer(self.allocator)
+
     def pack(self, job: int, index: int, pickled: PickledObject, blocks: TaskBlocks, group: int) -> bytes:
         """A task as a message; its arrays are copied into a block, and another block is named for its result.
+
+        Of arrays that lie in blocks already, and that nothing but `pickled` holds, the blocks become the task's.
 
         Raises
         ------
@@ -129,6 +143,29 @@ class Lending:
         return messages.encode(Message(job, index, result.index, result.reserved, payload))
 
     def _payload(self, pickled: PickledObject, blocks: TaskBlocks, group: int) -> Payload:
+        allocator = self.allocator
+        found = allocator.claim(pickled.buffers) if allocator is not None and pickled.buffers else {}
+        if allocator is None or not found:
+            return self._copied(pickled, blocks, group)
+        claimed = {id(place.reference): place.reference for place in found.values()}
+        try:
+            # Not the user's arrays any more, but the mapping, which outlives their lease.
+            for position, place in found.items():
+                pickled.buffers[position] = place.array()
+            for key, reference in list(claimed.items()):
+                block = allocator.take(reference)
+                if block is not None:
+                    blocks.arguments.append(block)
+                    del claimed[key]
+            for position, place in found.items():
+                if id(place.reference) not in claimed:
+                    pickled.buffers[position] = GivenArray(place.array(), place.span())
+            return self._copied(pickled, blocks, group)
+        finally:
+            for reference in claimed.values():
+                allocator.unclaim(reference)
+
+    def _copied(self, pickled: PickledObject, blocks: TaskBlocks, group: int) -> Payload:
         buffers = pickled.for_block()
         if not buffers:
             return Payload(pickled.pickle)
@@ -141,26 +178,29 @@ class Lending:
             raise  # through the pipe it would take twice the memory, and the kernel kill a process for it
         except (OSError, MemoryError) as error:
             self._warn(str(error))
+            payload = pickled.inline()
             self._give_back(blocks)
-            return pickled.inline()
+            return payload
         return Payload(pickled.pickle if buffers is pickled.buffers else b"", spans)
 
     def _in_blocks(
         self, allocator: BlockAllocator, buffers: Sequence[Buffer], blocks: TaskBlocks, group: int
     ) -> tuple[Span, ...]:
-        own = [buffer for buffer in buffers if not isinstance(buffer, RepeatedArray)]
+        own = [buffer for buffer in buffers if isinstance(buffer, np.ndarray)]
         if len(own) == len(buffers):
             return tuple(self._own_spans(allocator, own, blocks))
         own_spans = iter(self._own_spans(allocator, own, blocks) if own else ())
-        return tuple(
-            self._shared_span(allocator, buffer, blocks, group)
-            if isinstance(buffer, RepeatedArray)
-            else next(own_spans)
-            for buffer in buffers
-        )
+
+        def span(buffer: Buffer) -> Span:
+            if isinstance(buffer, RepeatedArray):
+                return self._shared_span(allocator, buffer, blocks, group)
+            return buffer.span if isinstance(buffer, GivenArray) else next(own_spans)
+
+        return tuple(map(span, buffers))
 
     def _own_spans(self, allocator: BlockAllocator, buffers: list[NDArray[Any]], blocks: TaskBlocks) -> list[Span]:
-        blocks.argument = block = allocator.allocate(Use.ARGUMENT)
+        block = allocator.allocate(Use.ARGUMENT)
+        blocks.arguments.append(block)
         offsets = allocator.load(block, buffers)
         return [(block.index, offset, buffer.nbytes, False) for buffer, offset in zip(buffers, offsets, strict=True)]
 
@@ -327,10 +367,12 @@ class Lending:
             blocks.result = None
 
     def _give_back(self, blocks: TaskBlocks) -> None:
-        for block in (blocks.argument, blocks.result):
-            if block is not None:
-                self._unused(block)
-        blocks.argument = blocks.result = None
+        for block in blocks.arguments:
+            self._unused(block)
+        blocks.arguments.clear()
+        if blocks.result is not None:
+            self._unused(blocks.result)
+            blocks.result = None
         if blocks.shared:
             self._give_back_shared(blocks)
 
@@ -371,7 +413,7 @@ class Lending:
         """
         if ran and forked:
             with self._lock:
-                for block in (blocks.argument, blocks.result, *(shared.block for shared in blocks.shared)):
+                for block in (*blocks.arguments, blocks.result, *(shared.block for shared in blocks.shared)):
                     if block is not None:
                         block.retain_count += 1
         elif ran:

@@ -28,7 +28,7 @@ from shmarray.pool._stdlib import registered
 from shmarray.pool.arrays import by_value
 from shmarray.pool.arrays.buffers import Octets, copy_all_into, layout
 from shmarray.pool.arrays.by_reference import by_reference
-from shmarray.pool.arrays.messages import INLINE, Payload
+from shmarray.pool.arrays.messages import INLINE, Payload, Span
 
 # Smaller arrays are faster in the pickle than in a block (benchmarks/constants.py: SMALL).
 SMALL = 56 << 10
@@ -49,7 +49,14 @@ class RepeatedArray(NamedTuple):
     array: NDArray[Any]
 
 
-Buffer = NDArray[Any] | RepeatedArray
+class GivenArray(NamedTuple):
+    """Stands for the buffer of an array that lies in a block of the task already."""
+
+    array: NDArray[Any]
+    span: Span
+
+
+Buffer = NDArray[Any] | RepeatedArray | GivenArray
 
 
 class PickledObject(NamedTuple):
@@ -63,7 +70,7 @@ class PickledObject(NamedTuple):
         """Of the buffers that are this object's alone, and of a pickle that needs a block."""
         size = len(self.pickle) if len(self.pickle) > LONG else 0
         if self.buffers:
-            size += sum(buffer.nbytes for buffer in self.buffers if not isinstance(buffer, RepeatedArray))
+            size += sum(buffer.nbytes for buffer in self.buffers if isinstance(buffer, np.ndarray))
         return size
 
     def for_block(self) -> list[Buffer]:
@@ -74,7 +81,7 @@ class PickledObject(NamedTuple):
 
     def inline(self) -> Payload:
         """The object with its buffers in the message itself, where no block can be had."""
-        arrays = [buffer.array if isinstance(buffer, RepeatedArray) else buffer for buffer in self.buffers]
+        arrays = [buffer if isinstance(buffer, np.ndarray) else buffer.array for buffer in self.buffers]
         offsets, end = layout(arrays)
         target = np.empty(end, np.uint8)
         copy_all_into(target, arrays, offsets)

@@ -4,36 +4,39 @@ They lie in the block that is named for the task's result, each above a lease of
 What is not returned is free with the end of the task, or retained as an argument may be.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from shmarray.core.posix import Part
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import forks
+from shmarray.pool.arrays import argument_memory
 from shmarray.pool.arrays.blocks import PAGE, BlockMap, LeaseRef, whole_pages
 from shmarray.pool.arrays.buffers import Octets
 from shmarray.pool.arrays.messages import Span
+from shmarray.pool.interrupts import deferred
 
-# The caller copies smaller results out of their block anyway (lending._COPY_OUT).
+# The caller copies smaller results out of their block anyway (lending._COPY_OUT); a small argument takes
+# less time to copy than to be given a block.
 _WORTH_PLACING = 128 << 10
 
 _current: "ResultMemory | None" = None
 
 
 def allocate(nbytes: int) -> Octets | None:
-    """Memory where the result of the running task goes; None if no task runs here, or so little is not worth it.
+    """Memory where the result of the running task goes, or in a caller the arguments of tasks.
+
+    None if there is none to be had, or so little is not worth it.
 
     Raises
     ------
     SharedMemoryFullError
     """
-    if _current is None or nbytes < _WORTH_PLACING:
+    if nbytes < _WORTH_PLACING:
         return None
-    return _current.allocate(nbytes)
+    with deferred():  # interrupted, it would leave a block that is neither free nor in use
+        return argument_memory.allocate(nbytes) if _current is None else _current.allocate(nbytes)
 
 
 class ResultMemory:
@@ -117,48 +120,3 @@ class ResultMemory:
         offsets, self.reserved = self._blocks.fill(self.index, self.reserved, buffers, PAGE, self._end)
         self._end = whole_pages(offsets[-1] + buffers[-1].nbytes)
         return [(self.index, offset, buffer.nbytes, False) for buffer, offset in zip(buffers, offsets, strict=True)]
-
-
-class Place(NamedTuple):
-    """Where an array lies in a block, without keeping it."""
-
-    reference: LeaseRef
-    part: Part
-    offset: int
-    nbytes: int
-    kind: tuple[Any, ...]
-
-    def span(self) -> Span:
-        return self.reference.index, self.offset, self.nbytes, False
-
-    def array(self) -> NDArray[Any]:
-        """The array again, lying in the mapping, which outlives the lease."""
-        shape, dtype, order = self.kind
-        return np.ndarray(shape, dtype, self.part.octets()[self.offset : self.offset + self.nbytes], 0, None, order)
-
-
-def places(buffers: Sequence[NDArray[Any]], references: Sequence[LeaseRef]) -> dict[int, Place]:
-    """Which of these arrays lie in leased memory that the caller can read, and none over another; by position."""
-    leased = []
-    for reference in references:
-        lease = reference()
-        if lease is not None and not lease.part.private:
-            leased.append((lease.part.address + reference.offset, reference, lease.part))
-    leased.sort(key=lambda entry: entry[0])
-    starts = [start for start, _, _ in leased]
-    addresses = {
-        position: buffer.__array_interface__["data"][0] for position, buffer in enumerate(buffers) if buffer.flags.forc
-    }
-    found = {}
-    end = 0
-    for position in sorted(addresses, key=addresses.__getitem__):
-        address, buffer = addresses[position], buffers[position]
-        number = bisect_right(starts, address) - 1
-        if number < 0 or address < end:  # two arrays that share memory: one of them is copied
-            continue
-        start, reference, part = leased[number]
-        if address + buffer.nbytes <= start + reference.size:
-            end = address + buffer.nbytes
-            kind = buffer.shape, buffer.dtype, "F" if buffer.flags.fnc else "C"
-            found[position] = Place(reference, part, address - part.address, buffer.nbytes, kind)
-    return found

@@ -23,9 +23,10 @@ from shmarray.pool.arrays import by_value, messages, pickling
 from shmarray.pool.arrays.blocks import BlockMap, LeaseRef
 from shmarray.pool.arrays.buffers import Octets
 from shmarray.pool.arrays.calls import restored
+from shmarray.pool.arrays.leased_arrays import Place, places
 from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
 from shmarray.pool.arrays.pickling import PickledObject
-from shmarray.pool.arrays.result_memory import Place, ResultMemory, places
+from shmarray.pool.arrays.result_memory import ResultMemory
 
 _NOT_IN_MAIN = (
     '(a worker has what the main module defines outside of `if __name__ == "__main__":` and, if it is forked, '

@@ -7,7 +7,8 @@ are packed when the stdlib would pickle them, and no earlier than a worker can t
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from shmarray.errors import SharedMemoryFullError
@@ -77,6 +78,7 @@ class Feeder:
         self.thread = threading.Thread(target=self._run, name="shmarray-feeder", daemon=True)
 
     def _run(self) -> None:
+        self._lending.prefer()  # the arrays that the user's generators make
         try:
             self._feed_all()
         except BaseException as error:  # noqa: BLE001 - an error of our own: nothing may wait for this thread
@@ -102,31 +104,34 @@ class Feeder:
             item = sequence = set_length = None  # or they would live until the next call
 
     def _feed(self, sequence: Any, set_length: Callable[[int], None] | None) -> None:
-        # A single call is a list or tuple of one task; the tasks of a map come from a generator.
-        first = None if type(sequence) in (list, tuple) else 0
-        task = job = None
+        # A single call is a list of one task; the tasks of a map come from a generator.
+        first, tasks = (None, _emptied(sequence)) if type(sequence) is list else (0, iter(sequence))
+        job = None
         index = -1
         cache = FunctionCache()
-        for task in sequence:
-            job, index = task[:2]
+        while held := list(islice(tasks, 1)):  # a loop over them would hold the task
+            job, index = held[0][:2]
             if self._state.phase == TERMINATE:
                 raise _Terminated
             if job in self._calls:  # else it has failed already
-                first = self._feed_task(task, first, cache)
-        sequence = task = None  # the traceback of an error knows this frame, too
+                first = self._feed_task(held, first, cache)
+        sequence = tasks = None  # the traceback of an error knows this frame, too
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
             self._lending.exhausted(job)
 
-    def _feed_task(self, task: Any, first: int | None, cache: FunctionCache) -> int | None:
-        """Send a task, whose first item has that number; returns the number of the next one's."""
-        job, index = task[:2]
+    def _feed_task(self, held: list[Any], first: int | None, cache: FunctionCache) -> int | None:
+        """Send a task, whose first item has that number; returns the number of the next one's.
+
+        The task is taken out of `held`: arrays that are given away with it nothing else may hold.
+        """
+        job, index = held[0][:2]
         self._job = job
         if self._calls.can_be_cancelled and not self._may_begin(job):
             return first
         try:
-            flight, pickled, first = self._pickled(task, first, cache)
+            flight, pickled, first = self._pickled(held, first, cache)
             self._place(flight, pickled)
         except _Terminated:
             raise
@@ -135,7 +140,6 @@ class Feeder:
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             if self._state.phase == TERMINATE:  # so the blocks may be gone already, and no call has to be told
                 raise _Terminated from None
-            task = None
             if isinstance(error, SharedMemoryFullError):
                 traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
             self._calls.not_sent(job, index, error)
@@ -153,8 +157,9 @@ class Feeder:
         return False
 
     def _pickled(
-        self, task: Any, first: int | None, cache: FunctionCache
+        self, held: list[Any], first: int | None, cache: FunctionCache
     ) -> tuple[InFlightTask, PickledObject, int | None]:
+        task = held.pop()
         job, index, func, args, kwargs = task[:5]
         call = compact(func, args, kwargs, cache)
         arrays = group = items = None
@@ -260,3 +265,9 @@ class Feeder:
     def is_waiting(self) -> bool:
         """Whether the thread has a task for which no worker has room."""
         return self._is_waiting
+
+
+def _emptied(tasks: list[Any]) -> Iterator[Any]:
+    """The tasks of a list, which others still have and must not hold their arrays by."""
+    while tasks:
+        yield tasks.pop(0)

@@ -30,10 +30,10 @@ from typing import Any
 
 from shmarray.pool import forks
 from shmarray.pool._stdlib import CLOSE, TERMINATE
-from shmarray.pool.engine import signals
 from shmarray.pool.engine.collector import Collector
 from shmarray.pool.engine.feeder import Feeder
 from shmarray.pool.engine.state import PoolState
+from shmarray.pool.interrupts import deferred
 
 # Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
 _GRACE = 1.0
@@ -58,11 +58,12 @@ class Scheduler:
     def start(self) -> None:
         """Start the workers and the threads; whatever starting a process raises, with nothing left."""
         try:
-            with signals.deferred():
+            with deferred():
                 # First the workers: a process with threads should not fork.
                 self._collector.spawn_missing()
                 self._collector.thread.start()
                 self._feeder.thread.start()
+                self._state.lending.open()
         except BaseException as error:  # Ctrl-C too: there is no pool yet that one could terminate
             self._state.failure = RuntimeError(f"the workers could not be started: {error!r}")
             self._state.phase = TERMINATE

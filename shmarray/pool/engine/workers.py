@@ -19,6 +19,7 @@ from shmarray.pool.engine.channel import Channel
 from shmarray.pool.engine.exit_status import ProcessEnd
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.worker_main import Inheritance, WorkerSpec, worker_main
+from shmarray.pool.interrupts import deferred
 from shmarray.pool.threads import Fence
 
 # So many more than there are workers may die before they are ready, one after the other.
@@ -207,7 +208,7 @@ class WorkerSet:
             os._exit(_MISSING_GUARD)  # the caller of this process says why; multiprocessing would in 60 lines
         # Under the lock of forks, so that no other thread's child inherits the ends meant
         # for this worker; it closes its copies of all the others (after_fork_in_child).
-        with signals.deferred(), forks.lock, ExitStack() as until_started, ExitStack() as undo:
+        with deferred(), forks.lock, ExitStack() as until_started, ExitStack() as undo:
             channel, far = Channel.pair()
             undo.callback(channel.close)
             undo.callback(far.close)

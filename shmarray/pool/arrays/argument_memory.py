@@ -1,0 +1,38 @@
+"""Arrays that a caller makes where the arguments of tasks go, so that those it gives away need no copy.
+
+They lie in the memory of an open pool of this process: of its own in the thread in which a pool
+reads the user's iterables, elsewhere of the one that was opened last.
+"""
+
+import threading
+
+from shmarray.pool.arrays.allocator import BlockAllocator
+from shmarray.pool.arrays.buffers import Octets
+from shmarray.pool.threads import WeakObjects
+
+_allocators: WeakObjects[BlockAllocator] = WeakObjects()
+_this_thread = threading.local()
+
+
+def offer(allocator: BlockAllocator) -> None:
+    """Let arrays be made in this memory, until it is closed."""
+    _allocators.add(allocator)
+
+
+def prefer(allocator: BlockAllocator) -> None:
+    """Have this thread make its arrays there."""
+    _this_thread.allocator = allocator
+
+
+def allocate(nbytes: int) -> Octets | None:
+    """Memory of so many bytes in an open pool; None if there is none, or it cannot be had.
+
+    Raises
+    ------
+    SharedMemoryFullError
+    """
+    preferred: BlockAllocator | None = getattr(_this_thread, "allocator", None)
+    for allocator in (preferred, *reversed(_allocators.alive())):
+        if allocator is not None and allocator.is_open:
+            return allocator.lend(nbytes)
+    return None
