@@ -5,6 +5,7 @@ import errno
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
@@ -24,6 +25,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+
+def pytest_configure():
+    """Have Ctrl-C work as in a terminal: a shell has what it starts in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -103,3 +104,26 @@ def end(pool):
         pool.join()
     else:
         pool.shutdown()
+
+
+class Waiting:
+    """Is pickled when that is allowed."""
+
+    def __init__(self, allowed):
+        self._allowed = allowed
+
+    def __reduce__(self):
+        assert self._allowed.wait(20)
+        return int, ()
+
+
+def test_the_array_of_a_map_is_given_back_though_the_map_is_garbage_before_its_last_task_is_packed():
+    allowed = threading.Event()
+    with make("Executor", "fork") as executor:
+        lending = executor._scheduler._state.lending
+        lending.allocator.wake = lending.trim  # at once, not in another thread
+        array = np.ones(1 << 17)
+        results = executor.map(tasks.total_item, [(array, 0), (array, Waiting(allowed))])
+        allowed.set()
+        assert list(results) == [((1.0, 1.0), 0), ((1.0, 1.0), 0)]
+        wait_until(lambda: tasks.all_blocks_are_free(executor))

@@ -127,11 +127,12 @@ class Feeder:
         The task is taken out of `held`: arrays that are given away with it nothing else may hold.
         """
         job, index = held[0][:2]
+        extra = held[0][5] if len(held[0]) > 5 else Extra({})  # its owner lives until the task is packed
         self._job = job
         if self._calls.can_be_cancelled and not self._may_begin(job):
             return first
         try:
-            flight, pickled, first = self._pickled(held, first, cache)
+            flight, pickled, first = self._pickled(held, extra, first, cache)
             self._place(flight, pickled)
         except _Terminated:
             raise
@@ -157,19 +158,17 @@ class Feeder:
         return False
 
     def _pickled(
-        self, held: list[Any], first: int | None, cache: FunctionCache
+        self, held: list[Any], extra: Extra, first: int | None, cache: FunctionCache
     ) -> tuple[InFlightTask, PickledObject, int | None]:
         task = held.pop()
         job, index, func, args, kwargs = task[:5]
         call = compact(func, args, kwargs, cache)
-        arrays = group = items = None
-        if len(task) > 5:
-            arrays, group, items, _ = task[5]
+        items = extra.items
         if first is not None:
             items = range(first, first + (call.items or 1))
             first = items.stop
-        flight = InFlightTask(job, index, call.func, items, job if group is None else group)
-        return flight, dumps(call.compact, arrays, forked=self._workers.forks), first
+        flight = InFlightTask(job, index, call.func, items, job if extra.group is None else extra.group)
+        return flight, dumps(call.compact, extra.arrays, forked=self._workers.forks), first
 
     def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
         """Pack a task and send it to the worker that has least to do, waiting until one has room."""
