@@ -23,7 +23,7 @@ from shmarray.pool._stdlib import (
 )
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.buffered import buffered_map
-from shmarray.pool.engine.feeder import Extra
+from shmarray.pool.engine.feeder import NO_EXTRA, Extra
 from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
@@ -455,9 +455,6 @@ def _itself(func: Any) -> Any:
     return func
 
 
-_NO_EXTRA = Extra({})
-
-
 def _without_map(func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Extra]:
     """A call as it is to be run, and what it has in common with others of a map."""
     if type(func) is _MapFunction:
@@ -466,8 +463,8 @@ def _without_map(func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]
     if type(inner) is _MapFunction:
         return process_chunk, (inner.func, *args), inner.next_task(len(args[0]))
     if inner is not None:
-        return process_chunk, (inner, *args), _NO_EXTRA
-    return func, args, _NO_EXTRA
+        return process_chunk, (inner, *args), NO_EXTRA
+    return func, args, NO_EXTRA
 
 
 class _Running:

@@ -2,9 +2,12 @@
 
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from shmarray.pool._stdlib import getsignal, set_signal
+
+T = TypeVar("T")
 
 
 class deferred:  # noqa: N801 - it is used as a function
@@ -34,3 +37,9 @@ class deferred:  # noqa: N801 - it is used as a function
     def __call__(self, *arguments: Any) -> None:
         """In the place of the handler."""
         self._arrived = arguments
+
+
+def uninterrupted(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that Ctrl-C must not interrupt."""
+    with deferred():
+        return function(*arguments)

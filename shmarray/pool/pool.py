@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing import util
-from typing import Any
+from multiprocessing.pool import AsyncResult
+from typing import Any, TypeVar
 
 from shmarray.pool import _stdlib
 from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
@@ -17,9 +18,11 @@ from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
-from shmarray.pool.interrupts import deferred
+from shmarray.pool.interrupts import deferred, uninterrupted
 from shmarray.pool.progress import ShowsProgress
 from shmarray.pool.threads import WeakObjects
+
+T = TypeVar("T")
 
 
 class Pool(ShowsProgress):
@@ -149,15 +152,32 @@ class Pool(ShowsProgress):
         error_callback: Callable[..., object] | None = None,
     ) -> Any:
         self._check_running()
+        if not hasattr(iterable, "__len__"):
+            iterable = list(iterable)  # here, where Ctrl-C interrupts it
         if type(iterable) in (list, tuple):
             arrays = repeated_arrays(iterable, chunksize or -(-len(iterable) // (len(self._pool) * 4)))
             if arrays:
                 mapper = _Repeating(mapper, arrays)
+        start = super()._map_async  # type: ignore[misc]
         try:
-            return super()._map_async(func, iterable, mapper, chunksize, callback, error_callback)  # type: ignore[misc]
+            # Interrupted, it would leave a call that is registered and never run, for which `join` waits.
+            return uninterrupted(start, func, iterable, mapper, chunksize, callback, error_callback)
         except BaseException:  # such as MemoryError: the call is registered before its list of results is made
             self._cache.forget_half_made()
             raise
+
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult[T]:
+        start: Callable[..., AsyncResult[T]] = super().apply_async
+        return uninterrupted(start, func, args, kwds or {}, callback, error_callback)
+
+    apply_async.__doc__ = _stdlib.StockPool.apply_async.__doc__
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
         # In place of the stdlib's, which keeps each item until it has the next: nothing here holds

@@ -6,7 +6,6 @@ that is slow, or that nobody reads, holds up who asked for the bar and nobody el
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from multiprocessing import TimeoutError as NotYet
 from multiprocessing.pool import IMapIterator
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from shmarray.pool._stdlib import StockPool, apply_items, items_done
 from shmarray.pool.buffered import BufferedResults
 from shmarray.pool.engine.feeder import Extra
+from shmarray.pool.interrupts import uninterrupted
 from shmarray.pool.threads import WeakObjects
 
 # Seconds between two looks at how much of a map is done; tqdm draws no more often either.
@@ -67,8 +67,8 @@ class ShowsProgress(StockPool):
         With `buffersize`, no more than so many items are taken from the iterable before their
         results are taken; the iterable is then read in the thread that takes these.
         """
-        start: Any = super().imap if buffersize is None else partial(self._buffered, buffersize, ordered=True)
-        return self._imap_showing(start, func, iterable, chunksize, progress)
+        start = super().imap
+        return self._imap_showing(start, func, iterable, chunksize, progress, buffersize, ordered=True)
 
     def imap_unordered(
         self,
@@ -84,10 +84,8 @@ class ShowsProgress(StockPool):
         With `buffersize`, no more than so many items are taken from the iterable before their
         results are taken; the iterable is then read in the thread that takes these.
         """
-        start: Any = (
-            super().imap_unordered if buffersize is None else partial(self._buffered, buffersize, ordered=False)
-        )
-        return self._imap_showing(start, func, iterable, chunksize, progress)
+        start = super().imap_unordered
+        return self._imap_showing(start, func, iterable, chunksize, progress, buffersize, ordered=False)
 
     def _map_showing(
         self, start: Any, func: Any, iterable: Any, chunksize: int | None, progress: bool | str
@@ -103,25 +101,33 @@ class ShowsProgress(StockPool):
         return items
 
     def _imap_showing(
-        self, start: Any, func: Any, iterable: Any, chunksize: int | None, progress: bool | str
+        self,
+        start: Any,
+        func: Any,
+        iterable: Any,
+        chunksize: int | None,
+        progress: bool | str,
+        buffersize: int | None,
+        *,
+        ordered: bool,
     ) -> "IMapIterator[Any]":
         # What has its methods: it cannot be derived from.
         make_bar = bar_maker(progress) if progress else None
-        results: Any = start(func, iterable, chunksize)
+        results: Any
+        if buffersize is None:
+            results = uninterrupted(start, func, iterable, chunksize)
+        else:
+            results = BufferedResults(self._submit_items, func, iterable, chunksize, buffersize, ordered=ordered)
         if make_bar is not None:
             results = Shown(results, make_bar, _length(iterable))
             self._shown.add(results)
         return results  # type: ignore[no-any-return]
 
-    def _buffered(
-        self, buffersize: int, func: Any, iterable: Any, chunksize: int | None, *, ordered: bool
-    ) -> BufferedResults:
-        return BufferedResults(self._submit_items, func, iterable, chunksize, buffersize, ordered=ordered)
-
     def _submit_items(self, func: Any, args: Any, items: range, callback: Any, error_callback: Any) -> Any:
         """Start a task that has these items of an iterable."""
         self._check_running()  # type: ignore[attr-defined]
-        return apply_items(self, func, args, Extra({}, None, items), callback, error_callback)
+        extra = Extra({}, None, items)
+        return uninterrupted(apply_items, self, func, args, extra, callback, error_callback)
 
     def _close_bars(self) -> None:
         for shown in self._shown.alive():

@@ -87,3 +87,36 @@ def test_ctrl_c_in_the_block_of_an_executor_cancels_the_calls_that_wait(tmp_path
     releasing.join()
     assert calls[-1].cancelled()
     assert calls[0].result() is None
+
+
+class InterruptsBeforeItTakes:
+    """A queue of tasks into which Ctrl-C comes."""
+
+    def __init__(self, tasks):
+        self._tasks = tasks
+
+    def put(self, item):
+        signal.raise_signal(signal.SIGINT)
+        self._tasks.put(item)
+
+
+@pytest.mark.parametrize("start", ["map", "starmap", "imap", "imap_unordered", "imap buffered", "apply"])
+def test_a_call_that_ctrl_c_interrupts_as_it_begins_runs_or_is_not_waited_for(start):
+    """With the stdlib it may be registered without its tasks, and join waits for ever."""
+    with make("Pool", "fork") as pool:
+        begin = {
+            "map": lambda: pool.map(abs, [1, 2]),
+            "starmap": lambda: pool.starmap(pow, [(1, 2)]),
+            "imap": lambda: list(pool.imap(abs, [1, 2])),
+            "imap_unordered": lambda: list(pool.imap_unordered(abs, [1, 2])),
+            "imap buffered": lambda: list(pool.imap(abs, [1, 2], buffersize=1)),
+            "apply": lambda: pool.apply(abs, (1,)),
+        }[start]
+        pool._taskqueue = InterruptsBeforeItTakes(pool._taskqueue)
+        with pytest.raises(KeyboardInterrupt):
+            begin()
+        pool.close()
+        joined = threading.Thread(target=pool.join, daemon=True)
+        joined.start()
+        joined.join(20)
+        assert not joined.is_alive()

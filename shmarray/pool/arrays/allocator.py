@@ -279,6 +279,8 @@ class BlockAllocator(BlockMap):
 
         Their blocks are not given back, whoever lets go of them, until `unclaim` is called for their references.
         """
+        if not self._held:
+            return {}
         leases = enumerate(map(self._sole_lease, buffers))
         leased = {position: reference for position, reference in leases if reference is not None}
         if not leased:

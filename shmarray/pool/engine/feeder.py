@@ -40,6 +40,9 @@ class Extra(NamedTuple):
     owner: object = None
 
 
+NO_EXTRA = Extra({})
+
+
 class _Terminated(Exception):  # noqa: N818 - no error: it ends the feeder's waiting
     """The pool is being terminated."""
 
@@ -127,7 +130,7 @@ class Feeder:
         The task is taken out of `held`: arrays that are given away with it nothing else may hold.
         """
         job, index = held[0][:2]
-        extra = held[0][5] if len(held[0]) > 5 else Extra({})  # its owner lives until the task is packed
+        extra = held[0][5] if len(held[0]) > 5 else NO_EXTRA  # its owner lives until the task is packed
         self._job = job
         if self._calls.can_be_cancelled and not self._may_begin(job):
             return first
