@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from multiprocessing import util
 from multiprocessing.pool import AsyncResult
 from typing import Any, TypeVar
@@ -161,7 +162,8 @@ class Pool(ShowsProgress):
         start = super()._map_async  # type: ignore[misc]
         try:
             # Interrupted, it would leave a call that is registered and never run, for which `join` waits.
-            return uninterrupted(start, func, iterable, mapper, chunksize, callback, error_callback)
+            items = _Sized(iterable, len(iterable))
+            return uninterrupted(start, func, items, mapper, chunksize, callback, error_callback)
         except BaseException:  # such as MemoryError: the call is registered before its list of results is made
             self._cache.forget_half_made()
             raise
@@ -360,6 +362,26 @@ class _Calls:
         with suppress(KeyError):
             del self._cache[job]
         _stdlib.release_waiters(call)
+
+
+class _Sized:
+    """The items of an iterable, which must not be more than its len() says: with the stdlib, some results are None."""
+
+    def __init__(self, iterable: Iterable[Any], length: int) -> None:
+        self._iterable = iterable
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self._iterable)
+        yield from islice(iterator, max(0, self._length - 1))
+        last = list(islice(iterator, min(1, self._length)))
+        for _ in iterator:  # before the last is sent, as with its result the call is done
+            raise ValueError("the iterable has more items than its len() says")
+        while last:
+            yield last.pop()
 
 
 class _Repeating:

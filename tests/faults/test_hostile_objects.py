@@ -137,17 +137,18 @@ def test_an_iterable_that_raises_fails_its_own_call_alone(method, name, tmp_path
 
 
 @pytest.mark.parametrize("chunksize", [1, 2, None])
-def test_an_iterable_with_fewer_items_than_it_says(chunksize):
-    class Short:
+@pytest.mark.parametrize(("count", "what"), [(5, "fewer items"), (10, "more items"), (15, "more items")])
+def test_an_iterable_with_fewer_or_more_items_than_it_says(chunksize, count, what):
+    class Other:
         def __len__(self):
             return 9
 
         def __iter__(self):
-            return iter(range(5))
+            return iter(range(count))
 
     with make("Pool", "fork") as pool:
-        result = pool.map_async(abs, Short(), chunksize)
-        with pytest.raises(ValueError, match="fewer items"):
+        result = pool.map_async(abs, Other(), chunksize)
+        with pytest.raises(ValueError, match=what):
             result.get(LIMIT)
         assert pool.map(abs, [-1], chunksize) == [1]
     pool.join()
