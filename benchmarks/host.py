@@ -181,15 +181,21 @@ class _Stand:
 
     def _run(self) -> list[Any]:
         work = self._work
+        if work.produce is not None:
+            return self._peer.stream(work.function, work.produce, self._items)
         if work.array is None:
             return self._peer.map(work.function, self._items, work.chunksize)
         return self._peer.spread(work.function, self._array, self._items)
 
     def _check(self, results: list[Any]) -> None:
         """Whether the work was done, and that only."""
-        shared = [] if self._array is None else [self._array]
-        expected = [self._work.function(*shared, copy.deepcopy(self._items[k])) for k in (0, -1)]
+        expected = [self._work.function(*self._arguments(copy.deepcopy(self._items[k]))) for k in (0, -1)]
         found = [results[k] for k in (0, -1)]
         if len(results) != len(self._items) or list(map(fingerprint, found)) != list(map(fingerprint, expected)):
             raise ValueError("the results are wrong")
         self._is_checked = True
+
+    def _arguments(self, item: Any) -> list[Any]:
+        if self._work.produce is not None:
+            return [self._work.produce(item, np.empty)]
+        return [item] if self._array is None else [self._array, item]

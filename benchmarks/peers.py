@@ -10,9 +10,12 @@ import importlib.util
 import multiprocessing
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import repeat
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +24,7 @@ import numpy as np
 import shmarray
 from benchmarks.limit import Limit
 from benchmarks.records import OUR_EXECUTOR, OURS
+from benchmarks.workloads import BY_HAND
 
 Function = Callable[..., Any]
 
@@ -72,6 +76,10 @@ class Peer:
         """The results of ``function(array, place)``, one array in many tasks."""
         raise NotImplementedError
 
+    def stream(self, function: Function, produce: Function, items: Sequence[Any]) -> list[Any]:
+        """The results of ``function(produce(item, empty))``; what is produced is not needed any more."""
+        return self.map(function, [produce(item, np.empty) for item in items], 1)
+
 
 class _Pool(Peer):
     pool: Any
@@ -82,8 +90,18 @@ class _Pool(Peer):
     def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
         return self.pool.starmap(function, [(array, place) for place in places], 1)
 
+    def stream(self, function: Function, produce: Function, items: Sequence[Any]) -> list[Any]:
+        return list(self.pool.imap(function, map(produce, items, repeat(self.empty))))
+
+    @staticmethod
+    def empty(size: int) -> Any:
+        """Memory for an array that is produced."""
+        return np.empty(size)
+
 
 class OurPool(_Pool):
+    empty = staticmethod(shmarray.empty)
+
     def start(self) -> None:
         self.pool = self.stack.enter_context(shmarray.Pool(self.workers))
 
@@ -91,6 +109,55 @@ class OurPool(_Pool):
 class StockPool(_Pool):
     def start(self) -> None:
         self.pool = self.stack.enter_context(multiprocessing.Pool(self.workers))
+
+
+class ByHand(StockPool):
+    """What one writes oneself for speed: segments for arguments and results, made once and used again and again."""
+
+    def start(self) -> None:
+        super().start()
+        self.segments: dict[tuple[str, int], SharedMemory] = {}
+
+    def stream(self, function: Function, produce: Function, items: Sequence[Any]) -> list[Any]:
+        ahead = 2 * self.workers  # a producer by hand waits for the oldest of so many
+        calls: deque[Any] = deque()
+        results: list[Any] = []
+        for number, item in enumerate(items):
+            if len(calls) == ahead:
+                results.append(self._received(calls.popleft().get(), len(results)))
+            argument = produce(item, partial(self._array, "argument", number % ahead))
+            self._array("result", number, len(argument))
+            names = self.segments["argument", number % ahead].name, self.segments["result", number].name
+            calls.append(self.pool.apply_async(call_by_hand, (function, *names, len(argument))))
+        for call in calls:
+            results.append(self._received(call.get(), len(results)))
+        return results
+
+    def _array(self, use: str, place: int, size: int) -> Any:
+        segment = self.segments.get((use, place))
+        if segment is None:
+            segment = self.segments[use, place] = SharedMemory(create=True, size=8 * size)
+            self.stack.callback(segment.unlink)
+        return np.ndarray(size, buffer=segment.buf)
+
+    def _received(self, result: Any, place: int) -> Any:
+        segment = self.segments["result", place]
+        return np.ndarray(result[1], buffer=segment.buf) if isinstance(result, tuple) else result
+
+
+_attached: dict[str, SharedMemory] = {}
+
+
+def call_by_hand(function: Function, argument: str, target: str, size: int) -> Any:
+    """In a worker: the result is in the segment `target`, if it is an array."""
+    for name in (argument, target):
+        if name not in _attached:
+            _attached[name] = SharedMemory(name)
+    result = function(np.ndarray(size, buffer=_attached[argument].buf))
+    if not isinstance(result, np.ndarray):
+        return result
+    np.ndarray(size, buffer=_attached[target].buf)[:] = result
+    return "array", size
 
 
 class _Executor(Peer):
@@ -188,6 +255,10 @@ class Ray(_Pool):
         remote, stored = self.ray.remote(function), self.ray.put(array)
         return self.ray.get([remote.remote(stored, place) for place in places])
 
+    def stream(self, function: Function, produce: Function, items: Sequence[Any]) -> list[Any]:
+        remote = self.ray.remote(function)
+        return self.ray.get([remote.remote(self.ray.put(produce(item, np.empty))) for item in items])
+
 
 class Mpire(Peer):
     needs = distribution = "mpire"
@@ -255,6 +326,7 @@ PEERS: dict[str, type[Peer]] = {
     "Ray": Ray,
     "mpire": Mpire,
     "dask": Dask,
+    BY_HAND: ByHand,
     "limit": AtBest,
 }
 

@@ -30,7 +30,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "x"})
     drawn = []
     for name, picture, group in (("time", _time, "sizes"), ("memory", _memory, "maps"), ("growth", _growth, "tasks")):
-        if results.of(group):
+        if any(record.peak is not None or picture is not _memory for record in results.of(group)):
             figure = picture(results)
             drawn.append(folder / f"{name}.png")
             figure.savefig(drawn[-1], dpi=110, bbox_inches="tight", metadata={"Software": None})

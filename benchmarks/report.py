@@ -71,8 +71,8 @@ def update(page: Path, blocks: dict[str, list[str]]) -> None:
 
 def readme(results: Results) -> dict[str, list[str]]:
     """The blocks of the README."""
-    # Sparse matrices do as frames do.
-    maps = [record for record in results.of("maps") if "sparse" not in record.workload]
+    # Sparse matrices do as frames do, and what is made in the call has a peer of its own.
+    maps = [record for record in results.of("maps") if not re.search("sparse|made in the call", record.workload)]
     executor = results.of("executor")
     peers = [record.peer for record in maps if record.peer not in _OWN and record.peer != "limit"]
     pools = ratios(maps, list(dict.fromkeys(peers)), "times as fast as")

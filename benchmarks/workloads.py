@@ -60,6 +60,13 @@ def numbers(count: int) -> list[Any]:
     return list(range(count))
 
 
+def filled(number: int, empty: Callable[[int], Any], nbytes: int) -> Any:
+    """An array that is made while the call runs, in memory that the peer gives."""
+    array = empty(nbytes // 8)
+    array[:] = float(number)
+    return array
+
+
 def frames(count: int, nbytes: int) -> list[Any]:
     import pandas as pd
 
@@ -112,6 +119,8 @@ class Workload:
         None: the peer's own choice.
     array : callable or None
         Makes the one array that goes into all tasks beside the item.
+    produce : callable or None
+        Makes the argument of a task from an item, and from what gives memory, while the call runs.
     at : int
         Where on the axis of the group.
     workers : int
@@ -130,6 +139,7 @@ class Workload:
     peers: Sequence[str]
     chunksize: int | None = 1
     array: Callable[[], Any] | None = None
+    produce: Callable[[Any, Callable[[int], Any]], Any] | None = None
     at: int = 0
     workers: int = 2
     watched: bool = False
@@ -238,6 +248,7 @@ SMALLEST = Scale(
     budget=1.0,
 )
 
+BY_HAND = "shared_memory by hand"
 POOLS = (OURS, "multiprocessing", "joblib", "torch", "Ray", "mpire", "dask")
 EXECUTORS = (OUR_EXECUTOR, "concurrent.futures", "Ray")
 # Whose objects are no tensors.
@@ -264,6 +275,7 @@ def _maps(scale: Scale) -> Iterator[Workload]:
     )
     yield Workload("maps", f"{size}, `x.sum()`", total, large, limited, watched=True)
     yield Workload("maps", f"{size}, `x *= 2; return x`", in_place, large, limited, watched=True)
+    yield from _pipelines(scale, size)
     big = partial(np.ones, scale.big // 8)
     places = partial(numbers, scale.places)
     yield Workload("maps", one, look, places, POOLS, array=big, watched=True, left_out=_PICKLES)
@@ -271,6 +283,15 @@ def _maps(scale: Scale) -> Iterator[Workload]:
     yield Workload("maps", f"{half}, sparse matrices", scale_matrix, peers=_NO_TENSORS, watched=True, **sparse)
     yield Workload("maps", f"{scale.tiny} tiny tasks, one by one", identity, tiny, _NO_TENSORS)
     yield Workload("maps", f"{scale.tiny} tiny tasks, default chunks", identity, tiny, _NO_TENSORS, None)
+
+
+def _pipelines(scale: Scale, size: str) -> Iterator[Workload]:
+    """Arrays that the caller makes one after the other, and needs no more once they are sent."""
+    made = {"make": partial(numbers, scale.arrays), "produce": partial(filled, nbytes=scale.nbytes)}
+    peers = (*POOLS, BY_HAND)
+    yield Workload("maps", f"{size} made in the call, `x.sum()`", total, peers=peers, **made)
+    name = f"{size} made in the call, `multiply(x, 2, out=empty_like(x))`"
+    yield Workload("maps", name, double_in_result, peers=peers, **made)
 
 
 def _executors(scale: Scale) -> Iterator[Workload]:

@@ -14,10 +14,10 @@ from benchmarks import __main__ as command
 from benchmarks import constants, measure, named, peers, processes, report
 from benchmarks.host import Host, PeerError
 from benchmarks.records import Record, Results
-from benchmarks.workloads import SMALLEST, Workload, double, table
+from benchmarks.workloads import BY_HAND, SMALLEST, Workload, double, table
 
 ROOT = Path(__file__).parent.parent
-ALWAYS_THERE = {"shmarray", "shmarray executor", "multiprocessing", "concurrent.futures", "limit"}
+ALWAYS_THERE = {"shmarray", "shmarray executor", "multiprocessing", "concurrent.futures", "limit", BY_HAND}
 
 
 @pytest.fixture(scope="module")
