@@ -17,7 +17,7 @@ from shmarray.pool.arrays import allocate, is_plain
 def empty(
     shape: Shape, dtype: DTypeLike | None = None, order: Any = "C", *, device: Any = None, like: Any = None
 ) -> NDArray[Any]:
-    """`numpy.empty`, where the result of a task goes: returned by the task, the array is not copied.
+    """`numpy.empty`, in the memory of a pool: neither a result nor an argument made with it need be copied.
 
     Parameters
     ----------
@@ -48,6 +48,11 @@ def empty(
     them.  One that it keeps, in a global for instance, stays valid; returned as well, it is
     copied, because the caller's must not change with it.
 
+    In a process with an open pool the array lies in the memory of the pool that was opened last,
+    or, in a generator that a pool reads, of that pool.  Sent with a task of that pool, it goes to
+    the worker without a copy if nothing else refers to it or to a view of it by then: so keep
+    no reference, as ``pool.imap(func, map(make, items))`` keeps none.  Otherwise it is copied.
+
     Everywhere else, for arrays below 128 kB, for dtypes with objects, and where shared memory
     cannot be had, this is `numpy.empty`.
 
@@ -69,7 +74,7 @@ def empty(
 def zeros(
     shape: Shape, dtype: DTypeLike | None = None, order: Any = "C", *, device: Any = None, like: Any = None
 ) -> NDArray[Any]:
-    """`numpy.zeros`, where the result of a task goes: see `empty`.
+    """`numpy.zeros`, in the memory of a pool: see `empty`.
 
     Parameters
     ----------
@@ -100,7 +105,7 @@ def empty_like(
     *,
     device: Any = None,
 ) -> NDArray[Any]:
-    """`numpy.empty_like`, where the result of a task goes: see `empty`.
+    """`numpy.empty_like`, in the memory of a pool: see `empty`.
 
     Parameters
     ----------
@@ -129,7 +134,7 @@ def zeros_like(
     *,
     device: Any = None,
 ) -> NDArray[Any]:
-    """`numpy.zeros_like`, where the result of a task goes: see `empty`.
+    """`numpy.zeros_like`, in the memory of a pool: see `empty`.
 
     Parameters
     ----------
