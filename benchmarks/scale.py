@@ -5,6 +5,8 @@
 The caller feeds all workers, so its own processor time bounds what they get.  That time is
 what is measured here, not the clock's: it is the same on a machine with few processors, or
 busy ones.  Workers do nothing with what they get.
+
+Then, by the clock: how fast one, two and four threads copy large arrays, which the caller does with one.
 """
 
 import argparse
@@ -13,14 +15,18 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 import shmarray
 from benchmarks.workloads import KB, MB, arrays, identity, numbers, size_text
 
 WORKERS = (2, 4, 8, 16)
 SIZES = (0, 8 * KB, 64 * KB, MB, 16 * MB)
+THREADS = (1, 2, 4)
 _TINY = 3000
 _BYTES = 256 * MB  # of all arrays together
 
@@ -51,6 +57,19 @@ def measure(workers: int, rounds: int) -> dict[int, tuple[float, float]]:
     return figures  # type: ignore[return-value]
 
 
+def copying_rate(threads: int, rounds: int) -> float:
+    """Bytes in a second that so many threads copy together, each an array of its own; the median."""
+    sources = arrays(threads, 16 * MB)
+    targets = [np.zeros_like(source) for source in sources]
+    times = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(10 * rounds):
+            start = time.perf_counter()
+            list(pool.map(np.copyto, targets, sources))
+            times.append(time.perf_counter() - start)
+    return threads * sources[0].nbytes / statistics.median(times)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -66,6 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
             f"{size / figures[size][0] / 1e9:.1f} GB/s" if size else f"{1 / figures[size][0]:.0f}/s" for size in SIZES
         ]
         print(" " * 7 + "".join(f"{cell:>24}" for cell in fed), flush=True)
+    print()
+    for threads in THREADS:
+        print(f"{threads} copying threads: {copying_rate(threads, options.rounds) / 1e9:.1f} GB/s")
 
 
 if __name__ == "__main__":
