@@ -60,13 +60,10 @@ ExecutorTraceback: type[Exception] = _process._RemoteTraceback
 # --- multiprocessing.pool ------------------------------------------------------------
 
 
-def apply_items(
-    pool: Any, func: Any, args: tuple[Any, ...], extra: Any, callback: Any = None, error_callback: Any = None
-) -> Any:
-    """As `apply_async`, for a task that is part of a larger call."""
+def new_call(pool: Any, callback: Any, error_callback: Any) -> tuple[Any, int]:
+    """A call of one task, as of `apply_async`, and its number."""
     result = _pool.ApplyResult(pool, callback, error_callback)
-    pool._taskqueue.put(([(result._job, 0, func, args, {}, extra)], None))
-    return result
+    return result, result._job
 
 
 def is_reraising(func: Any) -> bool:
@@ -173,7 +170,6 @@ __all__ = [
     "PoolCache",
     "PoolTraceback",
     "StockPool",
-    "apply_items",
     "call_at_end_of_main_thread",
     "chunk_function",
     "chunks_expected",
@@ -187,6 +183,7 @@ __all__ = [
     "is_reraising",
     "items_done",
     "mapstar",
+    "new_call",
     "process_chunk",
     "registered",
     "release_waiters",

@@ -17,7 +17,8 @@ from typing import Any
 from shmarray.pool._stdlib import mapstar, process_chunk
 
 Submit = Callable[..., Any]
-"""Starts a task: function, arguments, the range of its items, what is called with its result or its error."""
+"""Starts a task: function, a list with its arguments, which are taken out of it, the range of its items, what is
+called with its result or its error.  When it returns, the arguments may be changed."""
 
 
 class BufferedResults(Iterator[Any]):
@@ -119,21 +120,23 @@ class BufferedResults(Iterator[Any]):
     def _fill(self) -> None:
         while self._items is not None and len(self._calls) < self._most:
             try:
-                chunk = tuple(islice(self._items, self._chunksize))
+                held = [tuple(islice(self._items, self._chunksize))]
             except BaseException as error:  # noqa: BLE001 - user code: it is raised after the results before it
                 self._error, self._items = error, None
                 return
-            if not chunk:
+            if not held[0]:
                 self._items = None
                 return
-            self._calls.append(self._start(chunk))
-            del chunk  # what is given away with it nothing here holds
+            self._calls.append(self._start(held))
 
-    def _start(self, chunk: tuple[Any, ...]) -> Any:
-        first, self._position = self._position, self._position + len(chunk)
-        task = (self._func, chunk) if self._chunksize == 1 else (mapstar, ((self._func, chunk),))
+    def _start(self, held: list[Any]) -> Any:
+        first, self._position = self._position, self._position + len(held[0])
+        func = self._func
+        if self._chunksize > 1:
+            held[:] = [((func, held.pop()),)]
+            func = mapstar
         tell = self._tell
-        return self._submit(*task, range(first, self._position), tell(succeeded=True), tell(succeeded=False))
+        return self._submit(func, held, range(first, self._position), tell(succeeded=True), tell(succeeded=False))
 
     def _tell(self, *, succeeded: bool) -> Callable[[Any], object] | None:
         outcomes = self._outcomes

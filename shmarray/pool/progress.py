@@ -10,10 +10,11 @@ from multiprocessing import TimeoutError as NotYet
 from multiprocessing.pool import IMapIterator
 from typing import Any, TypeVar
 
-from shmarray.pool._stdlib import StockPool, apply_items, items_done
+from shmarray.pool._stdlib import StockPool, items_done, new_call
 from shmarray.pool.buffered import BufferedResults
 from shmarray.pool.engine.feeder import Extra
-from shmarray.pool.interrupts import uninterrupted
+from shmarray.pool.engine.scheduler import Scheduler
+from shmarray.pool.interrupts import deferred, uninterrupted
 from shmarray.pool.threads import WeakObjects
 
 # Seconds between two looks at how much of a map is done; tqdm draws no more often either.
@@ -30,6 +31,7 @@ class ShowsProgress(StockPool):
     """The methods of a Pool that can show a bar."""
 
     _shown: "WeakObjects[Shown]"
+    _scheduler: Scheduler
 
     def map(
         self,
@@ -123,11 +125,14 @@ class ShowsProgress(StockPool):
             self._shown.add(results)
         return results  # type: ignore[no-any-return]
 
-    def _submit_items(self, func: Any, args: Any, items: range, callback: Any, error_callback: Any) -> Any:
-        """Start a task that has these items of an iterable."""
+    def _submit_items(self, func: Any, held: list[Any], items: range, callback: Any, error_callback: Any) -> Any:
+        """Start a task that has these items of an iterable, whose next item may lie where these do."""
         self._check_running()  # type: ignore[attr-defined]
-        extra = Extra({}, None, items)
-        return uninterrupted(apply_items, self, func, args, extra, callback, error_callback)
+        with deferred():
+            call, job = new_call(self, callback, error_callback)
+            held[:] = [(job, 0, func, held.pop(), {}, Extra({}, None, items))]
+            self._scheduler.submit_packed(held)
+        return call
 
     def _close_bars(self) -> None:
         for shown in self._shown.alive():

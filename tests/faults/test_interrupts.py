@@ -112,9 +112,11 @@ def test_a_call_that_ctrl_c_interrupts_as_it_begins_runs_or_is_not_waited_for(st
             "imap buffered": lambda: list(pool.imap(abs, [1, 2], buffersize=1)),
             "apply": lambda: pool.apply(abs, (1,)),
         }[start]
-        pool._taskqueue = InterruptsBeforeItTakes(pool._taskqueue)
+        queue = pool._taskqueue
+        pool._taskqueue = pool._scheduler.tasks = InterruptsBeforeItTakes(queue)
         with pytest.raises(KeyboardInterrupt):
             begin()
+        pool._scheduler.tasks = queue
         pool.close()
         joined = threading.Thread(target=pool.join, daemon=True)
         joined.start()

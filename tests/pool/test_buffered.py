@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import shmarray
+from tests.helpers.processes import wait_until
 from tests.pool import tasks
 
 BIG = 50_000
@@ -37,6 +38,36 @@ def test_no_more_items_are_taken_than_results_and_the_buffer(pool, method, chunk
         got.append(result)
         assert len(taken) <= len(got) + 6 + chunksize
     assert (got if method == "imap" else sorted(got)) == list(range(50))
+
+
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("size", [10, BIG])
+@pytest.mark.parametrize("buffersize", [1, 5, 30])
+def test_a_producer_may_use_one_buffer_for_all_items(pool, method, size, buffersize):
+    def frames():
+        frame = np.empty(size)
+        for number in range(20):
+            frame[:] = number
+            yield frame
+
+    found = [result[[0, -1]].tolist() for result in getattr(pool, method)(np.copy, frames(), buffersize=buffersize)]
+    assert sorted(found) == [[number, number] for number in range(20)]
+
+
+def test_items_that_wait_for_a_worker_take_no_memory_once_their_call_has_failed(pool, tmp_path):
+    """Packed, and not sent yet."""
+    waiting = [pool.apply_async(tasks.wait_for_file, (str(tmp_path / "go"),)) for _ in range(4)]
+    results = pool.imap(tasks.double, (np.full(BIG, i) for i in range(8)), buffersize=8)
+    for job in [job for job in pool._cache if pool._cache[job] not in waiting]:
+        pool._calls.fail(job, 0, KeyError(job))
+    (tmp_path / "go").touch()
+    for call in waiting:
+        call.get(20)
+    for _ in range(8):
+        with pytest.raises(KeyError):
+            next(results)
+    del results
+    wait_until(lambda: tasks.all_blocks_are_free(pool))
 
 
 def test_large_arrays_in_flight_are_bounded(pool):

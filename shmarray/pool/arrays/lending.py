@@ -96,7 +96,8 @@ class Lending:
 
     Notes
     -----
-    Packing happens in one thread, unpacking in another.
+    Packing happens in the feeder's thread, or in the user's if no array is shared between tasks;
+    unpacking in the collector's.
     """
 
     def __init__(self, allocator: BlockAllocator | None, traceback_type: type[Exception]) -> None:

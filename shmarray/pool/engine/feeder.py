@@ -41,6 +41,8 @@ class Extra(NamedTuple):
 
 
 NO_EXTRA = Extra({})
+# How many values there are in place of a task that is packed already: its call, its index, and itself.
+_PACKED = 3
 
 
 class _Terminated(Exception):  # noqa: N818 - no error: it ends the feeder's waiting
@@ -116,7 +118,9 @@ class Feeder:
             job, index = held[0][:2]
             if self._state.phase == TERMINATE:
                 raise _Terminated
-            if job in self._calls:  # else it has failed already
+            if len(held[0]) == _PACKED:
+                self._feed_packed(held.pop()[2])
+            elif job in self._calls:  # else it has failed already
                 first = self._feed_task(held, first, cache)
         sequence = tasks = None  # the traceback of an error knows this frame, too
         if set_length is not None and (job is None or job in self._calls):
@@ -144,10 +148,36 @@ class Feeder:
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
             if self._state.phase == TERMINATE:  # so the blocks may be gone already, and no call has to be told
                 raise _Terminated from None
-            if isinstance(error, SharedMemoryFullError):
-                traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
-            self._calls.not_sent(job, index, error)
+            self._not_sent(job, index, error)
         return first
+
+    def packed(self, held: list[Any]) -> InFlightTask | None:
+        """Pack a task in the user's thread, at once; None if that failed, which its call is told."""
+        job, index = held[0][:2]
+        try:
+            task, pickled, _ = self._pickled(held, held[0][5], None, FunctionCache())
+            task.data = self._lending.pack(job, index, pickled, task.blocks, task.group)
+        except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
+            self._not_sent(job, index, error)
+            return None
+        return task
+
+    def _feed_packed(self, task: InFlightTask) -> None:
+        self._job = task.job
+        try:
+            if task.job in self._calls:
+                self._send(task, self._placement.depth(self._lending.result_bytes))
+            else:
+                self._lending.lost(task.blocks, ran=False)
+        except (_Terminated, _CallFailed) as end:
+            self._lending.lost(task.blocks, ran=False)
+            if isinstance(end, _Terminated):
+                raise
+
+    def _not_sent(self, job: int, index: int, error: BaseException) -> None:
+        if isinstance(error, SharedMemoryFullError):
+            traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
+        self._calls.not_sent(job, index, error)
 
     def _may_begin(self, job: int) -> bool:
         """Wait until a worker can take a call; False if it was cancelled or has failed by then."""

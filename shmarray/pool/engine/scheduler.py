@@ -73,6 +73,13 @@ class Scheduler:
                 self.end()
             raise
 
+    def submit_packed(self, held: list[Any]) -> None:
+        """Pack a task, which is taken out of `held`, and then put it into `tasks`."""
+        job, index = held[0][:2]
+        task = self._feeder.packed(held)
+        if task is not None:
+            self.tasks.put(([(job, index, task)], None))
+
     @property
     def was_started(self) -> bool:
         return self._collector.thread.ident is not None
