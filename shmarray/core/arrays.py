@@ -211,7 +211,7 @@ def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
     A pool says so of its worker.  Attaching such a file is an ArrayFormatError.
     """
     if mode not in _FLAGS:
-        raise ValueError(f"mode is 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")
+        raise ValueError(f"mode must be 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")
     target = names.parse(name).absolute()
     start = None
     while True:
@@ -297,7 +297,7 @@ def require(
     Many processes may race: one creates, the others get the same memory.
     """
     if order not in ("C", "F"):
-        raise ValueError(f"order is 'C' or 'F', not {order!r}")
+        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
     wanted, _ = layout.plan(shape, dtype, order == "F")
     while True:  # until nobody deletes it between a failed create and the attach
         with suppress(ArrayNotFoundError):
@@ -310,8 +310,8 @@ def _agreeing(array: NDArray[Any], wanted: Layout, name: str) -> NDArray[Any]:
     found = array.shape, array.dtype, "C" if array.flags.c_contiguous else "F"
     if found != (wanted.shape, wanted.dtype, wanted.order):
         raise ArrayExistsError(
-            f"{name!r} is there with shape {found[0]}, dtype {found[1]} and order {found[2]}, not shape "
-            f"{wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or require what it is",
+            f"{name!r} exists with shape {found[0]}, dtype {found[1]} and order {found[2]}, not shape "
+            f"{wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or change the call",
             name,
         )
     return array
@@ -340,7 +340,7 @@ def delete(name: str) -> None:
     target = names.parse(name)
     try:
         if not _deletable_soon(target):
-            raise ArrayFormatError(f"{name!r} is not an array, so it is not deleted here: remove the file itself", name)
+            raise ArrayFormatError(f"{name!r} is not an array, so it was not deleted: remove the file itself", name)
         files.unlink(target)
     except ShmArrayError:
         raise

@@ -78,7 +78,7 @@ def lock(
     ...     a += 1
     """
     if timeout is not None and not timeout >= 0:  # nan is not, either
-        raise ValueError(f"a timeout is 0 or more seconds, or None to wait for ever, not {timeout!r}")
+        raise ValueError(f"timeout must be at least 0 seconds, or None to wait forever, not {timeout!r}")
     if isinstance(array, str):
         return _held(names.parse(array).absolute(), None, shared, timeout)
     mapping = require_owner(array)
@@ -131,7 +131,7 @@ def _is_locked(fd: int, name: Name, wanted: files.Identity | None, shared: bool,
     """Lock the file; False if it was deleted while we waited: then what has the name now is to be locked."""
     found = files.identity(os.fstat(fd))
     if wanted is not None and found != wanted:
-        raise unreachable(name, "it was deleted, and another has its name now")
+        raise unreachable(name, "it was deleted, and another array now has its name")
     _wait(fd, name, shared, deadline)
     return files.is_name_of(name, found)
 
@@ -144,6 +144,8 @@ def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
     while not files.flock(fd, shared=shared, wait=False):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise LockTimeoutError(f"the lock of {name.text!r} is held by another, or by this very thread", name.text)
+            raise LockTimeoutError(
+                f"the lock of {name.text!r} is held by another process or thread, or by this thread itself", name.text
+            )
         time.sleep(min(wait, left))
         wait = min(2 * wait, _LONGEST_WAIT)

@@ -86,8 +86,8 @@ def refer_to_file(mapped: mmap.mmap, address: int, path: str | None, *, writable
             return FileReference(path, source.identity, source.born, descriptors)
     if writable:
         raise ArrayNotFoundError(
-            f"{path!r} is not the file any more that this memory map is of, or that cannot be known because /proc is "
-            "missing: send a copy, numpy.array(x), or a map of mode 'r'",
+            f"{path!r} is no longer the file of this memory map, or that cannot be checked because /proc is not "
+            "mounted: send a copy, numpy.array(x), or a map opened with mode 'r'",
             path,
         )
     return None
@@ -154,12 +154,12 @@ def _opened(reference: FileReference, *, writable: bool) -> int:
         os.close(fd)
     if denied is not None:
         raise ArrayPermissionError(
-            f"{reference.path!r}, the file of a memory map, may not be opened by this user, or not for writing",
+            f"this user may not open {reference.path!r}, the file of a memory map, or may not write to it",
             reference.path,
         ) from denied
     raise ArrayNotFoundError(
-        f"{reference.path!r} is gone or another file by now, and the process that sent a memory map of it has let go "
-        "of that: keep the map until the task is done, or send a copy (numpy.array)",
+        f"{reference.path!r} was deleted or replaced, and the process that sent a memory map of it has closed the "
+        "map: keep the map until the task is done, or send a copy (numpy.array)",
         reference.path,
     )
 

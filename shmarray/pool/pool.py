@@ -166,7 +166,7 @@ class Pool(ShowsProgress):
         if isinstance(func, _Repeating):
             func, extra = func.mapper, (Extra(func.arrays),)
         count = 0
-        error: BaseException = ValueError("the iterable has fewer items than its len() says")
+        error: BaseException = ValueError("the iterable has fewer items than its len()")
         iterator = None
         while True:
             try:
@@ -330,7 +330,7 @@ class _Calls:
     def terminated(self) -> None:
         if not self.fail_when_terminated:
             return
-        error = RuntimeError("the pool was terminated before this call was done")
+        error = RuntimeError("the pool was terminated before this call finished")
         for job, call in list(self._cache.items()):
             _stdlib.drop_callbacks(call)
             self.fail(job, None, error)

@@ -79,7 +79,7 @@ def scoped(
     (480, 640)
     """
     if isinstance(shape, str):
-        raise TypeError(f"the name goes into name=: scoped(shape, name={shape!r})")
+        raise TypeError(f"pass the name as a keyword: scoped(shape, name={shape!r})")
     owner = os.getpid()
     undo = _Undo()
 

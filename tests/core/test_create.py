@@ -377,7 +377,7 @@ def test_a_directory_that_may_not_be_written_is_a_permission_error(tmp_path):
         os.setuid(65534)
         shmarray.create(f"file://{path}", 3)
 
-    with pytest.raises(shmarray.ArrayPermissionError, match="may not make"):
+    with pytest.raises(shmarray.ArrayPermissionError, match="may not create"):
         in_child(as_nobody)
 
 
