@@ -29,7 +29,7 @@ examples:
   shmarray info weights             show its header, statistics, and who has it mapped
   shmarray delete --unused          delete those that no process maps, after confirmation
   shmarray delete 'run-7-*'         delete all that match, after confirmation
-  shmarray doctor                   will this system cause problems? run it in each container
+  shmarray doctor                   check this system; run it in each container
   shmarray demo                     see it work, in a few seconds
 
 An array's name is the one passed to shmarray.create(): x and shm://x are the shared memory

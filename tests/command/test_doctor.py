@@ -36,7 +36,7 @@ MIB, GIB = 1 << 20, 1 << 30
         ("shared_memory", [None], "will bite", "ProcessPoolExecutor"),
         ("shared_memory", [Space("ext4", 8 * GIB, 8 * GIB, 10**6)], "note", "disk"),
         ("memory", [[("all", 8 * GIB), ("the group", 10 * MIB)]], "will bite", "the group"),
-        ("memory", [[("all", 8 * GIB), ("the group", GIB)]], "ok", "1.0 GiB left for arrays: the group"),
+        ("memory", [[("all", 8 * GIB), ("the group", GIB)]], "ok", "1.0 GiB left for arrays, limited by the group"),
         ("memory", [[]], "note", "cannot tell"),
         ("huge_pages_of_pools", ["never", ""], "note", "shmem_enabled"),
         ("huge_pages_of_pools", ["advise", ""], "ok", "advise"),
