@@ -18,17 +18,17 @@ _DONE, _FAILED, _REFUSED = 0, 1, 2
 
 
 class Target(NamedTuple):
-    """An array that is meant, as it was before anything was deleted.
+    """A selected array, as it was before anything was deleted.
 
     Attributes
     ----------
     name : str
     file : ArrayFile or None
-        None if it is not there.
+        None if it does not exist.
     pids : list of int
-        Who has it mapped.
+        The processes that have it mapped.
     is_unused : bool
-        Whether nobody has it mapped, for all that can be known.
+        Whether no process has it mapped, as far as can be determined.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Target(NamedTuple):
 
 def run(arguments: Namespace) -> int:
     if not arguments.names and not arguments.unused and arguments.older_than is None:
-        arguments.misused("say which: a NAME, a pattern, --unused, --older-than AGE")
+        arguments.misused("specify what to delete: a NAME, a pattern, --unused or --older-than AGE")
     if arguments.unused and not processes.can_be_seen():
-        _complain("which arrays are unused cannot be known: /proc is not mounted here")
+        _complain("cannot tell which arrays are unused: /proc is not mounted")
         return _FAILED
-    # Where the system has no list, names will do, but not what is to be found in it.
+    # Some systems cannot list arrays: full names work there, but patterns match nothing.
     known = selecting.names() if arguments.names else [info.name for info in shmarray.list()]
     names, unmatched, wide = _selected(arguments.names, known) if arguments.names else (known, [], True)
     targets = [target for target in _looked_up(names) if _is_meant(target, arguments)]
@@ -69,9 +69,9 @@ def run(arguments: Namespace) -> int:
 
 
 def _selected(asked: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str], bool]:
-    """Names in the order they were asked for, patterns without a match, and whether one has several.
+    """Names in the order requested, patterns without a match, and whether any pattern has several matches.
 
-    Then nobody wrote down the names of what is to go.
+    In that case the user has not written out the names of the arrays to delete.
     """
     names: dict[str, None] = {}
     unmatched, wide = [], False
@@ -98,18 +98,18 @@ def _target(name: str, file: ArrayFile | None, users: Census) -> Target:
 
 
 def _may_be_hidden(file: ArrayFile, users: Census) -> bool:
-    """Whether a process may have it mapped that this user may not look into, or not even see (hidepid)."""
+    """Whether it may be mapped by a process that this user cannot inspect, or cannot even see (hidepid)."""
     mine = os.geteuid()
     return mine != 0 and (file.uid != mine or bool(file.permissions & 0o077) or mine in users.hidden_uids)
 
 
 def _is_meant(target: Target, arguments: Namespace) -> bool:
-    """Whether an array passes --unused and --older-than; says so of one that was named in full and does not."""
+    """Whether an array passes --unused and --older-than; print why not if it was named in full."""
     why = ""
-    if target.file is None:  # deleting it will say that it is not there
+    if target.file is None:  # deleting it will report that it does not exist
         return True
     if arguments.unused and not target.is_unused:
-        why = "it is in use" if target.pids else "others may use it, and only root can know"
+        why = "it is in use" if target.pids else "other users may have it mapped, and only root can tell"
     elif arguments.older_than is not None and time.time() - target.file.since < arguments.older_than:
         why = f"it is {wording.duration(time.time() - target.file.since)} old"
     if why and target.name in arguments.names:
@@ -118,17 +118,17 @@ def _is_meant(target: Target, arguments: Namespace) -> bool:
 
 
 def _file(name: str) -> ArrayFile | None:
-    with suppress(ShmArrayError, OSError):  # delete will say it
+    with suppress(ShmArrayError, OSError):  # delete will report it
         return files.look(files.path_of(name))
     return None
 
 
 def _asked_about(targets: Sequence[Target]) -> int | None:
-    """Ask; None for yes, otherwise the exit code."""
+    """Ask for confirmation; None if the answer is yes, otherwise the exit code."""
     if sys.stdin is None or not sys.stdin.isatty():
         _complain(
-            f"{wording.count(len(targets), 'array')} would be deleted and there is no terminal to ask, "
-            "so none was: look with --dry-run, then say --yes"
+            f"nothing was deleted: {wording.count(len(targets), 'array')} would be deleted, and there is no terminal "
+            "to ask for confirmation; check with --dry-run, then pass --yes"
         )
         return _REFUSED
     if _confirmed(targets):
@@ -165,23 +165,23 @@ def _deleted(target: Target, known: Sequence[str], *, dry_run: bool) -> bool:
 def _delete(target: Target) -> None:
     now = _file(target.name)
     if now is not None and (target.file is None or now.identity != target.file.identity):
-        raise OSError(None, "it was replaced by another while this looked at it: ask again", target.name)
+        raise OSError(None, "another array replaced it in the meantime: try again", target.name)
     shmarray.delete(target.name)
 
 
 def _try(name: str) -> None:
-    with suppress(PermissionError):  # deleting needs no right to read
+    with suppress(PermissionError):  # deleting does not require read permission
         shmarray.attach(name, "r")
 
 
 def _freed(gone: Sequence[Target]) -> str:
-    # Another name keeps the memory too.
+    # A second name also keeps the memory.
     last = [(target.file.allocated, target.pids) for target in gone if target.file and target.file.links == 1]
     kept = sum(size for size, pids in last if pids)
     freed = sum(size for size, pids in last if not pids)
     said = f"{wording.count(len(gone), 'array')} deleted, {wording.size(freed)} freed"
     if kept:
-        said += f"; {wording.size(kept)} more when the processes that have it mapped let go: they keep it until then"
+        said += f"; another {wording.size(kept)} will be freed when the processes that have it mapped release it"
     return said
 
 

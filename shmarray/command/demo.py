@@ -1,4 +1,4 @@
-"""``shmarray demo``: an array between two processes, and two pools against each other."""
+"""``shmarray demo``: an array shared by two processes, and a comparison of two pools."""
 
 import multiprocessing
 import os
@@ -29,10 +29,10 @@ def run(_: Namespace) -> int:
 
 def _show_names() -> None:
     name = f"demo-{os.getpid()}"
-    print("1. A named array: two processes, one memory.\n")
+    print("1. A named array, shared by two processes.\n")
     with shmarray.scoped((3, 4), name=name) as table:
         print(f"   process {os.getpid()}:  table = shmarray.create({name!r}, (3, 4))")
-        # A fresh interpreter, which has inherited nothing: all that it gets is the name.
+        # A fresh interpreter, which inherits nothing and receives only the name.
         child = multiprocessing.get_context("spawn").Process(target=_write, args=(name,))
         with undisturbed():
             child.start()
@@ -56,20 +56,20 @@ def _write(name: str) -> None:
 def _show_pools() -> None:
     arrays = [np.full(_ITEMS, float(number)) for number in range(_ARRAYS)]
     each = wording.size(arrays[0].nbytes)
-    print(f"2. A pool: x * 2 for {_ARRAYS} arrays of {each} with {_WORKERS} workers, the second time.\n", flush=True)
+    print(f"2. A pool: x * 2 for {_ARRAYS} arrays of {each}, {_WORKERS} workers, second run.\n", flush=True)
     stock, expected = _seconds(multiprocessing.Pool, arrays)
     print(
-        f"   multiprocessing.Pool  {1000 * stock:6.0f} ms   every array pickled into a pipe, there and back", flush=True
+        f"   multiprocessing.Pool  {1000 * stock:6.0f} ms   every array pickled through a pipe, both ways", flush=True
     )
     ours, found = _seconds(shmarray.Pool, arrays)
-    print(f"   shmarray.Pool         {1000 * ours:6.0f} ms   {stock / ours:.1f} times as fast, by changing the import")
+    print(f"   shmarray.Pool         {1000 * ours:6.0f} ms   {stock / ours:.1f} times as fast; only the import changes")
     if not all(map(np.array_equal, expected, found)):
-        raise ArithmeticError("the pools came to different results: please report this")
-    print("\n   Same results, and each writable and its owner's alone.")
+        raise ArithmeticError("the two pools returned different results: please report this")
+    print("\n   The results are equal; each is writable and belongs to the caller alone.")
 
 
 def _seconds(pool_of: Any, arrays: list[NDArray[Any]]) -> tuple[float, list[NDArray[Any]]]:
-    """How long the second of two maps takes, and its results: in the first, memory is fetched from the system."""
+    """Time the second of two maps, and return its results; the first one also allocates memory from the system."""
     with undisturbed(), pool_of(_WORKERS) as pool:
         pool.map(_double, arrays, chunksize=1)
         start = time.perf_counter()

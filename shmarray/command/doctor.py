@@ -1,4 +1,4 @@
-"""``shmarray doctor``: which limits of this system will cause trouble for shared arrays, and the remedies."""
+"""``shmarray doctor``: the limits of this system that will cause problems for shared arrays, and the remedies."""
 
 import json
 import textwrap
@@ -11,7 +11,7 @@ from shmarray.command.judgements import Finding
 
 
 class Check(NamedTuple):
-    """One line of the report: what it is about, how to look, what to make of it."""
+    """One line of the report: its title, how to get the facts, and how to judge them."""
 
     title: str
     facts: Callable[[], Any]
@@ -58,7 +58,7 @@ def run(arguments: Namespace) -> int:
     findings = []
     for check in CHECKS:
         findings.append(check.finding())
-        if not arguments.json:  # one by one: the tests at the end take a second
+        if not arguments.json:  # one by one, because the tests at the end take a second
             print("\n".join(_lines(check.title, findings[-1])), flush=True)
     biting = sum(finding.verdict == "will bite" for finding in findings)
     print(_document(findings) if arguments.json else _verdict(biting))
@@ -70,14 +70,14 @@ def _lines(title: str, finding: Finding) -> Iterator[str]:
     width = max(len(_INDENT) + 30, min(table.terminal_width(), 120))
     text = wording.safe(finding.text)
     yield textwrap.fill(text, width, initial_indent=start, subsequent_indent=_INDENT, break_long_words=False)
-    # Not wrapped: commands are there to be copied.
+    # Not wrapped, so that commands can be copied.
     yield from (f"{_INDENT}> {remedy}" for remedy in finding.remedies)
 
 
 def _verdict(biting: int) -> str:
     if not biting:
         return "\nNothing will bite."
-    return f"\n{wording.count(biting, 'thing')} will bite: what follows '>' helps."
+    return f"\n{wording.count(biting, 'thing')} will bite: see the remedies after '>'."
 
 
 def _document(findings: list[Finding]) -> str:

@@ -1,4 +1,4 @@
-"""The figures of this system, as `judgements` takes them.  Each function looks at one thing and judges nothing."""
+"""The facts about this system that `judgements` takes.  Each function examines one thing and judges nothing."""
 
 import errno
 import fcntl
@@ -31,15 +31,15 @@ from shmarray.core.posix import (
 
 _MOUNTS = "/proc/self/mountinfo"
 _CAP_IPC_LOCK = 1 << 14
-# Of two files of one name the first counts; of two settings the one in the file sorted last.
+# Of two files with the same name, the first counts; of two settings, the one in the file that sorts last.
 _SETTINGS = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd")
 
 
 class Space(NamedTuple):
-    """Of a file system; bytes, and files.
+    """The space of a file system, in bytes and files.
 
-    `kind` is None where that cannot be known; `total` is 0 where there is no limit;
-    `files_free` is None where files are not counted.
+    `kind` is None if it is unknown; `total` is 0 if there is no limit; `files_free` is None
+    if files are not counted.
     """
 
     kind: str | None
@@ -49,7 +49,7 @@ class Space(NamedTuple):
 
 
 class Login(NamedTuple):
-    """What systemd-logind does to this user's arrays; `remove_ipc` is None where systemd does not run."""
+    """What systemd-logind does to this user's arrays; `remove_ipc` is None if systemd is not running."""
 
     remove_ipc: bool | None
     uid: int
@@ -68,7 +68,7 @@ def shared_memory() -> Space | None:
 
 
 def semaphores() -> OSError | None:
-    """What the system says to a semaphore, of which multiprocessing's locks and queues are made; None if it works."""
+    """The error from creating a semaphore, which multiprocessing's locks and queues need; None if it works."""
     try:
         multiprocessing.Lock()
     except OSError as error:
@@ -77,34 +77,34 @@ def semaphores() -> OSError | None:
 
 
 def mounted(place: str) -> tuple[str, str]:
-    """Type and options of the file system mounted at a place; two empty strings if none is."""
+    """Type and options of the file system mounted at a path; two empty strings if there is none."""
     found = "", ""
     for line in (_read(_MOUNTS) or "").splitlines():
         before, _, after = line.partition(" - ")
-        if before.split()[4] == place:  # the last one lies on top
+        if before.split()[4] == place:  # the last one is on top
             found = after.split()[0], after.split()[2]
     return found
 
 
 def memory() -> list[tuple[str, int]]:
-    """What limits the memory that arrays can take, and how many bytes are left to each limit."""
+    """The limits on the memory that arrays can use, and the bytes left under each."""
     return list(memory_limits())
 
 
 def huge_pages() -> tuple[str | None, str]:
-    """The setting for memory without a name (None: the kernel has none), and the mount options of /dev/shm."""
+    """The setting for anonymous memory (None if the kernel has none), and the mount options of /dev/shm."""
     chosen = re.search(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled") or "")
     return chosen and chosen[1], mounted(SHARED_MEMORY)[1]
 
 
 def locked_memory() -> tuple[int | None, bool]:
-    """Bytes that may be locked, None for any number, and whether this user is above the limit."""
+    """Bytes that may be locked (None for no limit), and whether this user is exempt from the limit."""
     granted = re.search(r"^CapEff:\s*(\w+)", _read("/proc/self/status") or "", re.MULTILINE)
     return _soft(resource.RLIMIT_MEMLOCK), bool(granted and int(granted[1], 16) & _CAP_IPC_LOCK)
 
 
 def open_files() -> tuple[int | None, int]:
-    """The limit, and how many workers a pool has by default."""
+    """The limit, and a pool's default number of workers."""
     return _soft(resource.RLIMIT_NOFILE), getattr(os, "process_cpu_count", os.cpu_count)() or 1
 
 
@@ -120,7 +120,7 @@ def mappings() -> int | None:
 
 def login() -> Login:
     uid = os.geteuid()
-    # As sd_booted(3) does: images have other directories of systemd's without running it.
+    # As sd_booted(3) does: images may contain other systemd directories without running it.
     if not os.path.isdir("/run/systemd/system"):
         return Login(None, uid, lingers=False)
     with suppress(KeyError):  # a user without a name cannot have logged in
@@ -129,7 +129,7 @@ def login() -> Login:
 
 
 def _remove_ipc() -> bool:
-    value = True  # what systemd does if nobody says otherwise
+    value = True  # systemd's default
     for path in _logind_files():
         for line in (_read(path) or "").splitlines():
             key, _, text = line.partition("=")
@@ -148,14 +148,14 @@ def _logind_files() -> Iterator[str]:
 
 
 def start_method() -> str:
-    # The first is the default; get_start_method would fix it for this process.
+    # The first one is the default; get_start_method would fix it for this process.
     return multiprocessing.get_all_start_methods()[0]
 
 
 def proc() -> tuple[bool, bool, str]:
-    """Whether /proc is there, whether others of this user may look into this process, and how /proc is mounted."""
+    """Whether /proc is mounted, whether this user's other processes can inspect this one, and the mount options."""
     try:
-        # The kernel gives the files of a process that may not be looked into to root.
+        # If a process cannot be inspected, the kernel makes root the owner of its files.
         own = os.stat("/proc/self/fd").st_uid == os.geteuid()
     except FileNotFoundError:
         return False, False, ""
@@ -163,7 +163,7 @@ def proc() -> tuple[bool, bool, str]:
 
 
 def memory_without_name() -> OSError | None:
-    """What memfd_create says; None if it works."""
+    """The error from memfd_create; None if it works."""
     try:
         os.close(os.memfd_create("shmarray-doctor", os.MFD_CLOEXEC))
     except AttributeError:
@@ -174,7 +174,7 @@ def memory_without_name() -> OSError | None:
 
 
 def name_when_complete() -> OSError | None:
-    """What the kernel says to a file that gets its name when it is finished; None if it works."""
+    """The error from giving a file its name once it is complete; None if it works."""
     name = f"{SHARED_MEMORY}/shmarray-doctor-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         fd = os.open(SHARED_MEMORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -189,12 +189,12 @@ def name_when_complete() -> OSError | None:
 
 
 def reserving() -> OSError | None:
-    """What posix_fallocate says; None if it works."""
+    """The error from posix_fallocate; None if it works."""
     return _refusal(lambda file: os.posix_fallocate(file.fd, 0, mmap.PAGESIZE))
 
 
 def giving_back() -> OSError | None:
-    """What the system says when memory in the middle of a file is given back; None if it works."""
+    """The error from freeing memory in the middle of a file; None if it works."""
 
     def give_back(file: SparseFile) -> None:
         file.reserve(0, mmap.PAGESIZE)
@@ -204,7 +204,7 @@ def giving_back() -> OSError | None:
 
 
 def packets() -> bool:
-    """Whether pools have sockets that keep the boundaries of messages."""
+    """Whether pools can use sockets that preserve message boundaries."""
     pair = message_socketpair(1)
     try:
         return keeps_boundaries(pair[0])
@@ -214,7 +214,7 @@ def packets() -> bool:
 
 
 def ends_of_processes() -> bool:
-    """Whether there are descriptors of processes."""
+    """Whether the system has file descriptors for processes."""
     fd = open_process(os.getpid())
     if fd is not None:
         os.close(fd)
@@ -222,7 +222,7 @@ def ends_of_processes() -> bool:
 
 
 def killing_with_caller() -> bool:
-    """Whether the kernel would end a worker with its caller."""
+    """Whether the kernel can end a worker when its caller dies."""
     reader, writer = os.pipe()
     try:
         return can_kill_at_hangup(reader)
@@ -237,17 +237,17 @@ def fault_counters() -> bool:
 
 
 def locking() -> OSError | None:
-    """What flock says to shared memory; None if it works."""
+    """The error from flock on shared memory; None if it works."""
     return _refusal(lambda file: fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
 
 
 def _refusal(attempt: Callable[[SparseFile], None]) -> OSError | None:
     file = SparseFile.create()
     if file is None:
-        return OSError(errno.ENOTSUP, "no memory without a name")
+        return OSError(errno.ENOTSUP, "no anonymous memory")
     try:
         attempt(file)
-    except AttributeError:  # a call that Python has not here
+    except AttributeError:  # Python lacks the function on this platform
         return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     except OSError as error:
         return error
@@ -266,7 +266,7 @@ def versions() -> dict[str, str]:
 
 
 def _read(path: str) -> str | None:
-    """A file of the system; None if there is none or it may not be read."""
+    """The content of a system file; None if it does not exist or cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()

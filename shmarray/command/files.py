@@ -1,4 +1,4 @@
-"""The file that an array is: owner, times, space."""
+"""The file of an array: owner, times, space."""
 
 import os
 import pwd
@@ -12,25 +12,25 @@ SHARED_MEMORY = "/dev/shm"
 
 @dataclass(frozen=True, slots=True)
 class ArrayFile:
-    """What the file system says of an array.
+    """What the file system knows about an array.
 
     Attributes
     ----------
     path : str
     device, inode : int
-        Both together are one file, whatever its names.
+        Together they identify the file, whatever its names.
     links : int
-        How many names it has.
+        The number of its names.
     uid : int
     permissions : int
         As for chmod.
     allocated : int
         Bytes that it takes up.
     created : float or None
-        Seconds since the epoch; None if the file system does not keep it.
+        Seconds since the epoch; None if the file system does not record it.
     modified : float
-        Seconds since the epoch.  Of writes through a mapping the kernel notices the first
-        to a page, not the others.
+        Seconds since the epoch.  The kernel notices only the first write to a page
+        through a mapping.
     """
 
     path: str
@@ -49,7 +49,7 @@ class ArrayFile:
 
     @property
     def owner(self) -> str:
-        """The user's name, or number if there is no such user here, as in containers."""
+        """The user's name, or its number if the user is unknown here, as in containers."""
         try:
             return pwd.getpwuid(self.uid).pw_name
         except KeyError:
@@ -57,18 +57,18 @@ class ArrayFile:
 
     @property
     def since(self) -> float:
-        """Since when it has been there, as nearly as can be known; seconds since the epoch."""
+        """When it was created, as far as known; seconds since the epoch."""
         return self.modified if self.created is None else self.created
 
 
 def path_of(name: str) -> str:
-    """The path of an array's file, by its name; InvalidNameError if no array can have it."""
+    """The path of an array's file; InvalidNameError if no array can have the name."""
     parsed = parse_name(name).absolute()
     return parsed.path if parsed.kind == "file" else f"{SHARED_MEMORY}/{parsed.path}"
 
 
 def look(path: str) -> ArrayFile:
-    """Look at a file without opening it; OSError if it is not there."""
+    """Inspect a file without opening it; OSError if it does not exist."""
     status = os.stat(path)
     born = birth(path)
     return ArrayFile(

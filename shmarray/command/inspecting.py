@@ -33,7 +33,7 @@ _STATISTICS = (
 
 
 class Header(NamedTuple):
-    """What stands before the data, and how the data lie."""
+    """What an array's header says, and the layout of its data."""
 
     version: tuple[int, int]
     dtype: np.dtype[Any]
@@ -73,7 +73,7 @@ def _inspected(name: str, *, statistics: bool) -> Inspected:
     array = shmarray.attach(name, "r")
     file = files.look(files.path_of(name))
     if file.identity != _owner(array).identity:
-        raise FileNotFoundError(None, "it was replaced by another while this looked at it: ask again", name)
+        raise FileNotFoundError(None, "another array replaced it in the meantime: try again", name)
     found = summaries(array) if statistics else []
     seen = processes.census([file])
     return Inspected(name, _header(array), file, found, seen.of(file), seen.hidden)
@@ -81,7 +81,7 @@ def _inspected(name: str, *, statistics: bool) -> Inspected:
 
 def _owner(array: NDArray[Any]) -> core.Mapping:
     mapping = core.owner(array)
-    assert mapping is not None, "attach gives arrays of ours"  # noqa: S101 - for the type checker
+    assert mapping is not None, "attach returns arrays of this library"  # noqa: S101 - for the type checker
     return mapping
 
 
@@ -117,7 +117,7 @@ def _facts(header: Header, file: ArrayFile) -> Iterator[tuple[str, str]]:
     yield "owner", f"{wording.safe(file.owner)}, {stat.filemode(file.permissions)[1:]} ({file.permissions:04o})"
     if file.created is not None:
         yield "created", _moment(file.created, now)
-    yield "modified", f"{_moment(file.modified, now)}, or later: the kernel does not see every write"
+    yield "modified", f"{_moment(file.modified, now)}, or later: the kernel does not notice every write"
     yield "inode", f"{file.inode} on device {os.major(file.device)}:{os.minor(file.device)}"
 
 
@@ -132,7 +132,7 @@ def _section(title: str, columns: tuple[Column, ...], rows: list[list[str]]) -> 
 
 
 def _fields(dtype: np.dtype[Any], path: str, start: int) -> Iterator[list[str]]:
-    """Every field, those inside others too; `start` is where the outer one begins."""
+    """Every field, including nested ones; `start` is the offset of the outer field."""
     for name in dtype.names or ():
         kind, offset = dtype.fields[name][:2]  # type: ignore[index]
         label = f"{path}{wording.safe(name)}"
@@ -141,7 +141,7 @@ def _fields(dtype: np.dtype[Any], path: str, start: int) -> Iterator[list[str]]:
 
 
 def _statistics(found: list[Summary]) -> tuple[tuple[Column, ...], list[list[str]]]:
-    """Columns and rows; without the column of fields where there are none."""
+    """Columns and rows; without the field column if there are no fields."""
     rows = [
         [
             ".".join(map(wording.safe, one.fields)),
@@ -162,7 +162,7 @@ def _cell(value: Any) -> str:
 def _processes(found: Inspected) -> Iterator[str]:
     users = found.users
     if users is None:
-        yield "which processes have it mapped cannot be known: /proc is not mounted here"
+        yield "cannot tell which processes have it mapped: /proc is not mounted"
         return
     yield f"mapped by {wording.count(len(users), 'process')}" if users else "mapped by no process"
     if users:

@@ -1,4 +1,4 @@
-"""Ctrl-C while there are children, to whom the terminal sends it too."""
+"""Ctrl-C while there are child processes, which also receive it from the terminal."""
 
 import signal
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from typing import Any
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let Ctrl-C wait for the second that this takes.
+    """Delay Ctrl-C until the block ends, which takes about a second.
 
-    The children block it, as this thread does, and print no traceback; and
-    multiprocessing.Pool, interrupted while it fills its pipe, may never end.
+    The children block the signal, as this thread does, and print no traceback; and
+    multiprocessing.Pool may hang if it is interrupted while it fills its pipe.
     """
-    resource_tracker.ensure_running()  # which lets the signal through whenever it starts
+    resource_tracker.ensure_running()  # it unblocks the signal whenever it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     # The signal may reach another thread, such as one of numpy's, and Python then calls the handler in this one.
     handler = signal.getsignal(signal.SIGINT)

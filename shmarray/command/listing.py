@@ -27,14 +27,14 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One array: what the library says of it, what the file system says, who has it mapped."""
+    """One array: what the library and the file system know about it, and the processes that have it mapped."""
 
     info: shmarray.ArrayInfo
     file: ArrayFile
     users: list[User] | None
 
 
-# What is in the way comes first: the largest, the oldest.
+# What takes up most space comes first: the largest or the oldest.
 _ORDERS = {
     "name": lambda one: one.info.name,
     "size": lambda one: -one.info.nbytes,
@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
 
 
 def listed(patterns: list[str]) -> tuple[list[Listed], int]:
-    """The arrays that match any of the patterns, sorted by name, and how many processes could not be looked at."""
+    """The arrays that match any of the patterns, sorted by name, and how many processes could not be inspected."""
     found = []
     for info in shmarray.list():
         if not patterns or any(selecting.matching(pattern, [info.name]) for pattern in patterns):
@@ -86,8 +86,8 @@ def _report(found: list[Listed], hidden: int, patterns: list[str]) -> list[str]:
         if hidden and any(one.file.permissions & 0o077 for one in found):
             said.append(wording.not_looked_at(hidden))
         return said
-    which = " that matches" if patterns else " that you may read"
-    return [f"There is no array{which} in {SHARED_MEMORY}. {_space(0)}"]
+    which = "match" if patterns else "you may read"
+    return [f"There are no arrays that {which} in {SHARED_MEMORY}. {_space(0)}"]
 
 
 def _sum(found: list[Listed]) -> str:
@@ -100,13 +100,13 @@ def _space(arrays: int) -> str:
     if not total:
         return f"{in_arrays}{SHARED_MEMORY} has no limit of its own."
     return (
-        f"{in_arrays}{SHARED_MEMORY}: {wording.size(total - free)} used in all, {wording.size(free)} free "
+        f"{in_arrays}{SHARED_MEMORY}: {wording.size(total - free)} used in total, {wording.size(free)} free "
         f"of {wording.size(total)}."
     )
 
 
 def allocated(found: list[Listed]) -> int:
-    """Bytes that arrays take up together; one that has two names counts once."""
+    """Total size of the arrays in bytes; an array with two names counts once."""
     return sum({one.file.identity: one.file.allocated for one in found}.values())
 
 

@@ -11,60 +11,60 @@ import shmarray
 from shmarray.command import deleting, demo, doctor, inspecting, listing, selecting, wording
 from shmarray.errors import ShmArrayError
 
-# Of full memory and missing arrays the library tells by classes of its own, so these are
-# about what was printed.
+# The library raises its own exceptions for full memory and missing arrays, so these errors
+# concern the output.
 _OF_THE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|h|d)")
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}  # seconds
 
 _DESCRIPTION = """\
-See, inspect and delete the numpy arrays that processes share on this machine, and
-find out what of this system stands in their way.
+List, inspect and delete the numpy arrays that processes share on this machine, and
+find out what in this system will cause problems for them.
 """
 
 _EPILOG = """\
 examples:
-  shmarray list --sort size         what is there, the largest first
-  shmarray info weights             one array: header, statistics, who has it mapped
-  shmarray delete --unused          those that no process has mapped, after a question
-  shmarray delete 'run-7-*'         all that match, after a question
-  shmarray doctor                   will this system cause trouble? run it in each container
-  shmarray demo                     see it work, in seconds
+  shmarray list --sort size         list the arrays, largest first
+  shmarray info weights             show its header, statistics, and who has it mapped
+  shmarray delete --unused          delete those that no process maps, after confirmation
+  shmarray delete 'run-7-*'         delete all that match, after confirmation
+  shmarray doctor                   check this system; run it in each container
+  shmarray demo                     see it work, in a few seconds
 
-An array's name is that given to shmarray.create(): x and shm://x are the shared memory
+An array's name is the one passed to shmarray.create(): x and shm://x are the shared memory
 object x, /dev/shm/x on Linux; file://PATH is a .npy file.
 
 exit codes:
-  0  all is well
-  1  something could not be done, or will bite; stderr or the report says what
-  2  the arguments make no sense, or a question would be needed and nobody can be asked
-  130 after Ctrl-C, 141 after the reader of a pipe went away, as the shell counts
+  0    success
+  1    something failed, or will bite; stderr or the report says what
+  2    invalid arguments, or confirmation is needed but there is no terminal
+  130  after Ctrl-C; 141 after the reader of a pipe has closed it, as in a shell
 """
 
 _LIST = """\
-List the arrays in shared memory that you may read.  Whatever else lies there is passed
-over.  Sizes are those of the data, in units of 1024.  An age is the time since the array
-was made.  'processes' counts those that have it mapped, those of other users only for root;
-'shmarray info' names them.
+List the arrays in shared memory that you may read.  Anything else there is ignored.
+Sizes are those of the data, in multiples of 1024.  An age is the time since the array was
+created.  'processes' is the number of processes that have it mapped; only root also sees
+those of other users.  'shmarray info' lists them.
 """
 
 _LIST_EPILOG = """\
 examples:
-  shmarray list                       all, by name
+  shmarray list                       all, sorted by name
   shmarray list 'run-*' --sort age    the oldest first: what an old run left behind
   shmarray list --json | jq -r '.arrays[] | select(.processes == []) | .name'
-                                      those that nobody has mapped
+                                      those that no process has mapped
 
---json: bytes, seconds since the epoch, dtypes as in .npy headers.
+--json gives sizes in bytes, times in seconds since the epoch, dtypes as in .npy headers.
 """
 
 _INFO = """\
-Show what an array's header says, what its numbers are like, and which processes have it
-mapped (mode r+: shared and writable, r: read-only, c: private copy-on-write).  It is
-attached read-only and read in chunks.  NaNs are counted and left out of min, max and mean.
-One that is not there is an error (exit code 1), and the others are shown nevertheless.
---json gives an object for one name, a list of them for several.
+Show an array's header, statistics of its data, and the processes that have it mapped
+(mode r+: shared and writable, r: read-only, c: private copy-on-write).  The array is
+attached read-only and read in chunks.  NaNs are counted, but excluded from min, max and
+mean.  A missing array is an error (exit code 1), but the others are still shown.
+--json prints an object for one name and a list of objects for several.
 """
 
 _INFO_EPILOG = """\
@@ -76,42 +76,43 @@ examples:
 """
 
 _DELETE = """\
-Delete arrays by name.  Quote patterns, so that the shell leaves them alone.  Processes
-that have an array mapped keep it; its memory is free when the last of them lets go.
+Delete arrays by name.  Quote patterns, so that the shell does not expand them.  Processes
+that have an array mapped keep it; its memory is freed when the last of them releases it.
 
-A pattern that matches more than one array is asked about.  Where nobody can be asked
-(stdin is no terminal), nothing is deleted then and the exit code is 2, unless you say
---yes.  Names in full are never asked about.  What is no array is never deleted.  A name
-that is not there is an error (exit code 1), and the others are deleted nevertheless.
+If a pattern matches more than one array, the command asks for confirmation.  If stdin is
+not a terminal, it then deletes nothing and exits with code 2, unless you pass --yes.  It
+never asks about full names, and never deletes anything that is not an array.  A missing
+array is an error (exit code 1), but the others are still deleted.
 
---unused and --older-than leave the others alone; both together, what is both.  Without a
-name they mean all that you may read.  'Unused' is what no process has mapped now; it may be
-kept for later, and processes of another container that shares /dev/shm are never seen.
-What others may have mapped whom you may not look into is not counted as unused.
+--unused and --older-than restrict the selection; given together, both must apply.  Without
+a name they select from all arrays that you may read.  An unused array is one that no
+process has mapped now.  It may be kept for later use, and processes in another container
+that shares /dev/shm are never seen.  An array that may be mapped by processes that you may
+not inspect does not count as unused.
 """
 
 _DELETE_EPILOG = """\
 examples:
   shmarray delete weights
-  shmarray delete --dry-run 'run-*'   what would go
-  shmarray delete --yes 'run-*'       in scripts
+  shmarray delete --dry-run 'run-*'   show what would be deleted
+  shmarray delete --yes 'run-*'       for scripts
   shmarray delete --yes --unused --older-than 12h
-                                      what was left behind: a job for cron
+                                      a cron job that cleans up leftovers
   shmarray delete -- -x               a name that begins with a hyphen
 
-patterns: * anything, ? one character, [ab] one of these.  A pattern that is itself the
-name of an array is that array.
+patterns: * matches anything, ? one character, [ab] one of these.  A pattern that is also
+the name of an array means that array.
 """
 
 _DOCTOR = """\
-Look at all that shared arrays depend on in this system, and try them out.  Each line says
-'ok', 'note' (works, but could be better) or 'will bite' (programs will fail or lose
-arrays); '>' is what to do about it.  Exit code 1 if anything will bite.
+Check everything in this system that shared arrays depend on, and try it out.  Each line
+says 'ok', 'note' (works, but could be better) or 'will bite' (programs will fail or lose
+arrays); '>' marks what to do about it.  The exit code is 1 if anything will bite.
 """
 
 _DEMO = """\
 Share an array between two processes, and time shmarray.Pool against multiprocessing.Pool.
-Takes a few seconds and some 600 MB; leaves nothing behind.
+This takes a few seconds and about 600 MB of memory, and leaves nothing behind.
 """
 
 
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments, without the program's name; those of this process by default.
+        The arguments, without the program name; by default those of this process.
 
     Returns
     -------
@@ -131,9 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        After --help and --version (0), and for arguments that make no sense (2).
+        After --help and --version (0), and for invalid arguments (2).
     OSError
-        If the output cannot be written; BrokenPipeError if nobody reads it any more.
+        If the output cannot be written; BrokenPipeError if its reader is gone.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -169,37 +170,41 @@ def _parser() -> ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    one = command("list", listing.run, "the arrays in shared memory", _LIST, _LIST_EPILOG)
-    one.add_argument("pattern", nargs="*", metavar="PATTERN", help="only those whose name matches, such as 'run-*'")
-    one.add_argument("--sort", choices=["name", "size", "age"], default="name", help="the largest or oldest first")
+    one = command("list", listing.run, "list the arrays in shared memory", _LIST, _LIST_EPILOG)
+    one.add_argument("pattern", nargs="*", metavar="PATTERN", help="list only matching names, such as 'run-*'")
+    one.add_argument(
+        "--sort", choices=["name", "size", "age"], default="name", help="size: largest first; age: oldest first"
+    )
     _add_json(one)
 
-    one = command("info", inspecting.run, "arrays: header, statistics, who has them mapped", _INFO, _INFO_EPILOG)
+    one = command("info", inspecting.run, "show header, statistics and users of arrays", _INFO, _INFO_EPILOG)
     one.add_argument("names", nargs="+", metavar="NAME")
     one.add_argument("--no-statistics", action="store_true", help="do not read the data")
     _add_json(one)
 
     one = command("delete", deleting.run, "delete arrays", _DELETE, _DELETE_EPILOG)
     one.add_argument("names", nargs="*", metavar="NAME", help="a name, or a pattern such as 'run-*'")
-    one.add_argument("--unused", action="store_true", help="only those that no process has mapped")
-    one.add_argument("--older-than", type=_age, metavar="AGE", help="only those made so long ago: 90s, 30min, 12h, 7d")
+    one.add_argument("--unused", action="store_true", help="only arrays that no process has mapped")
+    one.add_argument(
+        "--older-than", type=_age, metavar="AGE", help="only arrays at least this old: 90s, 30min, 12h, 7d"
+    )
     one.set_defaults(misused=one.error)
     one.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    one.add_argument("-n", "--dry-run", action="store_true", help="only say what would be deleted")
+    one.add_argument("-n", "--dry-run", action="store_true", help="only show what would be deleted")
 
-    one = command("doctor", doctor.run, "limits of this system that will cause trouble", _DOCTOR)
+    one = command("doctor", doctor.run, "check this system for limits that will cause problems", _DOCTOR)
     _add_json(one)
 
-    command("demo", demo.run, "see it work, in seconds", _DEMO)
+    command("demo", demo.run, "see it work, in a few seconds", _DEMO)
     return parser
 
 
 def _age(text: str) -> float:
     found = _AGE.fullmatch(text)
     if found is None:
-        raise ArgumentTypeError(f"{text!r} is no age: give a number and s, min, h or d, as in 12h")
+        raise ArgumentTypeError(f"invalid age {text!r}: give a number and s, min, h or d, as in 12h")
     return float(found[1]) * _UNITS[found[2]]
 
 
 def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")

@@ -1,4 +1,4 @@
-"""Who has an array mapped: the inodes in /proc/*/maps."""
+"""The processes that have an array mapped, found by the inodes in /proc/*/maps."""
 
 import os
 from collections import defaultdict
@@ -26,7 +26,7 @@ class User:
 
     @property
     def command(self) -> str:
-        """What it runs; empty if it has ended."""
+        """Its command line; empty if it has ended."""
         line = _read(self.pid, "cmdline") or b""
         text = line.rstrip(b"\0").replace(b"\0", b" ") or (_read(self.pid, "comm") or b"").rstrip(b"\n")
         return os.fsdecode(text)
@@ -34,16 +34,16 @@ class User:
 
 @dataclass(slots=True)
 class Census:
-    """Who has which array mapped, as far as this process may know.
+    """Which processes have which arrays mapped, as far as this process can see.
 
     Attributes
     ----------
     users : dict of (int, int) to list of User
         By device and inode.
     hidden : int
-        How many processes could not be looked at: other users', and those that have changed theirs.
+        How many processes could not be inspected: those of other users, or that have changed their user.
     hidden_uids : set of int
-        The users of those.
+        The users of those processes.
     """
 
     users: dict[Identity, list[User]] = field(default_factory=lambda: defaultdict(list))
@@ -51,12 +51,12 @@ class Census:
     hidden_uids: set[int] = field(default_factory=set)
 
     def of(self, file: ArrayFile) -> list[User] | None:
-        """None where the system tells of no processes."""
+        """The processes that have a file mapped; None if the system does not show processes."""
         return self.users.get(file.identity, []) if can_be_seen() else None
 
 
 def census(files: Iterable[ArrayFile]) -> Census:
-    """Go through all processes but this one, which maps only to look."""
+    """Inspect all processes except this one, which maps arrays only to read them."""
     by_inode = {file.inode: file for file in files}
     found = Census()
     for pid in _others() if by_inode else ():
@@ -75,12 +75,12 @@ def census(files: Iterable[ArrayFile]) -> Census:
 
 
 def can_be_seen() -> bool:
-    """Whether the system tells of its processes."""
+    """Whether the system shows its processes."""
     return os.path.exists(f"/proc/{os.getpid()}/maps")
 
 
 def _uids(pid: int) -> set[int]:
-    """A process's users; the owner of /proc/PID will not do, which is root for one that is not dumpable."""
+    """A process's users; not the owner of /proc/PID, which is root for a process that is not dumpable."""
     for line in (_read(pid, "status") or b"").splitlines():
         key, *numbers = line.split()
         if key == b"Uid:":
@@ -101,7 +101,7 @@ def _mapped(maps: bytes, wanted: dict[int, ArrayFile]) -> Iterator[tuple[int, st
     for line in maps.splitlines():
         _, permissions, _, device, text, *path = line.split(None, 5)
         inode = int(text)
-        # Of a subvolume or an overlay, maps has another device than stat: then the path decides.
+        # On a subvolume or overlay, the device in maps differs from stat's; then the path decides.
         if inode in wanted and (_device(device) == wanted[inode].device or path == [os.fsencode(wanted[inode].path)]):
             yield inode, "c" if permissions.endswith(b"p") else "r+" if b"w" in permissions else "r"
 
@@ -112,7 +112,7 @@ def _device(text: bytes) -> int:
 
 
 def _read(pid: int, what: str) -> bytes | None:
-    """A file of a process; None if it has ended meanwhile."""
+    """The content of a file in /proc/PID; None if the process has ended."""
     try:
         with open(f"/proc/{pid}/{what}", "rb") as file:
             return file.read()

@@ -1,4 +1,4 @@
-"""The process around a command: pipes that close, Ctrl-C, terminals of little alphabet, exit codes."""
+"""The process around a command: closed pipes, Ctrl-C, terminals with a small character set, exit codes."""
 
 import os
 import signal
@@ -9,22 +9,22 @@ from shmarray.command.parser import main
 
 
 def run() -> int:
-    """The command ``shmarray``: the arguments of this process, and its exit code."""
-    # A parent that ignores it, a daemon, hands that down: then nobody learns how a child ended.
+    """The command ``shmarray``: use the arguments of this process and return its exit code."""
+    # A child inherits an ignored SIGCHLD, as from a daemon, and then cannot see how its own children ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # None if it was closed, or a stand-in
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = _status()
-        # Here, not at exit: there an error could be neither told nor be an exit code.
+        # Here, because at exit an error could neither be reported nor change the exit code.
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         _silence()
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # As if SIGPIPE had ended us.  Not by letting it: the sockets of pools must not.
+        # As if SIGPIPE had ended this process.  The signal itself stays ignored, because of the pools' sockets.
         _silence()
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -42,7 +42,7 @@ def _status() -> int:
 
 
 def _silence() -> None:
-    """What is still in the buffer goes nowhere, or the interpreter would complain at exit."""
+    """Discard what is left in the buffer; otherwise the interpreter would report an error at exit."""
     if sys.stdout is not None:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The library at work, for real and small: a named array between two processes, and a pool."""
+"""Small tests with the real library: a named array between two processes, and a pool."""
 
 import multiprocessing
 import os
@@ -19,21 +19,21 @@ _ITEMS = 100_000  # 800 kB: through the pool's shared memory, not its pipe
 
 
 def named_array() -> str | None:
-    """Create, attach from a child, delete; what went wrong, or None."""
+    """Create an array, attach it in a child, delete it; return what went wrong, or None."""
     return _failure(_share_by_name)
 
 
 def pool() -> str | None:
-    """A pool of one worker: an array there and back, and one that both see; what went wrong, or None."""
+    """Send an array to a worker and back, and share another with it; return what went wrong, or None."""
     return _failure(_share_with_pool)
 
 
 def _failure(test: Callable[[], None]) -> str | None:
     try:
         with undisturbed(), warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # how a pool says that it does without
+            warnings.simplefilter("error", RuntimeWarning)  # a pool warns when it works without shared memory
             test()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what this is looking for
+    except Exception as error:  # noqa: BLE001 - the test reports any error
         return f"{type(error).__name__}: {wording.failure(error)}"
     return None
 
@@ -47,11 +47,11 @@ def _share_by_name() -> None:
         if child.exitcode is None:
             child.kill()
             child.join()
-            raise TimeoutError(f"a child that attaches an array has not come to its end in {_PATIENCE} s")
+            raise TimeoutError(f"a child that attaches an array did not finish within {_PATIENCE} s")
         if child.exitcode:
             raise ChildProcessError(f"a child that attaches an array ended with exit code {child.exitcode}")
         if array.tolist() != list(range(8)):
-            raise ValueError("what a child wrote to an array did not arrive")
+            raise ValueError("what a child process wrote to an array is not visible here")
 
 
 def _write_by_name(name: str) -> None:
@@ -62,7 +62,7 @@ def _share_with_pool() -> None:
     with shmarray.scoped(8, "int64") as seen, shmarray.Pool(1) as workers:
         doubled = workers.apply_async(_double, (np.arange(_ITEMS), seen)).get(_PATIENCE)
         if not np.array_equal(doubled, 2 * np.arange(_ITEMS)) or seen.tolist() != list(range(8)):
-            raise ValueError("what a worker wrote to an array did not arrive")
+            raise ValueError("what a worker wrote to an array is not visible here")
 
 
 def _double(array: NDArray[np.int64], seen: NDArray[np.int64]) -> NDArray[np.int64]:

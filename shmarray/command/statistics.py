@@ -1,4 +1,4 @@
-"""Least, greatest, mean, NaNs and zeros of an array, in chunks: of a huge one no copy is made."""
+"""Minimum, maximum, mean, NaNs and zeros of an array, in chunks, so that a huge array is not copied."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,26 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What the processor's second cache holds, so that going over it five times costs one reading.
+# Fits into the L2 cache, so that five passes read memory only once.
 _CHUNK = 1 << 20  # bytes
 
 
 @dataclass(slots=True)
 class Summary:
-    """What the numbers of an array are like, or of one field of it.
+    """Statistics of an array or of one of its fields.
 
-    NaN (NaT) is counted, and left out of everything else.
+    NaN (NaT) is counted, and excluded from everything else.
 
     Attributes
     ----------
     fields : tuple of str
-        The way to it through a structured dtype; () for an array of plain numbers.
+        The path to the field in a structured dtype; () for an array of plain numbers.
     kind : str
         As ``dtype.kind``.
     items, missing : int
         How many there are, and how many of them are NaN or NaT.
     zeros : int or None
-        None for times, of which zero is like any other.
+        None for times, for which zero has no special meaning.
     least, greatest : scalar or None
         None if there is nothing to compare, and for complex numbers.
     """
@@ -42,7 +42,7 @@ class Summary:
 
     @property
     def mean(self) -> Any:
-        """float64, or as precise as the numbers; a time, rounded down to its unit; None if there is nothing."""
+        """float64, or as precise as the numbers; a time, rounded down to its unit; None if there are no numbers."""
         present = self.items - self.missing
         if not present:
             return None
@@ -80,9 +80,9 @@ class Summary:
 def summaries(array: NDArray[Any]) -> list[Summary]:
     """One for an array of numbers or times, one for each such field of a structured one; none for strings."""
     found = [Summary(fields, kind) for fields, kind in _numbers(array.dtype, ())]
-    flat = array.reshape(-1, order="A")  # a view: arrays of ours are contiguous, row- or column-major
+    flat = array.reshape(-1, order="A")  # a view, because arrays of this library are contiguous
     step = max(1, _CHUNK // (array.dtype.itemsize or 1))
-    with np.errstate(all="ignore"):  # inf - inf, a sum past float64: the mean says nan or inf, as numpy's
+    with np.errstate(all="ignore"):  # on inf - inf or overflow the mean is nan or inf, as in numpy
         for start in range(0, flat.size if found else 0, step):
             for summary in found:
                 summary.take(flat[start : start + step])
@@ -92,12 +92,12 @@ def summaries(array: NDArray[Any]) -> list[Summary]:
 def _numbers(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     for name in dtype.names or ():
         yield from _numbers(dtype[name].base, (*path, name))
-    generic = dtype.kind == "M" and np.datetime_data(dtype)[0] == "generic"  # days or seconds: nobody knows
+    generic = dtype.kind == "M" and np.datetime_data(dtype)[0] == "generic"  # the unit is unknown
     if dtype.kind in "biufcmM" and not generic:
         yield path, dtype.kind
 
 
 def _exact_sum(times: NDArray[Any]) -> int:
-    """The sum as a Python int: nanoseconds since 1970 overflow 64 bits at the sixth."""
+    """The sum as a Python int: six times in nanoseconds since 1970 already overflow 64 bits."""
     numbers = times.astype(times.dtype.newbyteorder("=")).view(np.int64)
     return (int((numbers >> 32).sum()) << 32) + int((numbers & 0xFFFFFFFF).sum())

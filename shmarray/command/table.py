@@ -1,4 +1,4 @@
-"""Rows in columns, as wide as the terminal.  Pure, but for the question how wide that is."""
+"""Format tables to fit the terminal.  Pure, except for determining the terminal's width."""
 
 import shutil
 import unicodedata
@@ -15,9 +15,9 @@ class Column:
     ----------
     title : str
     align : {'<', '>'}
-        To the left, to the right.
+        Left or right.
     worth : int
-        Where there is no room for all, those of the least worth go first; 0 never goes.
+        If not all columns fit, those of least worth are left out first; 0 is always kept.
     """
 
     title: str
@@ -29,12 +29,12 @@ _GAP = "  "
 
 
 def terminal_width() -> int:
-    """Columns of the terminal (or of $COLUMNS); where the output goes elsewhere, as many as anything needs."""
+    """The terminal's width (or $COLUMNS); practically unlimited if the output does not go to a terminal."""
     return shutil.get_terminal_size(fallback=(1 << 20, 24)).columns
 
 
 def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """The table with its titles.  No cell is cut, so that a name can be copied; columns are left out instead."""
+    """The table with its titles.  Cells are never cut, so that names can be copied; columns are left out instead."""
     cells = [[column.title for column in columns], *rows]
     widths = [max(_width(row[index]) for row in cells) for index in range(len(columns))]
     kept = _fitting(columns, widths, width)
@@ -58,7 +58,7 @@ def _padded(text: str, width: int, align: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns that a terminal needs: two for a wide character, none for an accent that combines."""
+    """Width on a terminal: two columns for a wide character, none for a combining accent."""
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )

@@ -1,4 +1,4 @@
-"""Numbers and foreign text, for people.  Pure."""
+"""Format numbers and untrusted text for people.  Pure."""
 
 import math
 from typing import Any
@@ -22,13 +22,13 @@ def size(count: float) -> str:
 
 
 def exact_size(count: int) -> str:
-    """Both in a unit and in bytes."""
+    """In a unit and in bytes."""
     return f"{count} B" if count < 1024 else f"{size(count)} ({count:,} bytes)"
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there are two: 90 s, 59 min, 47 h, 12 d."""
-    seconds = max(0.0, seconds)  # clocks are set back
+    """In the largest unit that fits at least twice: 90 s, 59 min, 47 h, 12 d."""
+    seconds = max(0.0, seconds)  # the clock may have been set back
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -42,11 +42,11 @@ def count(number: int, thing: str) -> str:
 
 
 def not_looked_at(processes: int) -> str:
-    return f"Not counted, because you may not look into them: {count(processes, 'process')}."
+    return f"Not counted, because you may not inspect them: {count(processes, 'process')}."
 
 
 def safe(text: str) -> str:
-    """Text that others chose, without what a terminal would obey: escapes, newlines, overrides of direction."""
+    """Escape untrusted text, so that a terminal does not interpret it: escapes, newlines, direction overrides."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -55,7 +55,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def dtype(kind: np.dtype[Any]) -> str:
-    """A dtype in one word, as numpy prints it; a structured one by its fields, shortened."""
+    """A dtype in one word, as numpy prints it; a structured dtype by its fields, shortened."""
     if kind.subdtype is not None:
         return f"{dtype(kind.base)} {kind.shape}"
     if kind.names is None:
@@ -65,12 +65,12 @@ def dtype(kind: np.dtype[Any]) -> str:
 
 
 def descr(kind: np.dtype[Any]) -> Any:
-    """A dtype as .npy headers have it: a string such as '<f8', or a list of fields."""
+    """A dtype as in .npy headers: a string such as '<f8', or a list of fields."""
     return np.lib.format.dtype_to_descr(kind)
 
 
 def number(value: Any) -> Any:
-    """A numpy scalar as JSON can have it: what is no finite number as a string, complex as a pair."""
+    """A numpy scalar as a JSON value: non-finite numbers and times as strings, complex numbers as pairs."""
     if value is None or isinstance(value, (int, str)):
         return value
     if isinstance(value, (np.datetime64, np.timedelta64)):
@@ -84,7 +84,7 @@ def number(value: Any) -> Any:
 
 
 def failure(error: BaseException) -> str:
-    """An error in one line.  Those of this library are whole sentences; a bare OSError needs its file's name."""
+    """An error in one line.  Errors of this library are complete; a bare OSError needs its file's name."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, ShmArrayError):
         what = f"{error.filename!r}: " if error.filename else ""
         return safe(f"{what}{error.strerror}")

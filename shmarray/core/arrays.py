@@ -1,6 +1,6 @@
 """Named arrays: create, attach, require, delete."""
 
-# In help() a signature then has the names of the types, not what they stand for.
+# So that help() shows the names of types in signatures, not their expansions.
 from __future__ import annotations
 
 import os
@@ -21,9 +21,9 @@ from shmarray.core.publishing import publish
 from shmarray.core.segment import OWNER_ALONE, Order, Shape, UnfinishedError, may_be_array, planned, read_layout
 from shmarray.errors import ArrayExistsError, ArrayFormatError, ArrayNotFoundError, ShmArrayError
 
-# How long attach waits for a maker that cannot make it under no name: a reservation of some GB takes that long.
+# How long attach waits for an array that is still being created under its name; reserving some GB takes this long.
 _PATIENCE = 5.0  # seconds
-# And for one whose file is empty, where such makers are an exception: mostly it is somebody else's.
+# The same for an empty file, on systems where arrays are normally complete before they get their names.
 _PATIENCE_IF_EMPTY = 0.5  # seconds
 _POLL = 0.002  # seconds
 _FLAGS = {"r+": os.O_RDWR, "r": os.O_RDONLY, "c": os.O_RDONLY}
@@ -103,57 +103,57 @@ def create(
     order: Order = "K",
     permissions: int = OWNER_ALONE,
 ) -> NDArray[Any]:
-    """Make a new named array in shared memory, zeroed or a copy of `data`.
+    """Create a named array in shared memory, filled with zeros or a copy of `data`.
 
     Parameters
     ----------
     name : str
-        1 to 255 bytes without a slash (leading ones are dropped); the array is the shared
-        memory object of just that name (``/dev/shm/<name>`` on Linux).  ``shm://x`` is
-        ``x``; ``file://PATH`` makes an ordinary .npy file and maps that.
+        1 to 255 bytes without a slash (leading slashes are dropped).  The array is the shared
+        memory object of exactly this name (``/dev/shm/<name>`` on Linux).  ``shm://x`` is
+        the same as ``x``; ``file://PATH`` creates an ordinary .npy file and maps it.
     shape : int or sequence of int, optional
-        Items along each axis.  May be left out with `data`; if it is given too, it must
-        have as many items, and `data` is reshaped.
+        Items along each axis.  Optional with `data`; if both are given, `data` is reshaped
+        and must have the same number of items.
     dtype : dtype, optional
-        ``float64``, or that of `data`, by default.  Any that the .npy format gives back
-        exactly; not Python objects.
+        ``float64`` by default, or the dtype of `data`.  Any dtype that the .npy format
+        stores exactly; not Python objects.
     data : array_like, optional
-        What to copy in: any array, strided or not, or nested sequences; converted to
+        The data to copy: any array, contiguous or not, or nested sequences; converted to
         `dtype` as by ``data.astype(dtype)``.
     order : {'K', 'C', 'F'}, optional
-        Row-major or column-major.  'K', as in `numpy.copy`: that of `data` as nearly as
-        it can be had, otherwise 'C'.
+        Row-major or column-major.  'K' matches the order of `data` as closely as possible,
+        as in `numpy.copy`; without `data` it means 'C'.
     permissions : int, optional
-        Who may open it, as for `chmod`, exactly: the umask does not matter.
+        Who may open the array, as for `chmod`.  The umask does not apply.
 
     Returns
     -------
     ndarray
-        The memory itself: plain `numpy.ndarray`, writable, shared with everybody who
-        attaches the name.  It stays valid, with all its views, for as long as there is a
-        reference, also after `delete`.
+        The memory itself: a plain, writable `numpy.ndarray`, shared with every process that
+        attaches the name.  It and its views stay valid as long as they are referenced, even
+        after `delete`.
 
     Raises
     ------
     ArrayExistsError
-        If the name is taken, by whatever it is.
+        If the name is taken, by an array or anything else.
     ArrayNotFoundError
         If there is no such directory (``file://``), or no ``/dev/shm``.
     InvalidNameError, TypeError, ValueError
-        If no array can have this name, dtype or shape.  Nothing was touched.
+        If no array can have this name, dtype or shape.  Nothing was changed.
     SharedMemoryFullError
-        If the space cannot be had; it is reserved here, so that no later write dies of a
-        bus error.  Nothing is left behind, and nothing of others is changed.
+        If there is not enough space.  The space is reserved here, so that later writes do
+        not fail with a bus error.  Nothing is left behind, and other arrays are unchanged.
     ArrayPermissionError
-        If the system does not let this user.
+        If this user may not create the array.
 
     Notes
     -----
-    The name appears when the array is complete: no process that attaches it sees half of it,
-    and a process killed inside `create` leaves nothing (Linux; elsewhere the name is
-    there before its content, and `attach` waits for that).  The array outlives this
-    process, until `delete`; see `scoped` for one that does not.  Safe to call from many
-    threads and processes: of several with one name, one succeeds.
+    The name appears when the array is complete: no process attaches a partial array, and a
+    process that is killed inside `create` leaves nothing behind.  This holds on Linux;
+    elsewhere the name appears first, and `attach` waits for the content.  The array outlives
+    this process, until `delete`; `scoped` creates temporary arrays.  Safe to call from many
+    threads and processes: if several use the same name, one succeeds.
 
     Examples
     --------
@@ -173,45 +173,46 @@ def create(
 
 
 def attach(name: str, mode: Mode = "r+") -> NDArray[Any]:
-    """Open a named array: the same memory that its creator has.
+    """Open a named array, which uses the same memory as its creator's.
 
     Parameters
     ----------
     name : str
-        As given to `create`; ``file://PATH`` opens what `numpy.save` wrote.
+        As passed to `create`; ``file://PATH`` also opens files that `numpy.save` wrote.
     mode : {'r+', 'r', 'c'}, optional
-        As for ``numpy.load(mmap_mode=)``: shared and writable; read-only; private, where
-        a write is seen here only and costs a copy of the page it falls on.
+        As for ``numpy.load(mmap_mode=)``: 'r+' is shared and writable, 'r' is read-only, and
+        'c' is private: writes are visible only here, and each copies the page it changes.
 
     Returns
     -------
     ndarray
-        A view of the memory, not a copy; plain `numpy.ndarray`.  It stays valid for as
-        long as there is a reference to it or to a view of it, and takes no descriptor.
+        A view of the memory, not a copy; a plain `numpy.ndarray`.  It stays valid as long as
+        it or a view of it is referenced, and uses no file descriptor.
 
     Raises
     ------
     ArrayNotFoundError
         If there is no array of that name.
     ArrayFormatError
-        If what is there is not a complete array.  Nothing in it was evaluated.
+        If the name does not refer to a complete array.  Nothing in it was evaluated.
     ArrayPermissionError
-        If this user may not open it this way; ``mode="r"`` asks for less.
+        If this user may not open it in this mode; ``mode="r"`` needs fewer permissions.
     InvalidNameError, TypeError, ValueError
-        If no array can have this name, or there is no such mode.
+        If no array can have this name, or the mode is invalid.
     OSError
-        With ENOMEM, if the process has no room for the mapping: `vm.max_map_count` bounds
-        how many arrays one process can have attached (65530 by default), not `ulimit -n`.
+        With ENOMEM, if the process cannot map more memory.  The limit on the number of
+        attached arrays is `vm.max_map_count` (65530 by default), not `ulimit -n`.
 
     Notes
     -----
-    Safe from many threads and processes.  A forked child has its parent's arrays.  Should
-    another program truncate the file, touching what was cut off is a bus error, which no
-    ``except`` sees: the process ends by SIGBUS, and ``python -X faulthandler`` says where.
-    A pool says so of its worker.  Attaching such a file is an ArrayFormatError.
+    Safe to call from many threads and processes.  A forked child has its parent's arrays.  If
+    another program truncates the file, accessing the missing part is a bus error, which
+    ``except`` cannot catch: SIGBUS ends the process, and ``python -X faulthandler`` shows
+    where.  If that happens in a worker, its pool reports it.  Attaching a truncated file
+    raises ArrayFormatError.
     """
     if mode not in _FLAGS:
-        raise ValueError(f"mode is 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")
+        raise ValueError(f"mode must be 'r+', 'r' or 'c', as for numpy.load(mmap_mode=), not {mode!r}")
     target = names.parse(name).absolute()
     start = None
     while True:
@@ -264,7 +265,7 @@ def require(
     order: Literal["C", "F"] = "C",
     permissions: int = OWNER_ALONE,
 ) -> NDArray[Any]:
-    """Attach an array if it is there, create it if it is not.
+    """Attach an array if it exists, and create it otherwise.
 
     Parameters
     ----------
@@ -282,24 +283,23 @@ def require(
     Returns
     -------
     ndarray
-        As `attach` in mode ``'r+'`` gives it.  Zeroed if this call created it.
+        As returned by `attach` in mode ``'r+'``.  Filled with zeros if this call created it.
 
     Raises
     ------
     ArrayExistsError
-        If there is an array of that name with another shape, dtype or order; the order
-        is 'C' unless 'F' is asked for.
+        If there is an array of that name with a different shape, dtype or order.
     ArrayFormatError, InvalidNameError, TypeError, ValueError, SharedMemoryFullError, ArrayPermissionError
         As `create` and `attach` do.
 
     Notes
     -----
-    Many processes may race: one creates, the others get the same memory.
+    If many processes call this at once, one creates the array and the others attach it.
     """
     if order not in ("C", "F"):
-        raise ValueError(f"order is 'C' or 'F', not {order!r}")
+        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
     wanted, _ = layout.plan(shape, dtype, order == "F")
-    while True:  # until nobody deletes it between a failed create and the attach
+    while True:  # again if it is deleted between a failed create and the attach
         with suppress(ArrayNotFoundError):
             return _agreeing(attach(name), wanted, name)
         with suppress(ArrayExistsError):
@@ -310,8 +310,8 @@ def _agreeing(array: NDArray[Any], wanted: Layout, name: str) -> NDArray[Any]:
     found = array.shape, array.dtype, "C" if array.flags.c_contiguous else "F"
     if found != (wanted.shape, wanted.dtype, wanted.order):
         raise ArrayExistsError(
-            f"{name!r} is there with shape {found[0]}, dtype {found[1]} and order {found[2]}, not shape "
-            f"{wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or require what it is",
+            f"{name!r} exists with shape {found[0]}, dtype {found[1]} and order {found[2]}, not shape "
+            f"{wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or change the call",
             name,
         )
     return array
@@ -320,27 +320,27 @@ def _agreeing(array: NDArray[Any], wanted: Layout, name: str) -> NDArray[Any]:
 def delete(name: str) -> None:
     """Remove an array's name.
 
-    Arrays attached already, here or elsewhere, stay valid; the memory is freed when the
-    last of them is garbage.
+    Arrays that are already attached, here or elsewhere, stay valid; the memory is freed when
+    the last of them is garbage-collected.
 
     Parameters
     ----------
     name : str
-        As given to `create`.
+        As passed to `create`.
 
     Raises
     ------
     ArrayNotFoundError
         If there is no array of that name.
     ArrayFormatError
-        If what is there is no array, not even an unfinished one: it is left alone.
+        If the name refers to something other than an array, complete or not; it is not deleted.
     ArrayPermissionError
-        If the system does not let this user.
+        If this user may not delete it.
     """
     target = names.parse(name)
     try:
         if not _deletable_soon(target):
-            raise ArrayFormatError(f"{name!r} is not an array, so it is not deleted here: remove the file itself", name)
+            raise ArrayFormatError(f"{name!r} is not an array, so it was not deleted: remove the file itself", name)
         files.unlink(target)
     except ShmArrayError:
         raise
@@ -349,7 +349,7 @@ def delete(name: str) -> None:
 
 
 def _deletable_soon(name: Name) -> bool:
-    """Whether it is an array; of an empty file, what becomes of it, as for `attach`."""
+    """Whether it is an array; wait for an empty file to become one, as `attach` does."""
     start = time.monotonic()
     while not _deletable(name):
         path = files.path_of(name)
@@ -362,11 +362,11 @@ def _deletable_soon(name: Name) -> bool:
 def _deletable(name: Name) -> bool:
     found = files.identity_of(name)
     if found is not None and is_live(found):
-        return True  # saves opening it: mostly it is the creator who deletes
+        return True  # avoids opening it, since the creator usually deletes it
     try:
         fd = files.open_existing(name, os.O_RDONLY)
     except PermissionError:
-        # An array of permissions 0o000, say: whether it may go is the directory's to decide.
+        # Such as an array with permissions 0o000; deleting it needs permission for the directory only.
         path = files.path_of(name)
         return path is None or not files.is_special(os.stat(path))
     try:

@@ -139,7 +139,7 @@ def checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, 
     """A shape as numpy's functions take it, as a tuple; TypeError or ValueError if it is none."""
     lengths = _tuple(shape)
     if any(length < 0 for length in lengths):
-        raise ValueError(f"negative length in the shape {lengths}")
+        raise ValueError(f"negative dimension in the shape {lengths}")
     return lengths
 
 
@@ -149,15 +149,15 @@ def _tuple(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     with suppress(TypeError):
         if isinstance(shape, np.ndarray) or (isinstance(shape, Sequence) and not isinstance(shape, str | bytes)):
             return tuple(map(operator.index, shape))
-    raise TypeError(f"a shape is an int or a sequence of ints, not {shape!r}; what to copy goes into data=")
+    raise TypeError(f"shape must be an int or a sequence of ints, not {shape!r}; pass data to copy as data=")
 
 
 def _check_extent(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"{len(shape)} dimensions are too many: numpy has at most {_MOST_DIMENSIONS}")
+        raise ValueError(f"{len(shape)} dimensions are too many: numpy supports at most {_MOST_DIMENSIONS}")
     # As numpy does, a zero among the lengths does not excuse the others.
     if math.prod(length or 1 for length in shape) * (dtype.itemsize or 1) > _LARGEST:
-        raise ValueError(f"the shape {shape} of {dtype} is larger than any memory can be")
+        raise ValueError(f"the shape {shape} of {dtype} is too large for any memory")
 
 
 def _framed(text: str, dtype: np.dtype[Any]) -> bytes:
@@ -168,8 +168,8 @@ def _framed(text: str, dtype: np.dtype[Any]) -> bytes:
     length = -(prefix + len(body) + 1) % _ALIGNMENT + len(body) + 1
     if length > LONGEST_TEXT:
         raise TypeError(
-            f"the dtype takes {length} bytes of header, and numpy.load accepts {LONGEST_TEXT}: "
-            f"give it fewer or shorter field names ({len(dtype.names or ())} fields)"
+            f"the dtype needs {length} bytes in the header, but numpy.load accepts at most {LONGEST_TEXT}: "
+            f"use fewer or shorter field names ({len(dtype.names or ())} fields)"
         )
     return MAGIC + bytes((version, 0)) + length.to_bytes(prefix - 8, "little") + body.ljust(length - 1) + b"\n"
 
@@ -178,21 +178,21 @@ def _description(dtype: np.dtype[Any]) -> str:
     """The dtype as the header's text, which gives back just this dtype or raises TypeError here."""
     if dtype.hasobject:
         raise TypeError(
-            f"{dtype!r} keeps pointers, which no other process can follow; for strings give a length, 'U10'"
+            f"{dtype!r} holds pointers, which are invalid in other processes; for strings give a length, as in 'U10'"
         )
     if dtype.names is None and dtype.kind in "SU" and not dtype.itemsize:
-        raise TypeError(f"{dtype!r} has no length: say how long the strings are, as in 'U10'")
+        raise TypeError(f"{dtype!r} has no length: give the length of the strings, as in 'U10'")
     try:
         descr = _described(dtype)
         again = _dtype(descr)
     except (ValueError, TypeError) as error:
         raise TypeError(f"{dtype!r} cannot be written in the .npy format: {error}") from error
     if _has_metadata(dtype):
-        raise TypeError(f"{dtype!r} has metadata, which the .npy format does not keep: give a dtype without")
+        raise TypeError(f"{dtype!r} has metadata, which the .npy format cannot store: use a dtype without metadata")
     if not _identical(dtype, again):
         raise TypeError(
-            f"{dtype!r} would come back as {again!r}: the .npy format cannot keep it. "
-            "Give a dtype of numpy's own (np.void in place of np.record)"
+            f"{dtype!r} would be read back as {again!r}, because the .npy format cannot store it: "
+            "use one of numpy's own dtypes (np.void instead of np.record)"
         )
     return repr(descr)
 
@@ -208,7 +208,7 @@ def _described(dtype: np.dtype[Any]) -> Any:
     for name in dtype.names:
         kind, offset, *title = dtype.fields[name]
         if offset < end:
-            raise ValueError(f"the field {name!r} overlaps the one before it, or is out of order")
+            raise ValueError(f"the field {name!r} overlaps the previous one or is out of order")
         if offset > end:
             fields.append(("", f"|V{offset - end}"))
         fields.append(((title[0], name) if title else name, _described(kind)))
@@ -258,13 +258,13 @@ def header_size(start: bytes) -> int:
         If `start` does not begin a header.
     """
     if start[:6] != MAGIC or len(start) < 12:
-        raise BadHeaderError("it does not begin with the mark of a .npy file")
+        raise BadHeaderError("it does not begin with the magic string of a .npy file")
     if start[6:8] == b"\1\0":
         prefix = 10
     elif start[6:8] in (b"\2\0", b"\3\0"):
         prefix = 12
     else:
-        raise BadHeaderError(f"its format version is {start[6]}.{start[7]}; known are 1.0, 2.0 and 3.0")
+        raise BadHeaderError(f"its format version is {start[6]}.{start[7]}; supported versions are 1.0, 2.0 and 3.0")
     length = int.from_bytes(start[8:prefix], "little")
     if length > LONGEST_TEXT:
         raise BadHeaderError(f"its header has {length} bytes, more than {LONGEST_TEXT}")
@@ -291,22 +291,22 @@ def parse(header: bytes) -> Layout:
 @lru_cache(maxsize=256)
 def _parse(header: bytes) -> Layout:
     if len(header) < 12 or len(header) != header_size(header):
-        raise BadHeaderError("its header is cut off")
+        raise BadHeaderError("its header is truncated")
     try:
         fields = _literal(header)
         if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
-            raise ValueError("not the three keys descr, fortran_order and shape")
+            raise ValueError("the keys are not descr, fortran_order and shape")
         dtype, shape, fortran = _dtype(fields["descr"]), fields["shape"], fields["fortran_order"]
         if dtype.subdtype is not None:
-            raise ValueError("a sub-array outside a structure")
+            raise ValueError("a subarray dtype outside a structure")
         if type(shape) is not tuple or any(type(length) is not int for length in shape):
-            raise ValueError(f"the shape {shape!r}")
+            raise ValueError(f"invalid shape {shape!r}")
         if type(fortran) is not bool:
-            raise ValueError(f"fortran_order {fortran!r}")
+            raise ValueError(f"invalid fortran_order {fortran!r}")
         _check_extent(shape, dtype)
-    # SyntaxError, MemoryError and RecursionError are how Python's parser says no.
+    # Python's parser raises SyntaxError, MemoryError and RecursionError for invalid literals.
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError) as error:
-        raise BadHeaderError(f"its header does not describe one: {error}") from error
+        raise BadHeaderError(f"its header is invalid: {error}") from error
     return _layout(dtype, shape, fortran, len(header))
 
 
@@ -323,17 +323,17 @@ def _dtype(descr: Any) -> np.dtype[Any]:
         if descr.lstrip("<>|=")[:1] == "O":
             raise ValueError("it holds Python objects, which cannot be mapped")
         if not _SCALAR.fullmatch(descr):
-            raise ValueError(f"the type {descr!r}")
+            raise ValueError(f"invalid dtype {descr!r}")
         dtype = np.dtype(descr)
-        # Before numpy 2.2 the size of a text overflows: "<U1073741824" has 0 bytes.
+        # Before numpy 2.2 the size of a string overflows: "<U1073741824" has 0 bytes.
         if dtype.kind == "U" and dtype.itemsize != 4 * int(descr.partition("U")[2]):
-            raise ValueError(f"the type {descr!r}")
+            raise ValueError(f"invalid dtype {descr!r}")
         return dtype
     if isinstance(descr, tuple) and len(descr) == 2 and isinstance(descr[1], tuple):
         return np.dtype((_dtype(descr[0]), tuple(map(operator.index, descr[1]))))
     if isinstance(descr, list):
         return _structure(descr)
-    raise ValueError(f"the type {descr!r}")
+    raise ValueError(f"invalid dtype {descr!r}")
 
 
 def _structure(descr: list[Any]) -> np.dtype[Any]:
@@ -344,12 +344,12 @@ def _structure(descr: list[Any]) -> np.dtype[Any]:
     end = 0
     for field in descr:
         if not isinstance(field, tuple) or len(field) not in (2, 3):
-            raise ValueError(f"the field {field!r}")
+            raise ValueError(f"invalid field {field!r}")
         kind = _dtype(field[1] if len(field) == 2 else (field[1], field[2]))
         if field[0] != "":  # a field without a name is padding
             title, name = field[0] if isinstance(field[0], tuple) and len(field[0]) == 2 else (None, field[0])
             if not isinstance(name, str) or not isinstance(title, str | None):
-                raise ValueError(f"the field name {field[0]!r}")
+                raise ValueError(f"invalid field name {field[0]!r}")
             names.append(name)
             titles.append(title)
             formats.append(kind)

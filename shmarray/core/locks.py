@@ -19,14 +19,14 @@ from shmarray.core.posix import files
 from shmarray.core.posix.errors import explained, unreachable
 from shmarray.errors import LockTimeoutError
 
-# flock has no timeout of its own, and a signal to end it would hit the whole program.
-# The waits between two tries double from 0.5 to 20 ms.
+# flock has no timeout, and a signal to interrupt it would affect the whole program.
+# The delay between two attempts doubles from the first to the longest.
 _FIRST_WAIT, _LONGEST_WAIT = 0.0005, 0.02  # seconds
 
-# Descriptors that hold a lock or wait for one.  A forked child has copies of them, and a
-# lock lives until the last copy is closed: it would hold what its parent died with.
+# Descriptors that hold a lock or wait for one.  A forked child inherits copies, which would
+# keep the lock after the parent's death, so it closes them.
 _open_fds: set[int] = set()
-# No fork between an open and its entry above.  Reentrant, for a signal handler that forks.
+# Prevents a fork between an open and its entry above.  Reentrant, for a signal handler that forks.
 _opening = threading.RLock()
 
 
@@ -42,34 +42,35 @@ os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, a
 def lock(
     array: NDArray[Any] | str, *, shared: bool = False, timeout: float | None = None
 ) -> AbstractContextManager[None]:
-    """Hold an array's lock: between threads, processes and unrelated programs.
+    """Hold an array's lock, which excludes other threads, processes and unrelated programs.
 
     Parameters
     ----------
     array : ndarray or str
-        An array that `create`, `attach` or `scoped` gave, or a view of one (the lock is
-        that of the whole array), or a name.
+        An array from `create`, `attach` or `scoped`, a view of one (the lock is that of the
+        whole array), or a name.
     shared : bool, optional
-        Several may hold it shared at a time, for reading; only one exclusive.
+        Whether to take a shared lock, for reading.  Any number of holders can share the lock,
+        but only one can hold it exclusively.
     timeout : float, optional
-        Seconds to wait at most; 0 tries once; None waits for ever.
+        Maximum number of seconds to wait; 0 tries once; None waits forever.
 
     Raises
     ------
     LockTimeoutError
-        If another held it all the time.
+        If the lock was not released in time.
     ArrayNotFoundError
-        If there is no such name, or the array's name was deleted: there is nothing left
-        under which others could lock it.
+        If there is no such name, or the array's name was deleted, so that no other process
+        could lock it.
     TypeError, ValueError
-        If the array is not in shared memory, or `timeout` is no number of seconds from 0 on.
+        If the array is not in shared memory, or `timeout` is not a number of seconds >= 0.
 
     Notes
     -----
-    Advisory: it keeps out those who lock, and nobody else.  It is an flock(2) on the
-    array's file, so ``flock /dev/shm/x command`` takes part.  Not reentrant: a thread that
-    takes it twice waits for itself.  It takes a descriptor while it is held or waited for.
-    A forked child does not hold what its parent holds.
+    The lock is advisory: it only excludes other users of the lock.  It is an flock(2) on the
+    array's file, so ``flock /dev/shm/x command`` uses the same lock.  It is not reentrant: a
+    thread that takes it twice deadlocks.  It uses a file descriptor while it is held or
+    waited for.  A forked child does not inherit it.
 
     Examples
     --------
@@ -77,8 +78,8 @@ def lock(
     >>> with shmarray.scoped(3) as a, shmarray.lock(a, timeout=1.0):
     ...     a += 1
     """
-    if timeout is not None and not timeout >= 0:  # nan is not, either
-        raise ValueError(f"a timeout is 0 or more seconds, or None to wait for ever, not {timeout!r}")
+    if timeout is not None and not timeout >= 0:  # also rejects nan
+        raise ValueError(f"timeout must be at least 0 seconds, or None to wait forever, not {timeout!r}")
     if isinstance(array, str):
         return _held(names.parse(array).absolute(), None, shared, timeout)
     mapping = require_owner(array)
@@ -91,8 +92,8 @@ def _held(name: Name, wanted: files.Identity | None, shared: bool, timeout: floa
     while True:
         fd, entered = -1, False
         enter_to_open, enter_to_close = (starmap(_opening.acquire, ((),)) for _ in range(2))
-        # All in one function: a Ctrl-C between this and another one would leave it locked.  Nor "with": Python 3.14
-        # looks for signals when __enter__ has returned, before it knows that it must leave.
+        # All in one function, because Ctrl-C between two functions would leave it locked.  Not with "with", either:
+        # Python 3.14 checks for signals after __enter__ has returned, before __exit__ is guaranteed.
         try:
             try:
                 (entered,) = enter_to_open
@@ -107,10 +108,10 @@ def _held(name: Name, wanted: files.Identity | None, shared: bool, timeout: floa
         finally:
             entered = False
             try:
-                (entered,) = enter_to_close  # nor a fork between the entry's end and the close
+                (entered,) = enter_to_close  # no fork between removing the entry and the close
             finally:
                 try:
-                    if fd in _open_fds:  # not in a child forked meanwhile
+                    if fd in _open_fds:  # not in a child forked in the meantime
                         try:
                             _open_fds.remove(fd)
                         finally:
@@ -128,10 +129,10 @@ def _opened(name: Name) -> int:
 
 
 def _is_locked(fd: int, name: Name, wanted: files.Identity | None, shared: bool, deadline: float | None) -> bool:
-    """Lock the file; False if it was deleted while we waited: then what has the name now is to be locked."""
+    """Lock the file; False if it was deleted while waiting, so that the name's new file must be locked instead."""
     found = files.identity(os.fstat(fd))
     if wanted is not None and found != wanted:
-        raise unreachable(name, "it was deleted, and another has its name now")
+        raise unreachable(name, "it was deleted, and another array now has its name")
     _wait(fd, name, shared, deadline)
     return files.is_name_of(name, found)
 
@@ -144,6 +145,8 @@ def _wait(fd: int, name: Name, shared: bool, deadline: float | None) -> None:
     while not files.flock(fd, shared=shared, wait=False):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise LockTimeoutError(f"the lock of {name.text!r} is held by another, or by this very thread", name.text)
+            raise LockTimeoutError(
+                f"the lock of {name.text!r} is held by another process or thread, or by this thread itself", name.text
+            )
         time.sleep(min(wait, left))
         wait = min(2 * wait, _LONGEST_WAIT)

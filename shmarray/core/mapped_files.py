@@ -1,9 +1,9 @@
-"""Files that numpy has mapped: which file that is, and how another process maps the same and no other.
+"""Files of numpy memory maps: find a map's file, and map exactly the same file in another process.
 
-A path alone will not do: when the other process opens it, it may be another file's, because
-careful programs save to a new file and rename it.  So device, inode and time of birth go
-with it, and are compared before anything is mapped or written.  If the name is gone by then,
-the other process opens this one's descriptor, for as long as the memory map is in use here.
+A path alone is not enough: by the time the other process opens it, it may refer to another
+file, because careful programs save to a new file and rename it.  So device, inode and birth
+time are sent with it, and compared before anything is mapped or written.  If the name is gone
+by then, the other process opens this one's descriptor while the memory map is in use here.
 """
 
 import errno
@@ -17,24 +17,24 @@ from weakref import WeakKeyDictionary
 from shmarray.core.posix import files, maps
 from shmarray.errors import ArrayFormatError, ArrayNotFoundError, ArrayPermissionError
 
-# The file may be there; what is missing is this process's.
+# These mean that this process lacks a resource, not that the file is missing.
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class FileReference(NamedTuple):
-    """A file, for other processes.
+    """A reference to a file, for other processes.
 
     Attributes
     ----------
     path : str
-        Its name when it was mapped; for messages too.
+        Its name when it was mapped; also used in messages.
     identity : tuple of int
         Device and inode.
     born : int or None
-        When it was made, in nanoseconds: inodes are used again.
+        When it was created, in nanoseconds, because inodes are reused.
     descriptors : tuple of str
-        Paths to descriptors of it: this process's, if it is known, and that of the process
-        that sent it here, to which it may be on its way back.
+        Paths to its descriptors: this process's, if known, and that of the process that sent
+        it here, to which it may be returning.
     """
 
     path: str
@@ -51,30 +51,30 @@ class _Source(NamedTuple):
     descriptor: int | None
 
 
-# To find one takes milliseconds where thousands of files are mapped or open.
+# Cached, because finding one is slow if thousands of files are mapped or open.
 _sources: WeakKeyDictionary[mmap.mmap, _Source] = WeakKeyDictionary()
-# The descriptor in the process that sent it first.
+# The descriptor in the process that first sent it.
 _origins: WeakKeyDictionary[mmap.mmap, str] = WeakKeyDictionary()
 
 
 def refer_to_file(mapped: mmap.mmap, address: int, path: str | None, *, writable: bool) -> FileReference | None:
-    """Say how another process finds the file of a memory map; None if its data must be sent instead.
+    """Describe how another process finds a memory map's file; None if the data must be sent instead.
 
     Parameters
     ----------
     mapped : mmap.mmap
     address : int
-        Of any byte in it.
+        The address of any byte in it.
     path : str or None
-        What it was opened as.
+        The path it was opened with.
     writable : bool
-        Whether the other process is to write to the file.
+        Whether the other process may write to the file.
 
     Raises
     ------
     ArrayNotFoundError
-        If it is writable, its name is another file's and its descriptor cannot be found: what
-        the other process wrote to a copy would be lost.
+        If it is writable, its name refers to another file, and its descriptor cannot be found;
+        writes to a copy would be lost.
     """
     there = _identity_of(path)
     if path is None or there is None:
@@ -86,8 +86,8 @@ def refer_to_file(mapped: mmap.mmap, address: int, path: str | None, *, writable
             return FileReference(path, source.identity, source.born, descriptors)
     if writable:
         raise ArrayNotFoundError(
-            f"{path!r} is not the file any more that this memory map is of, or that cannot be known because /proc is "
-            "missing: send a copy, numpy.array(x), or a map of mode 'r'",
+            f"{path!r} is no longer the file of this memory map, or that cannot be checked because /proc is not "
+            "mounted: send a copy, numpy.array(x), or a map opened with mode 'r'",
             path,
         )
     return None
@@ -100,24 +100,24 @@ def _descriptors(mapped: mmap.mmap, source: _Source) -> tuple[str, ...]:
 
 
 def check_is_whole(mapped: mmap.mmap, end: int, path: str | None) -> None:
-    """Raise ArrayFormatError if the file ends before `end`, in bytes: to read what was cut off is a bus error."""
+    """Raise ArrayFormatError if the file ends before `end` (bytes); reading beyond its end is a bus error."""
     try:
         size = mapped.size()
-    except (OSError, ValueError):  # it keeps no descriptor, or is closed
+    except (OSError, ValueError):  # it has no descriptor or is closed
         return
     if size < end and not _is_device(path):
         raise _cut_off(path or "", size, end)
 
 
 def map_referred_file(reference: FileReference, start: int, size: int, *, writable: bool) -> mmap.mmap:
-    """Map `size` bytes of the file that is meant, from `start`, a multiple of the allocation granularity.
+    """Map `size` bytes of the referenced file from `start`, a multiple of the allocation granularity.
 
-    The file is never made longer.
+    The file is never extended.
 
     Raises
     ------
     ArrayNotFoundError
-        If the name is gone or another file's, and the sender has let go of its memory map.
+        If the name is gone or refers to another file, and the sender has closed its memory map.
     ArrayFormatError
         If the file is shorter than it was.
     ArrayPermissionError
@@ -129,7 +129,7 @@ def map_referred_file(reference: FileReference, start: int, size: int, *, writab
     try:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         mapped = mmap.mmap(fd, size, access=access, offset=start)
-    except ValueError as error:  # mmap compares with the file's size itself
+    except ValueError as error:  # mmap checks the file's size
         raise _cut_off(reference.path, os.fstat(fd).st_size, start + size) from error
     finally:
         os.close(fd)
@@ -154,12 +154,12 @@ def _opened(reference: FileReference, *, writable: bool) -> int:
         os.close(fd)
     if denied is not None:
         raise ArrayPermissionError(
-            f"{reference.path!r}, the file of a memory map, may not be opened by this user, or not for writing",
+            f"this user may not open {reference.path!r}, the file of a memory map, or may not write to it",
             reference.path,
         ) from denied
     raise ArrayNotFoundError(
-        f"{reference.path!r} is gone or another file by now, and the process that sent a memory map of it has let go "
-        "of that: keep the map until the task is done, or send a copy (numpy.array)",
+        f"{reference.path!r} was deleted or replaced, and the process that sent a memory map of it has closed the "
+        "map: keep the map until the task is done, or send a copy (numpy.array)",
         reference.path,
     )
 
@@ -183,7 +183,7 @@ def _is_open(source: _Source) -> bool:
 
 
 def _found(address: int, path: str) -> _Source | None:
-    """The descriptor that the memory map keeps, or at least the file."""
+    """The memory map's file, with the descriptor that the map keeps if it can be found."""
     wanted = maps.file_at(address)
     if wanted is None:
         return None
@@ -191,7 +191,7 @@ def _found(address: int, path: str) -> _Source | None:
     for fd, status in descriptors:
         if files.identity(status) == (wanted.device, wanted.inode) and (source := _source_at(fd, status)):
             return source
-    # On btrfs and overlays the kernel's numbers in maps are others than in stat: by name then.
+    # On btrfs and overlays the device and inode in maps differ from stat's, so compare names.
     is_named = not wanted.path.endswith(" (deleted)")
     for fd, status in descriptors:
         if (is_named or status.st_ino == wanted.inode) and _name_of(fd) == wanted.path:
@@ -205,7 +205,7 @@ def _found(address: int, path: str) -> _Source | None:
 
 
 def _source_at(fd: int, status: os.stat_result) -> _Source | None:
-    """The file of a descriptor; None if that is closed by now, as when another map of the file became garbage."""
+    """The file of a descriptor; None if it was closed meanwhile, as when another map of the file was collected."""
     source = _Source(files.identity(status), files.birth(fd), fd)
     return source if _is_open(source) else None
 
@@ -233,7 +233,7 @@ def _identity_of(path: str | None) -> files.Identity | None:
 
 
 def _is_device(path: str | None) -> bool:
-    """Whether it is what has no size."""
+    """Whether it is a device, which has no size."""
     try:
         mode = 0 if path is None else os.stat(path).st_mode
     except OSError:
@@ -242,4 +242,4 @@ def _is_device(path: str | None) -> bool:
 
 
 def _cut_off(path: str, size: int, end: int) -> ArrayFormatError:
-    return ArrayFormatError(f"{path!r} was cut off: it has {size} bytes, and a memory map of it goes to {end}", path)
+    return ArrayFormatError(f"{path!r} was truncated: it has {size} bytes, but a memory map of it needs {end}", path)

@@ -169,7 +169,7 @@ def owner(array: NDArray[Any]) -> Mapping | None:
 
 
 def require_owner(array: NDArray[Any]) -> Mapping:
-    """As `owner`, but TypeError with the remedy where there is none."""
+    """As `owner`, but raise TypeError, with the remedy, if there is none."""
     mapping = owner(array) if isinstance(array, np.ndarray) else None
     if mapping is None:
         raise TypeError(_not_shared(array))
@@ -179,12 +179,12 @@ def require_owner(array: NDArray[Any]) -> Mapping:
 def _not_shared(thing: object) -> str:
     what = f"this {type(thing).__name__} is not in shared memory: "
     if isinstance(thing, str):
-        return what + "attach it, shmarray.attach(name), and give the array"
+        return what + "attach it with shmarray.attach(name), and pass the array"
     if hasattr(thing, "array"):
-        return what + "give its .array"
+        return what + "pass its .array"
     if isinstance(thing, np.memmap):
         return what + "open the file with shmarray.attach(name), not with numpy"
     return what + (
         "copy it there with shmarray.create(name, data=array) or shmarray.scoped(data=array), and use the array that "
-        "those give, or a view of it; what indexing with a list or an operation gives is a copy"
+        "they return, or a view of it; operations and indexing with a list return copies"
     )

@@ -20,7 +20,7 @@ from shmarray.errors import InvalidNameError
 # POSIX leaves NAME_MAX to the file system; tmpfs and every common one have 255.
 _LONGEST = 255
 
-_RULE = "a name is 1 to 255 bytes without '/' or NUL, neither '.' nor '..'; 'file://PATH' names a file"
+_RULE = "a name has 1 to 255 bytes, without '/' or NUL, and is not '.' or '..'; 'file://PATH' names a file"
 
 
 class Name(NamedTuple):
@@ -56,7 +56,7 @@ def parse(text: str) -> Name:
         If no array can have this name.
     """
     if not isinstance(text, str):
-        raise TypeError(f"an array's name is a str, not {type(text).__name__}: {text!r}")
+        raise TypeError(f"an array's name must be a str, not {type(text).__name__}: {text!r}")
     return _parse(str(text))
 
 
@@ -70,7 +70,7 @@ def _parse(text: str) -> Name:
         return Name(text, "shm", _shm(rest, text))
     if prefix == "file":
         return Name(text, "file", _file(rest, text))
-    raise InvalidNameError(f"unknown prefix '{prefix}://' in the name {text!r}: there are shm:// and file://", text)
+    raise InvalidNameError(f"unknown prefix '{prefix}://' in the name {text!r}: use shm:// or file://", text)
 
 
 def _shm(path: str, text: str) -> str:
@@ -79,9 +79,9 @@ def _shm(path: str, text: str) -> str:
     if not path:
         reason = "is empty"
     elif "/" in path:
-        reason = "has a slash inside"
+        reason = "contains a slash"
     elif path in (".", ".."):
-        reason = "means a directory"
+        reason = "is a directory"
     elif size > _LONGEST:
         reason = f"has {size} bytes"
     else:
@@ -98,7 +98,7 @@ def _file(path: str, text: str) -> str:
 
 def _encoded(path: str, text: str) -> bytes:
     if "\0" in path:
-        raise InvalidNameError(f"the name {text!r} has a NUL inside: {_RULE}", text)
+        raise InvalidNameError(f"the name {text!r} contains a NUL: {_RULE}", text)
     try:
         return os.fsencode(path)
     except UnicodeEncodeError as error:

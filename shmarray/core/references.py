@@ -63,13 +63,14 @@ def refer(array: NDArray[Any]) -> Reference:
     Raises
     ------
     TypeError
-        If it is not in shared memory, or is a subclass of ndarray, whose other half would stay behind.
+        If it is not in shared memory, or is an instance of a subclass of ndarray, whose other state
+        would be lost.
     ValueError
-        If it reaches outside the memory (`as_strided` can make that).
+        If it reaches outside the memory, as `as_strided` views can.
     """
     mapping = mappings.require_owner(array)
     if type(array) is not np.ndarray:
-        raise TypeError(f"this {type(array).__name__} is more than its memory: give array.view(numpy.ndarray)")
+        raise TypeError(f"this {type(array).__name__} has state besides its memory: pass array.view(numpy.ndarray)")
     low, high = byte_bounds(array)
     start = mapping.address
     if array.size and not start <= low <= high <= start + mapping.nbytes:
@@ -152,7 +153,7 @@ def _opened(reference: Reference) -> Mapping:
     try:
         status = os.fstat(fd)
         if files.identity(status) != wanted or (reference.born is not None and files.birth(fd) != reference.born):
-            raise unreachable(name, "it was deleted, or its scope left, and another is in its place")
+            raise unreachable(name, "it was deleted or its scope has ended, and another array has replaced it")
         if status.st_size < reference.size:
             raise _cut_off(name, status.st_size, reference.size)
         return mappings.Mapping(fd, reference.size, mode, name, wanted)
@@ -161,17 +162,17 @@ def _opened(reference: Reference) -> Mapping:
 
 
 def _cut_off(name: Name, size: int, wanted: int) -> ArrayFormatError:
-    return ArrayFormatError(f"{name.text!r} was cut off: it has {size} bytes of {wanted}", name.text)
+    return ArrayFormatError(f"{name.text!r} was truncated: it has {size} of {wanted} bytes", name.text)
 
 
 def _elsewhere(host: str) -> str:
     kernel, _, namespace = host.partition("/")
     if kernel != _kernel():
         return (
-            "it is in the memory of another host; send the data (numpy.array) instead, or, to the workers of a "
-            "Dask cluster, what shmarray.dask.share gives"
+            "it is in the memory of another host; send the data instead (numpy.array), or, to the workers of a "
+            "Dask cluster, the handle that shmarray.dask.share returns"
         )
-    return f"it belongs to a process of another pid namespace ({namespace or 'unknown'}); give it a name"
+    return f"it belongs to a process in another PID namespace ({namespace or 'unknown'}); give it a name"
 
 
 def host_of_memory(anonymous: bool) -> str:

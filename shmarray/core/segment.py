@@ -65,14 +65,14 @@ def planned(
 ) -> ArraySpec:
     """Check all that was asked for, before anything exists; TypeError or ValueError say what cannot be."""
     if order not in ("K", "C", "F"):
-        raise ValueError(f"order is 'K', 'C' or 'F', not {order!r}")
+        raise ValueError(f"order must be 'K', 'C' or 'F', not {order!r}")
     if not isinstance(permissions, int):
-        raise TypeError(f"permissions are an int such as 0o600, as for chmod, not {permissions!r}")
+        raise TypeError(f"permissions must be an int such as 0o600, as for chmod, not {permissions!r}")
     if not 0 <= permissions <= 0o777:
-        raise ValueError(f"permissions are 0o000 to 0o777, as for chmod, not {permissions:#o}")
+        raise ValueError(f"permissions must be between 0o000 and 0o777, as for chmod, not {permissions:#o}")
     if data is None:
         if shape is None:
-            raise TypeError("give a shape, or data to copy")
+            raise TypeError("either shape or data is required")
         return ArraySpec(*layout.plan(shape, dtype, order == "F"), None, permissions)
     source, kind = _source(data, None if dtype is None else np.dtype(dtype))
     if shape is not None:
@@ -84,7 +84,7 @@ def planned(
 def _source(data: ArrayLike, kind: np.dtype[Any] | None) -> tuple[NDArray[Any], np.dtype[Any]]:
     """`data` as an array, and the dtype that its copy gets."""
     if is_masked(type(data)):
-        raise TypeError("a masked array is two arrays: give data.filled(value), or create one each for .data and .mask")
+        raise TypeError("masked arrays cannot be shared: pass data.filled(value), or share .data and .mask separately")
     if isinstance(data, np.ndarray) and (kind is None or not _depends_on_data(kind)):
         # Converted while it is copied, not before.  A subclass (matrix, memmap) has ways of its own.
         return np.asarray(data), data.dtype if kind is None else kind
@@ -221,7 +221,7 @@ def read_layout(fd: int, size: int, name: Name) -> Layout:
         found = _read_long_layout(fd, start, name, error)
     if found.size > size:
         raise ArrayFormatError(
-            f"{name.text!r} is not a complete array: its header asks for {found.size} bytes, the file has {size}",
+            f"{name.text!r} is not a complete array: its header requires {found.size} bytes, but the file has {size}",
             name.text,
         )
     return found
@@ -239,7 +239,7 @@ def may_be_array(fd: int) -> bool:
 
 def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) -> Layout:
     if _is_unfinished(start):
-        message = f"{name.text!r} is no complete array: still being made, or left so; delete it if so"
+        message = f"{name.text!r} is not complete: it is still being created, or its creator died; then delete it"
         raise UnfinishedError(message, is_marked=start.startswith(_UNFINISHED[: layout.WORD]))
     try:
         length = layout.header_size(start)

@@ -304,11 +304,11 @@ def bar_maker(progress: bool | str) -> Callable[[int | None], Any]:
         If tqdm is not installed.
     """
     if progress is not True and not isinstance(progress, str):
-        raise TypeError(f"progress is True, False or a label, not {progress!r}")
+        raise TypeError(f"progress must be True, False or a label, not {progress!r}")
     try:
         from tqdm.auto import tqdm  # noqa: PLC0415 - needed for bars only
     except ModuleNotFoundError as error:
-        message = "progress bars are drawn by tqdm, which is not installed: pip install tqdm"
+        message = "progress bars require tqdm, which is not installed: pip install tqdm"
         raise ModuleNotFoundError(message, name=error.name) from None
     label = progress if isinstance(progress, str) else None
     return lambda total: tqdm(desc=label, total=total)

@@ -43,7 +43,7 @@ def install(client: Client) -> None:
         If the client is an asynchronous one.
     """
     if getattr(client, "asynchronous", None) is not False:
-        raise TypeError(f"give a distributed.Client that is not asynchronous, not {client!r}")
+        raise TypeError(f"client must be a distributed.Client that is not asynchronous, not {client!r}")
     if client not in _installed:
         sweep()
         client.register_plugin(plugin.NannyPart())
@@ -167,7 +167,9 @@ class Share(ClusterHandle):
         # As soon as workers have it they ask whether it is still wanted.
         while not hooks.is_wanted(self._client, self._about.key):
             if self.future.cancelled():
-                raise RuntimeError("the cluster was restarted, or the client closed, while the array was shared")
+                raise RuntimeError(
+                    "the cluster was restarted or the client was closed while the array was being shared"
+                )
         workers = _one_of_each_host(hosts, self._about.key)
         sources = {address: workers[(place - 1) // 2] if place else CLIENT for place, address in enumerate(workers)}
         if sources:
@@ -224,7 +226,7 @@ def _nothing() -> None:
 def _taken_apart(array: ArrayLike) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[int, ...] | None]:
     """An array that is contiguous in some order; its bytes as they lie; its strides, None for row-major."""
     if is_masked(type(array)):
-        raise TypeError("a masked array is two arrays: share array.filled(value), or .data and .mask")
+        raise TypeError("masked arrays cannot be shared: share array.filled(value), or .data and .mask separately")
     source = np.asarray(array)
     if source.dtype.hasobject:
         raise TypeError(f"an array of Python objects cannot be shared (dtype {source.dtype}): convert it first")

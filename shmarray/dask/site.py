@@ -114,7 +114,7 @@ class Site:
         if threading.get_ident() == self._thread:
             raise RuntimeError(
                 "the array is not on this host yet, and the worker's event loop cannot wait for it: "
-                "use handle.array in a task that is an ordinary function, not a coroutine"
+                "use handle.array in an ordinary function, not in a coroutine"
             )
         try:
             return asyncio.run_coroutine_threadsafe(self.attach(about), self._loop).result()
@@ -187,7 +187,9 @@ class Site:
                 if arriving.is_complete:
                     return
             if source is None and key in await hooks.unwanted_keys(self._worker, [key]):
-                raise ArrayNotFoundError(f"the shared array {key!r} is gone: its client has closed it, or ended", key)
+                raise ArrayNotFoundError(
+                    f"the shared array {key!r} is gone: its client has closed it or has ended", key
+                )
             source = None
             # Nobody has all of it: the client sends it.
             self._worker.log_event(arriving.about.topic, {"key": key, "worker": self._worker.address})

@@ -86,7 +86,7 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def _where_processes_cannot_be(self) -> str:
         if multiprocessing.current_process().daemon:
-            return "in a worker of a pool"
+            return "in a pool worker"
         if not (self.in_main_thread() or self.nesting_level == 0):
             return "below threads"
         return ""

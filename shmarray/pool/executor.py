@@ -284,7 +284,7 @@ class ProcessPoolExecutor(StockExecutor):
             for process in processes:
                 if process.exitcode is None:
                     getattr(process, method)()
-        self._scheduler.fail_for_good(WorkerDiedError(f"the workers were ended by {method}_workers()"))
+        self._scheduler.fail_for_good(WorkerDiedError(f"{method}_workers() ended the workers"))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         # Ctrl-C: as when the stdlib's idle workers die of it, the calls that wait are given up.
@@ -417,7 +417,7 @@ class _Calls:
                 future.set_running_or_notify_cancel()
 
     def terminated(self, error: BaseException | None = None) -> None:
-        self.fail_all(error or WorkerDiedError("the executor ended before this call was done"))
+        self.fail_all(error or WorkerDiedError("the executor ended before this call finished"))
 
 
 def _set_exception(future: Future[Any], error: BaseException) -> None:

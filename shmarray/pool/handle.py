@@ -1,4 +1,4 @@
-"""SharedHandle: an array in shared memory, as something small that any pickler carries."""
+"""SharedHandle: a small reference to an array in shared memory, which any pickler can send."""
 
 from typing import Any
 
@@ -9,32 +9,32 @@ from shmarray.core import Name, Reference, refer, resolve
 
 
 class SharedHandle:
-    """A reference to an array in shared memory, or to any view of one, to send to other processes.
+    """A reference to an array in shared memory, or to a view of one, that can be sent to other processes.
 
     Parameters
     ----------
     array : ndarray
-        What `create`, `attach` or `scoped` gave, or a view of it.
+        An array from `create`, `attach` or `scoped`, or a view of it.
 
     Raises
     ------
     TypeError
-        If `array` is not in shared memory, or is a subclass of ndarray.
+        If `array` is not in shared memory, or is an instance of a subclass of ndarray.
 
     Notes
     -----
-    Pickled, it takes a few hundred bytes, however large the array.  It attaches while it
-    is unpickled: from then on the receiver has the memory, whatever is deleted.  The
-    receiver's array is the same view (shape, strides, mode); writes are seen by all who
-    share it.  One of mode ``'c'`` (private) begins with the shared content: what was
-    written to it before stays with its writer.
+    A pickled handle takes a few hundred bytes, whatever the size of the array.  Unpickling it
+    attaches the array: from then on the receiver has the memory, even if the name is deleted.
+    The receiver's array is the same view (shape, strides, mode), and every process that shares
+    it sees writes to it.  An array of mode ``'c'`` (private) starts with the shared content;
+    earlier private writes stay with the sender.
 
-    If the array is gone by then, unpickling still succeeds, and `array` raises: an error
-    inside unpickling would hang a `multiprocessing.Pool` for good.
+    If the array is already gone, unpickling still succeeds, but `array` raises an exception: an
+    exception during unpickling would hang a `multiprocessing.Pool` forever.
 
-    It holds the array, so the memory lives as long as it does.  It does not keep the name:
-    the sender must not delete that before the receiver has unpickled.  Safe to use from
-    many threads, and across fork.
+    A handle keeps the array's memory alive, but not its name: the sender must not delete the
+    name before the receiver has unpickled the handle.  Safe to use from many threads, and
+    across fork.
 
     Examples
     --------
@@ -61,15 +61,15 @@ class SharedHandle:
         Raises
         ------
         ArrayNotFoundError
-            If the array was gone when the handle was unpickled, or cannot be reached from
-            this process.
+            If the array was gone when the handle was unpickled, or this process cannot
+            access it.
         ArrayPermissionError, ArrayFormatError
-            If this user may not open it, or it is shorter than it was.
+            If this user may not open it, or it is shorter than before.
         OSError
-            Whatever else stood in the way then: ENOMEM, EMFILE.
+            Any other error during unpickling, such as ENOMEM or EMFILE.
         """
         if self._view is None:
-            # The traceback of the last time would hold its frames, and their arrays.
+            # An earlier traceback would keep its frames and their arrays alive.
             raise self._error.with_traceback(None)
         return self._view
 
@@ -84,7 +84,7 @@ class SharedHandle:
 
     def __getstate__(self) -> tuple[Any, ...]:
         host, name, *rest = self._reference
-        return (host, tuple(name), *rest)  # plain values pickle smaller, and three times as fast
+        return (host, tuple(name), *rest)  # plain values are smaller and faster to pickle
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         host, name, *rest = state

@@ -1,4 +1,4 @@
-"""Pool: the methods of multiprocessing.Pool on our engine."""
+"""Pool: the methods of multiprocessing.Pool, on this library's engine."""
 
 import multiprocessing
 import os
@@ -27,54 +27,54 @@ T = TypeVar("T")
 
 
 class Pool(ShowsProgress):
-    """`multiprocessing.Pool`, with the arrays in arguments and results going through shared memory.
+    """`multiprocessing.Pool`, with arrays in arguments and results sent through shared memory.
 
     Parameters
     ----------
     processes : int, optional
-        Number of workers; as many as this process may use processors by default.
+        Number of workers; by default, the number of CPUs that this process may use.
     initializer : callable, optional
         Called in each worker when it starts, with `initargs`.
     initargs : tuple, optional
     maxtasksperchild : int, optional
-        After so many tasks (chunks) a worker is replaced.
+        Number of tasks (chunks) after which a worker is replaced.
     context : multiprocessing context, optional
     tasks_ahead : int, optional
-        How many tasks with large arrays each worker has at a time: one that it runs and others
-        that wait.  2 by default.
+        Number of tasks with large arrays that are assigned to each worker at a time: the one
+        that it runs, and others that wait.  2 by default.
     task_timeout : float, optional
-        Seconds that a task may take; a chunk of a `map` may take that for each of its items.
-        The worker of a task that takes longer is killed and replaced, and the call raises
+        Time limit for a task, in seconds; for a chunk of a `map`, the limit per item.  The
+        worker of a task that takes longer is killed and replaced, and the call raises
         `TaskTimeoutError`.
 
     Raises
     ------
     ValueError, TypeError
-        As `multiprocessing.Pool` does, and for a bad limit.
+        As `multiprocessing.Pool` does, and for invalid limits.
 
     Notes
     -----
-    All methods are those of `multiprocessing.pool.Pool`, and so is what tasks and callers
-    see of plain arrays: a task has its own, writable copy, and so has the caller of a
-    result.  Arrays that `create`, `attach` or `scoped` gave, and memory maps, are the same
-    memory on both sides.
+    All methods are those of `multiprocessing.pool.Pool`, and plain arrays behave as they do
+    there: a task gets its own writable copy of its arguments, and the caller gets its own
+    writable copy of the result.  Arrays from `create`, `attach` or `scoped`, and memory maps,
+    are the same memory on both sides.
 
-    `map`, `starmap`, `imap` and `imap_unordered` also take ``progress=True``, or a label,
-    and show a bar; that takes tqdm (the extra ``progress``).
+    `map`, `starmap`, `imap` and `imap_unordered` also take ``progress=True``, or a label, to
+    show a progress bar; this requires tqdm (the extra ``progress``).
 
-    Memory in use, beyond what the caller holds: for each worker `tasks_ahead` tasks'
-    arguments and results; results that wait to be taken; and what was in use in the last
-    second.  An idle pool gives all of it back after a second, a closed one at once.
+    The pool's memory, besides what the caller holds, consists of the arguments and results of
+    `tasks_ahead` tasks per worker, of results that have not been taken yet, and of memory used
+    within the last second.  An idle pool frees all of it after a second, a closed pool at once.
 
-    Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
-    through a pipe, with one RuntimeWarning; where memory itself does not suffice, the call
-    raises `SharedMemoryFullError`, a MemoryError.
+    If shared memory is not available (no memfd, ``ulimit -f``, no address space), arrays are
+    sent through a pipe, with one RuntimeWarning.  If memory itself runs out, the call raises
+    `SharedMemoryFullError`, a MemoryError.
 
-    A worker that dies is replaced; the call whose task it ran raises `WorkerDiedError`, the
-    others do not notice.
+    A worker that dies is replaced.  The call whose task it was running raises
+    `WorkerDiedError`; other calls are not affected.
 
     Safe to use from many threads.  A forked child cannot use its parent's pool, but may
-    make its own.
+    create its own.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class Pool(ShowsProgress):
     [np.float64(100000.0), np.float64(200000.0)]
     """
 
-    # One more costs memory and gains nothing (benchmarks/constants.py: tasks_ahead).
+    # More costs memory and gains nothing (benchmarks/constants.py: tasks_ahead).
     tasks_ahead: int = 2
 
     def __init__(
@@ -99,7 +99,7 @@ class Pool(ShowsProgress):
         tasks_ahead: int | None = None,
         task_timeout: float | None = None,
     ) -> None:
-        # First what __del__ looks at.
+        # First the attributes that __del__ uses.
         self._pool: list[Any] = []
         self._state = INIT
         self._change_notifier = None
@@ -115,7 +115,7 @@ class Pool(ShowsProgress):
         self._owner = os.getpid()
         encoder = ExceptionEncoder(wraps_encoding_errors=True)
         spec = WorkerSpec(initializer, tuple(initargs), maxtasksperchild, encoder)
-        with deferred():  # or workers without a pool
+        with deferred():  # an interrupt would leave workers without a pool
             self._scheduler = scheduler = self._made(spec, task_timeout)
             scheduler.start()
             self._terminate = util.Finalize(self, Scheduler.terminate, args=(scheduler,), exitpriority=15)
@@ -182,13 +182,13 @@ class Pool(ShowsProgress):
     apply_async.__doc__ = _stdlib.StockPool.apply_async.__doc__
 
     def _guarded_task_generation(self, result_job: int, func: Any, iterable: Iterable[Any]) -> Iterator[Any]:
-        # In place of the stdlib's, which keeps each item until it has the next: nothing here holds
-        # what is given away with a task.
+        # The stdlib's version keeps each item until it has the next; this one must not hold arrays
+        # that are given away with a task.
         extra: tuple[Extra, ...] = ()
         if isinstance(func, _Repeating):
             func, extra = func.mapper, (Extra(func.arrays),)
         count = 0
-        error: BaseException = ValueError("the iterable has fewer items than its len() says")
+        error: BaseException = ValueError("the iterable has fewer items than its len()")
         iterator = None
         while True:
             try:
@@ -204,7 +204,7 @@ class Pool(ShowsProgress):
                 break
             yield result_job, count, func, (args.pop(),), {}, *extra
             count += 1
-        # With the stdlib a map waits for ever for what it never gets.
+        # With the stdlib, a map would wait forever for the missing items.
         if count < _stdlib.chunks_expected(self._cache.get(result_job)):
             self._scheduler.fail_call(result_job, count, error)
 
@@ -220,7 +220,7 @@ class Pool(ShowsProgress):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
-        with deferred():  # and after this it goes on by itself
+        with deferred():  # after this, the termination continues on its own
             self._calls.fail_when_terminated = True
             self._scheduler.begin_to_terminate()
         self._close_bars()
@@ -245,7 +245,7 @@ def _check(processes: int, initializer: Any, maxtasksperchild: Any) -> None:
 
 
 class _Maker:
-    """Makes processes, without holding the pool."""
+    """Creates processes without a reference to the pool."""
 
     def __init__(self, process: Any, context: Any) -> None:
         self._process = process
@@ -258,9 +258,9 @@ class _Maker:
 
 
 class _Registry:
-    """The list of a pool's processes; its length is the number of workers, always.
+    """The list of a pool's processes; its length is always the number of workers.
 
-    The size of chunks depends on it, so a dead process stays until another takes its place.
+    The chunk size depends on it, so a dead process stays until another replaces it.
     """
 
     def __init__(self, processes: list[Any]) -> None:
@@ -281,7 +281,7 @@ class _Registry:
 
 
 class _Cache(PoolCache):  # type: ignore[misc]
-    """Refuses calls of other threads that come too late: the end of the pool fails only those that are there."""
+    """Refuses calls by other threads after the end of the pool, which only fails calls that exist by then."""
 
     is_over: Callable[[], bool] = bool
 
@@ -290,7 +290,7 @@ class _Cache(PoolCache):  # type: ignore[misc]
         self._newest = threading.local()
 
     def forget_half_made(self) -> None:
-        """Remove the call that this thread could not finish making, for which `join` would wait."""
+        """Remove the call that this thread could not complete, because `join` would wait for it."""
         job = getattr(self._newest, "job", None)
         if _stdlib.is_half_made(self.get(job)):
             with suppress(KeyError):
@@ -299,28 +299,28 @@ class _Cache(PoolCache):  # type: ignore[misc]
     def __setitem__(self, job: int, call: Any) -> None:
         self._newest.job = job
         super().__setitem__(job, call)
-        if self.is_over():  # looked at only now: before, it could change meanwhile
+        if self.is_over():  # checked after the insertion, to avoid a race
             with suppress(KeyError):
                 del self[job]
             raise ValueError("Pool not running")
 
 
 def _is_over(scheduler: Scheduler, calls: "_Calls") -> bool:
-    """Whether the pool takes no calls any more; at the end of the interpreter, they wait as all others."""
+    """Whether the pool accepts no more calls; during interpreter exit, late calls wait like all others."""
     if scheduler.phase == TERMINATE:
         return calls.fail_when_terminated or scheduler.failure is not None
     return bool(scheduler.phase == CLOSE)
 
 
 class _Calls:
-    """The stdlib's dictionary of calls that are not done, as the engine sees it."""
+    """The stdlib's dictionary of pending calls, as the engine sees it."""
 
     can_be_cancelled = False
 
     def __init__(self, cache: dict[int, Any]) -> None:
         self._cache = cache
-        # Whether calls that a terminated pool leaves fail.  Not at the end of the interpreter,
-        # where daemon threads that wait would print tracebacks.
+        # Whether pending calls fail when the pool is terminated.  Not during interpreter exit,
+        # where waiting daemon threads would print tracebacks.
         self.fail_when_terminated = False
 
     def __contains__(self, job: object) -> bool:
@@ -352,7 +352,7 @@ class _Calls:
     def terminated(self) -> None:
         if not self.fail_when_terminated:
             return
-        error = RuntimeError("the pool was terminated before this call was done")
+        error = RuntimeError("the pool was terminated before this call finished")
         for job, call in list(self._cache.items()):
             _stdlib.drop_callbacks(call)
             self.fail(job, None, error)
@@ -385,7 +385,7 @@ class _Sized:
 
 
 class _Repeating:
-    """Takes the place of the mapper on the way from `_map_async` to the tasks."""
+    """Replaces the mapper between `_map_async` and the tasks."""
 
     def __init__(self, mapper: Any, arrays: RepeatedArrays) -> None:
         self.mapper = mapper

@@ -1,4 +1,4 @@
-"""scoped: a shared array for the length of a with-block."""
+"""scoped: a shared array for the duration of a with block."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def scoped(
     order: Order = "K",
     permissions: int = OWNER_ALONE,
 ) -> Iterator[NDArray[Any]]:
-    """A shared array that is deleted at the end of the with-block, also on an exception.
+    """Create a shared array that is deleted at the end of the with block, even after an exception.
 
     Parameters
     ----------
     shape : int or sequence of int, optional
-        Items along each axis; may be left out with `data`.
+        Items along each axis; optional with `data`.
     dtype : dtype, optional
-        ``float64``, or that of `data`, by default.
+        ``float64`` by default, or the dtype of `data`.
     data : array_like, optional
-        What to copy in, as for `create`.
+        The data to copy, as for `create`.
     name : str, optional
-        Under which other programs can `attach` it.  Without a name the memory is
-        anonymous: reached by `SharedHandle` only, not bounded by the size of ``/dev/shm``,
-        and freed by the kernel however the process ends.
+        Name with which other programs can `attach` the array.  Without a name, the memory is
+        anonymous: it is accessible only through `SharedHandle`, is not limited by the size of
+        ``/dev/shm``, and is freed by the kernel however the process ends.
     order : {'K', 'C', 'F'}, optional
         As for `create`.
     permissions : int, optional
@@ -46,30 +46,31 @@ def scoped(
     Yields
     ------
     ndarray
-        As `create` gives it.
+        As returned by `create`.
 
     Raises
     ------
     ArrayExistsError, InvalidNameError, SharedMemoryFullError, ArrayPermissionError, TypeError, ValueError
-        As `create` does, on entering the block; nothing is left then.
+        As `create` does, on entering the block; nothing is left behind.
 
     Notes
     -----
-    After the block no further process can attach: a task that was sent the array and has
-    not begun raises ArrayNotFoundError when it uses it.  What a task returns out of a block
-    of its own, without a name, goes as data.  Arrays attached before, the yielded one too,
-    stay valid until they are garbage.  If the name was deleted inside the block, and even if
-    another array has it now, leaving is no error and touches nothing.  A forked child that
-    leaves the block deletes nothing: the array is its parent's.
+    After the block, no other process can attach the array: if a task was sent the array and
+    has not started, it raises ArrayNotFoundError when it uses it.  If a task returns an
+    anonymous array from its own block, the data is copied.  Arrays attached before, including
+    the yielded one, stay valid until they are garbage-collected.  If the name was deleted
+    inside the block, leaving it is not an error and deletes nothing, even if another array now
+    has the name.  A forked child that leaves the block deletes nothing, because the array
+    belongs to its parent.
 
-    A name is deleted even if this process is killed: the first scope with a name starts a
-    small process of its own (9 MB, 10 ms), which waits for the end of this one.  Where none
-    can be started, or shared memory is in no directory, ``kill -9`` leaves the name.
+    The name is deleted even if this process is killed: the first scope with a name starts a
+    small helper process (9 MB, 10 ms), which waits for this one to end.  If that cannot be
+    started, or shared memory is not in a directory, the name remains after ``kill -9``.
 
-    An anonymous array takes one descriptor until the end of the block.  It can be reached
-    from processes of the same user and pid namespace.  Where /proc does not lead to the
-    descriptors of this process (it is not mounted, or this process has changed its user and
-    is not dumpable since), an array without a name gets a random one in shared memory.
+    An anonymous array uses one file descriptor until the end of the block.  Processes of the
+    same user and PID namespace can attach it.  If /proc does not give access to this process's
+    descriptors (it is not mounted, or this process has changed its user and is no longer
+    dumpable), an array without a name gets a random name in shared memory.
 
     Examples
     --------
@@ -79,30 +80,30 @@ def scoped(
     (480, 640)
     """
     if isinstance(shape, str):
-        raise TypeError(f"the name goes into name=: scoped(shape, name={shape!r})")
+        raise TypeError(f"pass the name as a keyword: scoped(shape, name={shape!r})")
     owner = os.getpid()
     undo = _Undo()
 
     def end() -> None:
-        # At exit the names may be removed by `end_at_exit` too, which does no harm.
+        # At exit, `end_at_exit` may also remove the names, which is harmless.
         with suppress(IndexError, ValueError):
             while os.getpid() == owner:
                 step = undo[-1]
                 step()
-                undo.remove(step)  # afterwards: interrupted before, it is done again at exit
+                undo.remove(step)  # only now, so that an interrupted step is repeated at exit
 
     def end_at_exit() -> None:
-        # Only names: descriptors end with the process, and a daemon thread may be using its own just now.
+        # Only names: descriptors are closed with the process, and a daemon thread may still be using its own.
         if os.getpid() == owner:
             for step in undo.copy():
                 if isinstance(step, Removal):
                     step()
 
-    # For a block that is still open when the interpreter ends: one in a daemon thread, in a
-    # generator that somebody keeps, or entered by hand.
+    # For a block that is still open when the interpreter exits: in a daemon thread, in a
+    # generator that is still referenced, or entered manually.
     atexit.register(end_at_exit)
     try:
-        # Kept here until the end, so that the inode by which it is known is no other file's.
+        # Referenced until the end, so that no other file gets the inode that identifies it.
         array = create_temporary(undo, name, shape, dtype, data=data, order=order, permissions=permissions)
         yield array
     finally:
@@ -111,7 +112,7 @@ def scoped(
 
 
 class _Undo(list[Callable[[], object]]):
-    """What ends an array; the name reaper learns of its names before they exist."""
+    """The steps that delete an array; the name reaper is told its names before they exist."""
 
     def append(self, step: Callable[[], object]) -> None:
         super().append(step)

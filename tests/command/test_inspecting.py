@@ -126,7 +126,7 @@ def test_what_is_no_array(name, capsys):
 
 def test_what_no_array_can_be_called(capsys):
     assert main(["info", "a/b\x1b"]) == 1
-    assert capsys.readouterr().err.startswith("shmarray: the name 'a/b\\x1b' has a slash inside: ")
+    assert capsys.readouterr().err.startswith("shmarray: the name 'a/b\\x1b' contains a slash: ")
 
 
 # --- statistics ----------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_what_is_no_array_is_passed_over(name, entries):
 
 
 def test_nothing_there_is_a_sentence(name, listed):
-    assert listed(name).startswith("There is no array that matches in /dev/shm. /dev/shm: ")
+    assert listed(name).startswith("There are no arrays that match in /dev/shm. /dev/shm: ")
 
 
 def test_an_array_with_two_names_takes_its_space_once(shm_name, listed):
@@ -145,7 +145,7 @@ def test_without_proc_nobody_is_said_to_have_it(name):
     prefix = mounted("mount -t tmpfs tmpfs /proc")
     assert run("list", name, prefix=prefix).stdout.splitlines()[1].endswith("?")
     assert json.loads(run("list", "--json", name, prefix=prefix).stdout)["arrays"][0]["processes"] is None
-    assert "cannot be known" in run("info", name, prefix=prefix).stdout
+    assert "cannot tell which processes" in run("info", name, prefix=prefix).stdout
     assert json.loads(run("info", "--json", name, prefix=prefix).stdout)["processes"] is None
 
 

@@ -50,11 +50,11 @@ def test_any_shape_that_numpy_has(name, shape, order):
         pytest.param(-1, ValueError, "negative", id="negative"),
         pytest.param((3, -2), ValueError, "negative", id="negative-inside"),
         pytest.param((0, -2), ValueError, "negative", id="negative-beside-zero"),
-        pytest.param(2**63, ValueError, "larger", id="overflow"),
-        pytest.param((2**32, 2**32), ValueError, "larger", id="overflow-of-the-product"),
-        pytest.param((0, 2**62, 2**62), ValueError, "larger", id="overflow-beside-zero"),
-        pytest.param(2**61, ValueError, "larger", id="overflow-of-the-bytes"),
-        pytest.param(10**30, ValueError, "larger", id="giant"),
+        pytest.param(2**63, ValueError, "too large", id="overflow"),
+        pytest.param((2**32, 2**32), ValueError, "too large", id="overflow-of-the-product"),
+        pytest.param((0, 2**62, 2**62), ValueError, "too large", id="overflow-beside-zero"),
+        pytest.param(2**61, ValueError, "too large", id="overflow-of-the-bytes"),
+        pytest.param(10**30, ValueError, "too large", id="giant"),
         pytest.param(3.0, TypeError, "ints", id="float"),
         pytest.param((3, 2.0), TypeError, "ints", id="float-inside"),
         pytest.param("33", TypeError, "ints", id="str"),
@@ -377,7 +377,7 @@ def test_a_directory_that_may_not_be_written_is_a_permission_error(tmp_path):
         os.setuid(65534)
         shmarray.create(f"file://{path}", 3)
 
-    with pytest.raises(shmarray.ArrayPermissionError, match="may not make"):
+    with pytest.raises(shmarray.ArrayPermissionError, match="may not create"):
         in_child(as_nobody)
 
 

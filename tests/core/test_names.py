@@ -58,7 +58,7 @@ def test_a_bad_name_is_refused_with_the_reason(call, name, reason):
 
 @pytest.mark.parametrize("name", ["", "a/b", ".", "x" * 256])
 def test_the_message_says_the_rule(name):
-    with pytest.raises(shmarray.InvalidNameError, match=r"a name is 1 to 255 bytes without '/' or NUL"):
+    with pytest.raises(shmarray.InvalidNameError, match=r"a name has 1 to 255 bytes, without '/' or NUL"):
         shmarray.attach(name)
 
 

@@ -28,7 +28,7 @@ def impatient(monkeypatch):
 def test_a_half_made_array_is_waited_for_refused_and_can_be_deleted(name, content):
     raw.put(name, content)
     start = time.monotonic()
-    with pytest.raises(shmarray.ArrayFormatError, match="still being made"):
+    with pytest.raises(shmarray.ArrayFormatError, match="still being created"):
         shmarray.attach(name)
     assert 0.1 <= time.monotonic() - start < 5
     with pytest.raises(shmarray.ArrayFormatError):
@@ -42,7 +42,7 @@ def test_a_half_made_array_is_waited_for_refused_and_can_be_deleted(name, conten
 @pytest.mark.usefixtures("impatient")
 def test_a_mark_left_in_shared_memory_is_understood_on_every_system(name):
     raw.put(name, HALF_MADE["marked"])
-    with pytest.raises(shmarray.ArrayFormatError, match="still being made"):
+    with pytest.raises(shmarray.ArrayFormatError, match="still being created"):
         shmarray.attach(name)
     shmarray.delete(name)
 
@@ -187,7 +187,7 @@ def test_a_header_without_its_first_word_is_an_unfinished_array(name, system_is,
         request.getfixturevalue("portable")
     monkeypatch.setattr(arrays, "_PATIENCE", 0.1)
     raw.put(name, UNFINISHED[:8] + raw.saved(np.arange(3))[8:])
-    with pytest.raises(shmarray.ArrayFormatError, match="still being made"):
+    with pytest.raises(shmarray.ArrayFormatError, match="still being created"):
         shmarray.attach(name)
 
 

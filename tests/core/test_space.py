@@ -272,7 +272,7 @@ def test_more_than_the_machine_has_is_refused_and_named(name, machine):
     machine(meminfo=f"MemAvailable: {20 * 1024} kB\nSwapFree: {4 * 1024} kB\n")
     error = refusal(name, 30 * MB)
     assert error.free == 24 * MB
-    assert "memory of the machine" in str(error)
+    assert "the machine's memory" in str(error)
     shmarray.create(name, 22 * MB, "u1")
 
 

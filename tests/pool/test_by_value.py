@@ -348,7 +348,7 @@ def test_without_the_extra_an_error_of_one_line_names_both_remedies(without_extr
     for line in lines:
         assert line.startswith("UnsendableError ")
         assert "double" in line or "<lambda>" in line
-        assert "put it into a module" in line
+        assert "move it to a module" in line
         assert "shmarray[cloudpickle]" in line
 
 

@@ -151,7 +151,7 @@ def test_once_the_sender_has_let_go_it_is_an_error_and_no_other_file_is_touched(
     pickled = sent(np.load(place, mmap_mode="r+"))
     change(str(place))
     there = content(place) if place.is_file() else None
-    with pytest.raises(shmarray.ArrayNotFoundError, match=r"let go|numpy\.array") as caught:
+    with pytest.raises(shmarray.ArrayNotFoundError, match=r"closed the map|numpy\.array") as caught:
         in_child(look_and_write, pickled)
     assert caught.value.name == str(place)
     assert there is None or content(place) == there
@@ -185,7 +185,7 @@ def test_a_file_that_was_cut_off_is_an_error_and_stays_as_it_is(path, mode, size
     mapped = np.load(path, mmap_mode=mode)
     pickled = sent(mapped)
     os.truncate(path, size)
-    with pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+    with pytest.raises(shmarray.ArrayFormatError, match="truncated"):
         in_child(look_and_write, pickled)
     assert path.stat().st_size == size
 
@@ -194,11 +194,11 @@ def test_a_file_that_was_cut_off_is_an_error_and_stays_as_it_is(path, mode, size
 def test_the_sender_of_a_file_that_was_cut_off_has_an_error_and_no_bus_error(path, mode):
     mapped = np.load(path, mmap_mode=mode)
     os.truncate(path, 4096)
-    with pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+    with pytest.raises(shmarray.ArrayFormatError, match="truncated"):
         by_reference(mapped)
     by_reference(mapped[:100])  # that part is there
     os.unlink(path)
-    with pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+    with pytest.raises(shmarray.ArrayFormatError, match="truncated"):
         by_reference(mapped[::-1])
 
 
@@ -411,7 +411,7 @@ def test_a_user_who_may_not_open_it_has_a_permission_error(path):
         os.setuid(65534)
         look_and_write(pickled)
 
-    with pytest.raises(shmarray.ArrayPermissionError, match="may not be opened"):
+    with pytest.raises(shmarray.ArrayPermissionError, match="may not open"):
         in_child(as_nobody)
 
 
@@ -456,7 +456,7 @@ def test_a_task_whose_file_was_cut_off_fails_and_the_pool_goes_on(kind, start_me
         Path(tmp_path / "go").touch()
         result(busy)
         for call in calls:
-            with pytest.raises(shmarray.ArrayFormatError, match="cut off"):
+            with pytest.raises(shmarray.ArrayFormatError, match="truncated"):
                 result(call)
         assert tasks.call(pool, abs, -1) == 1
     assert path.stat().st_size == 4096

@@ -83,7 +83,7 @@ def test_the_stock_pool_tells_of_an_array_that_is_gone(context, gone, tmp_path):
         busy, *calls = gone(lambda function, *args: pool.apply_async(function, args), tmp_path / "go")
         busy.get(60)
         for call in calls:
-            with pytest.raises(shmarray.ArrayNotFoundError, match="with-block that made it is over"):
+            with pytest.raises(shmarray.ArrayNotFoundError, match="with block that created it has ended"):
                 call.get(60)
         assert pool.apply_async(abs, (-2,)).get(60) == 2
         pool.close()
@@ -96,7 +96,7 @@ def test_the_stock_executor_tells_of_an_array_that_is_gone(context, gone, tmp_pa
         busy, *calls = gone(executor.submit, tmp_path / "go")
         busy.result(60)
         for call in calls:
-            with pytest.raises(shmarray.ArrayNotFoundError, match="with-block that made it is over"):
+            with pytest.raises(shmarray.ArrayNotFoundError, match="with block that created it has ended"):
                 call.result(60)
         assert executor.submit(abs, -2).result(60) == 2
 

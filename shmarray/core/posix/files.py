@@ -279,7 +279,7 @@ def file_names() -> list[str]:
     """
     if SHM_DIRECTORY is None:
         raise OSError(
-            errno.ENOTSUP, "this system cannot list its shared memory objects; attach them by the names you gave them"
+            errno.ENOTSUP, "this system cannot list its shared memory objects; attach arrays by the names you gave them"
         )
     with os.scandir(SHM_DIRECTORY) as entries:
         return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
@@ -319,7 +319,7 @@ def flock(fd: int, *, shared: bool, wait: bool) -> bool:
         return False
     except OSError as error:
         if error.errno in libc.REFUSALS:
-            why = "this system has no locks on such a file: lock a file:// array in their place, or a file of your own"
+            why = "this system cannot lock such a file: lock a file:// array or a file of your own instead"
             raise OSError(errno.ENOTSUP, why) from error
         raise
     return True

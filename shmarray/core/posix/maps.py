@@ -45,8 +45,8 @@ def _not_mapped(size: int, error: OSError) -> OSError:
     if error.errno != errno.ENOMEM:
         return error
     why = (
-        f"cannot map {size} bytes: the process has no address space left (ulimit -v), "
-        f"or as many mappings as vm.max_map_count allows ({_map_limit()})"
+        f"cannot map {size} bytes: the process has no address space left (ulimit -v) "
+        f"or has reached the limit of mappings, vm.max_map_count ({_map_limit()})"
     )
     return OSError(errno.ENOMEM, why)
 
@@ -126,7 +126,7 @@ if sys.version_info >= (3, 13):
             try:
                 self = mmap.mmap.__new__(cls, fd, nbytes, kind, protection, trackfd=False)
             except ValueError as error:
-                raise OSError(errno.EIO, f"the file was cut off while it was opened: {error}") from None
+                raise OSError(errno.EIO, f"the file was truncated while it was being opened: {error}") from None
             except OSError as error:
                 raise _not_mapped(nbytes, error) from None
             self.nbytes = nbytes

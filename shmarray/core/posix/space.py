@@ -1,8 +1,8 @@
-"""How much memory can still be had, and the error that says so.
+"""How much memory is still available, and the error if it is not enough.
 
-A reservation that does not fit is ENOSPC only if the file system is what is full.  Past
-the limit of a memory cgroup (Docker's --memory, a Slurm job), or past the machine's own
-memory, the kernel answers with SIGKILL: those have to be looked at before.
+A reservation that does not fit fails with ENOSPC only if the file system is full.  Beyond
+the limit of a memory cgroup (Docker's --memory, a Slurm job) or the machine's own memory,
+the kernel sends SIGKILL, so these limits must be checked first.
 """
 
 import errno
@@ -16,11 +16,11 @@ from shmarray.core.names import Name
 from shmarray.core.posix import files, pages
 from shmarray.errors import SharedMemoryFullError
 
-# Looking costs 0.1 ms, as much as reserving 256 kB: so much may be reserved between two
-# looks, and less near to the limit, because other processes reserve as well.
+# A check is slow compared with a small reservation, so this much may be reserved between two
+# checks; less near the limit, because other processes also reserve memory.
 _BETWEEN_LOOKS = 8 << 20
 _PROCESSES = 8
-# How much of that is left.
+# The part of it that is left.
 _unlooked = 0
 
 _REMEDY = (
@@ -30,14 +30,14 @@ _REMEDY = (
 
 
 def check(name: Name, fd: int, size: int, spare: int = 0) -> None:
-    """Raise SharedMemoryFullError if `size` bytes more cannot be had, and `spare` be left.
+    """Raise SharedMemoryFullError unless `size` more bytes are available with `spare` left over.
 
-    A look, not a reservation: what another process takes in between is met by the
-    reservation itself.
+    This checks, but does not reserve: if another process takes the memory in between, the
+    reservation itself fails.
     """
-    # No lock, with a GIL or without: a signal handler or a finalizer that makes an array may run
-    # here, and a fork would leave it held in the child.
-    global _unlooked  # noqa: PLW0603 - threads that count wrong look once too often, or once too late
+    # No lock, with or without a GIL: a signal handler or finalizer that creates an array may run
+    # here, and a fork would leave the lock held in the child.
+    global _unlooked  # noqa: PLW0603 - a miscount by racing threads only shifts the next check
     if size <= _unlooked:
         _unlooked -= size
         return
@@ -45,36 +45,36 @@ def check(name: Name, fd: int, size: int, spare: int = 0) -> None:
     if free is not None and size > free:
         raise _full(name, fd, size)
     if name.kind == "file":
-        return  # page cache: written back, never killed for
+        return  # page cache, which is written back and never causes a kill
     _unlooked = 0
     left = _PROCESSES * _BETWEEN_LOOKS
     for where, there in limits():
         available = max(0, there - spare)
         if size > available:
-            why = f"that is {where}; use fewer or smaller arrays, or raise that limit"
+            why = f"limited by {where}; use fewer or smaller arrays, or raise that limit"
             raise _error(name, size, available, why)
         left = min(left, available - size)
     _unlooked = left // _PROCESSES
 
 
 def explained(error: OSError, name: Name, fd: int, size: int) -> OSError:
-    """The error for what a reservation of `size` bytes said; others as they are."""
+    """The error for a failed reservation of `size` bytes; other errors unchanged."""
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if error.errno == errno.EFBIG and most != resource.RLIM_INFINITY:
-        return _error(name, size, most, "no file may be larger: raise that limit (ulimit -f)")
+        return _error(name, size, most, "limited by the maximum file size; raise that limit (ulimit -f)")
     return _full(name, fd, size) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error
 
 
 def _full(name: Name, fd: int, size: int) -> SharedMemoryFullError:
     free = pages.free_bytes(fd) or 0
     if name.kind == "file":
-        return _error(name, size, free, "the file system is full, or a quota is reached")
+        return _error(name, size, free, "the file system is full or a quota has been reached")
     return _error(name, size, free, _REMEDY)
 
 
 def _error(name: Name, size: int, free: int, why: str) -> SharedMemoryFullError:
     return SharedMemoryFullError(
-        f"no space for {name.text!r}: asked for {size} bytes ({_human(size)}), "
+        f"no space for {name.text!r}: it needs {size} bytes ({_human(size)}), "
         f"{free} bytes ({_human(free)}) are free: {why}",
         name.text,
         size,
@@ -92,21 +92,21 @@ def _human(size: float) -> str:
 
 
 def limits() -> Iterator[tuple[str, int]]:
-    """What bounds the memory of this process besides file systems, and how many bytes more each would allow."""
+    """The limits on this process's memory other than file systems, and the bytes still available under each."""
     machine = _table("/proc/meminfo")
     swap = 1024 * machine.get("SwapFree", 0)
     if "MemAvailable" in machine:
-        yield "all the memory of the machine", 1024 * machine["MemAvailable"] + swap
+        yield "the machine's memory", 1024 * machine["MemAvailable"] + swap
     for directory, limit, usage in _own_cgroups(os.getpid()):
         most, used = _number(f"{directory}/{limit}"), _number(f"{directory}/{usage}")
         if most is not None and used is not None:
             available = most - used + _reclaimable(directory) + min(swap, _swap_headroom(directory))
-            yield f"what the memory limit of the control group {directory} leaves", max(0, available)
+            yield f"the memory limit of the control group {directory}", max(0, available)
 
 
 def _reclaimable(directory: str) -> int:
-    # Page cache counts as used and is given back under pressure.  Shared memory counts as
-    # cache too, but lies on the anonymous lists.  Version 1 has "total_" for the subtree.
+    # Page cache counts as used, but is reclaimed under pressure.  Shared memory also counts as
+    # cache, but is on the anonymous lists.  Version 1 uses the prefix "total_" for the subtree.
     counters = _table(f"{directory}/memory.stat")
     return sum(
         counters.get(f"total_{key}", counters.get(key, 0))
@@ -117,7 +117,7 @@ def _reclaimable(directory: str) -> int:
 def _swap_headroom(directory: str) -> int:
     most, used = _number(f"{directory}/memory.swap.max"), _number(f"{directory}/memory.swap.current")
     if used is None:
-        return 0  # version 1, or no accounting of swap: assume none
+        return 0  # version 1, or no swap accounting: assume none
     return most - used if most is not None else sys.maxsize
 
 
@@ -135,8 +135,8 @@ def _own_cgroups(pid: int) -> tuple[tuple[str, str, str], ...]:
             root, names = "/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
-        # Every group above limits too.  Inside a container the path may be the host's, and
-        # only the root be there: missing files are passed over.
+        # Every parent group is a limit too.  In a container the path may be the host's, with only
+        # the root present, so missing files are skipped.
         parts = path.strip("/").split("/") if path.strip("/") else []
         for depth in range(len(parts), -1, -1):
             directory = "/".join([root, *parts[:depth]])
@@ -154,7 +154,7 @@ def _number(path: str) -> int | None:
 
 
 def _table(path: str) -> dict[str, int]:
-    """Lines of a name and a number, as /proc/meminfo and memory.stat have them."""
+    """Parse lines of a name and a number, as in /proc/meminfo and memory.stat."""
     try:
         fields = [line.split() for line in files.text(path).splitlines()]
     except OSError:

@@ -355,9 +355,9 @@ class BlockAllocator(BlockMap):
         but that of the ends of files.
         """
         if len(self._held) >= _MOST_HELD:
-            raise OSError(errno.ENOMEM, f"{len(self._held)} results are held already")
+            raise OSError(errno.ENOMEM, f"{len(self._held)} results are already in use")
         if not self.can_free:
-            raise OSError(errno.EOPNOTSUPP, "memory that is held could not be given back")
+            raise OSError(errno.EOPNOTSUPP, "the system cannot free memory in the middle of a file")
         part = self.shared(block.index, block.reserved)
         leases = [self.lease(block.index, part, offset, size) for offset, size in ranges]
         self._held.add(block.index)

@@ -27,7 +27,7 @@ from shmarray.errors import UnsendableError
 from shmarray.pool import main_module
 from shmarray.pool._stdlib import registered
 
-REMEDY = "put it into a module that workers can import, or install shmarray[cloudpickle], which sends it by value"
+REMEDY = "move it to a module that workers can import, or install shmarray[cloudpickle] to send it by value"
 _SIMPLE = frozenset((type(None), bool, int, float, complex, str, bytes, np.ndarray))
 _MISSING = object()
 
@@ -58,7 +58,7 @@ def refused(error: BaseException) -> BaseException:
 
 def not_found(name: str) -> BaseException:
     """The error for what is defined in a ``__main__`` that workers cannot import, where there is no cloudpickle."""
-    return UnsendableError(f"cannot send {name}, which is defined where workers cannot import it: {REMEDY}")
+    return UnsendableError(f"cannot send {name}, because workers cannot import it: {REMEDY}")
 
 
 def _cloudpickle() -> Any:

@@ -258,7 +258,7 @@ class Lending:
     def _warn(self, why: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            text = f"arrays go to and from workers through a pipe, which is slower: {why}"
+            text = f"arrays are sent through a pipe, which is slower: {why}"
             # Made an error, it would end this thread, which is not the user's; and the call can succeed.
             with suppress(RuntimeWarning):
                 warnings.warn(text, RuntimeWarning, stacklevel=2)

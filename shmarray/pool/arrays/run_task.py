@@ -247,7 +247,7 @@ class TaskRunner:
         retained = [position for position, place in found.items() if id(place.reference) in in_use]
         if retained:
             if self._memory is None or not self._memory.index:
-                raise OSError(errno.ENOMEM, "there is no block for a result of which the task keeps a part")
+                raise OSError(errno.ENOMEM, "there is no block for a result that the task keeps part of")
             copies = self._memory.append([found[position].array() for position in retained])
             spans.update(zip(retained, copies, strict=True))
         return spans

@@ -99,11 +99,11 @@ def exit_code(process: Any) -> int | None:
 def description(code: int | None) -> str:
     """How a process ended, as part of a sentence."""
     if code is None:
-        return "ended, with a status that somebody else has taken,"
+        return "ended with an unknown exit status"
     if code >= 0:
         return f"exited with status {code}"
     if code == -signal.SIGKILL:
-        return "was killed by SIGKILL, as the kernel does when memory runs out,"
+        return "was killed by SIGKILL (the kernel does this when memory runs out)"
     try:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:

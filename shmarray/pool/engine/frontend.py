@@ -42,4 +42,4 @@ def checked_limits(tasks_ahead: Any, task_timeout: Any) -> None:
         if not isinstance(task_timeout, Real) or isinstance(task_timeout, bool):
             raise TypeError(f"task_timeout must be a number of seconds or None, not {task_timeout!r}")
         if not float(task_timeout) > 0:
-            raise ValueError(f"task_timeout must be more than 0 seconds, not {task_timeout}")
+            raise ValueError(f"task_timeout must be greater than 0 seconds, not {task_timeout}")

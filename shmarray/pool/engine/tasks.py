@@ -73,5 +73,5 @@ def died(task: InFlightTask, how: str, pid: int | None, code: int | None) -> Wor
 def timed_out(task: InFlightTask, timeout: float, pid: int | None) -> TaskTimeoutError:
     """The error of a task that ran longer than it may."""
     what = task.description()
-    message = f"{what} took longer than its limit of {timeout:g} s; worker {pid} was ended"
+    message = f"{what} took longer than its limit of {timeout:g} s; worker {pid} was killed"
     return TaskTimeoutError(message, pid, timeout, what, task.items)

@@ -30,7 +30,7 @@ _POLITE = 0.5
 _STATUS = 1.0
 # The exit status of a child whose main module starts processes while it is imported.
 _MISSING_GUARD = 113
-_GUARD = 'put the code that starts processes, or sets the start method, under `if __name__ == "__main__":`'
+_GUARD = 'put the code that starts processes or sets the start method under `if __name__ == "__main__":`'
 
 
 class ProcessRegistry(Protocol):
@@ -130,9 +130,9 @@ class WorkerHandle:
         if code == _MISSING_GUARD:
             message = f"the main module starts processes while a worker imports it: {_GUARD}"
         else:
-            message = f"workers die as soon as they start; the last, {self.pid}, {exit_status.description(code)}"
+            message = f"workers die as soon as they start; the last one, {self.pid}, {exit_status.description(code)}"
             if self.has_failed_import:
-                message += f"; if an error of importing the main module is printed above, {_GUARD}"
+                message += f"; if an error from importing the main module is printed above, {_GUARD}"
         if self.trouble:
             message = f'{message}\n"""\n{self.trouble}"""'
         return WorkerDiedError(message, self.pid, code)
@@ -241,7 +241,7 @@ class WorkerSet:
             if self._start_method != "forkserver":
                 raise
             # In Python 3.14 the forkserver itself imports the main module, and ends if that fails.
-            message = f"the forkserver died; if that was in importing the main module, {_GUARD}"
+            message = f"the forkserver died; if it died while importing the main module, {_GUARD}"
             raise WorkerDiedError(message) from None
 
     def became_ready(self, worker: WorkerHandle) -> None:
