@@ -311,7 +311,7 @@ def _agreeing(array: NDArray[Any], wanted: Layout, name: str) -> NDArray[Any]:
     if found != (wanted.shape, wanted.dtype, wanted.order):
         raise ArrayExistsError(
             f"{name!r} exists with shape {found[0]}, dtype {found[1]} and order {found[2]}, not shape "
-            f"{wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or change the call",
+            f"{wanted.shape}, dtype {wanted.dtype} and order {wanted.order}: delete it, or require what is there",
             name,
         )
     return array

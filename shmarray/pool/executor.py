@@ -3,7 +3,6 @@
 import copy
 import itertools
 import logging
-import multiprocessing
 import os
 import threading
 import traceback
@@ -24,7 +23,7 @@ from shmarray.pool._stdlib import (
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.buffered import buffered_map
 from shmarray.pool.engine.feeder import NO_EXTRA, Extra
-from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
+from shmarray.pool.engine.frontend import checked_context, checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
@@ -121,8 +120,7 @@ class ProcessPoolExecutor(StockExecutor):
             max_workers = default_workers()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        if mp_context is None:
-            mp_context = multiprocessing.get_context("spawn" if max_tasks_per_child is not None else None)
+        mp_context = checked_context(mp_context or ("spawn" if max_tasks_per_child is not None else None))
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._forks = mp_context.get_start_method(allow_none=False) == "fork"
@@ -212,7 +210,9 @@ class ProcessPoolExecutor(StockExecutor):
 
     def _check_running(self) -> None:
         if self._owner != os.getpid():
-            raise RuntimeError("cannot schedule new futures: the executor belongs to the process that forked this one")
+            raise RuntimeError(
+                "cannot schedule new futures: the executor belongs to the process that forked this one; make one here"
+            )
         failure = self._scheduler.failure
         if isinstance(failure, WorkerDiedError) and not self._is_shut_down:
             raise WorkerDiedError(str(failure), failure.pid, failure.exitcode, failure.task, failure.items)

@@ -1,6 +1,5 @@
 """Pool: the methods of multiprocessing.Pool, on this library's engine."""
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from shmarray.pool import _stdlib
 from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.engine.feeder import Extra
-from shmarray.pool.engine.frontend import checked_limits, default_workers, guarded
+from shmarray.pool.engine.frontend import checked_context, checked_limits, default_workers, guarded
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
@@ -104,7 +103,7 @@ class Pool(ShowsProgress):
         self._state = INIT
         self._change_notifier = None
         self._shown = WeakObjects()
-        self._ctx = context or multiprocessing.get_context()
+        self._ctx = checked_context(context)
         if processes is None:
             processes = default_workers()
         _check(processes, initializer, maxtasksperchild)
@@ -139,7 +138,7 @@ class Pool(ShowsProgress):
     def _check_running(self) -> None:
         super()._check_running()  # type: ignore[misc]
         if self._owner != os.getpid():
-            raise ValueError("Pool not running: it belongs to the process that forked this one")
+            raise ValueError("Pool not running: it belongs to the process that forked this one; make one here")
         if self._scheduler.failure is not None:
             raise RuntimeError("the pool has ended because of an error") from self._scheduler.failure
 

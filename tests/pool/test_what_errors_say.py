@@ -4,11 +4,13 @@ import os
 import pickle
 import signal
 import threading
+from functools import partial
 
 import pytest
 
+import shmarray
 from shmarray import TaskTimeoutError, WorkerDiedError
-from tests.pool.tasks import make
+from tests.pool.tasks import call, make
 
 COUNT, BAD = 100, 57
 
@@ -82,3 +84,46 @@ def test_the_items_that_a_lost_task_had(name, bad, kind):
         error.pid,
         str(error),
     )
+
+
+class UnkeptError(Exception):
+    """Does not unpickle: its constructor wants two arguments, and its args are one."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+
+
+def raise_unkept():
+    raise UnkeptError("broken", "the end")
+
+
+def nested_pool(kind):
+    make(kind, "fork").__enter__()
+
+
+def test_a_partial_is_named_by_its_function(kind):
+    with make(kind, "fork") as pool, pytest.raises(WorkerDiedError, match=r"a partial of .*misbehave"):
+        call(pool, partial(misbehave, BAD))
+
+
+def test_an_exception_that_does_not_unpickle_says_what_its_class_lacks(kind):
+    with make(kind, "fork") as pool, pytest.raises(TypeError, match="UnkeptError") as caught:
+        call(pool, raise_unkept)
+    assert "__reduce__" in "".join(caught.value.__notes__)
+    assert "broken at the end" in str(caught.value.__cause__)
+
+
+def test_a_pool_in_a_task_of_a_pool_is_refused_with_the_remedy(kind):
+    with make("Pool", "fork") as pool, pytest.raises(AssertionError, match="use a ProcessPoolExecutor"):
+        pool.apply(nested_pool, (kind,))
+
+
+def test_the_context_may_be_the_name_of_a_start_method():
+    with shmarray.Pool(1, context="fork") as pool:
+        assert pool.apply(abs, (-1,)) == 1
+    with shmarray.ProcessPoolExecutor(1, "fork") as executor:
+        assert executor.submit(abs, -1).result() == 1
+    with pytest.raises(ValueError, match="spoon"):
+        shmarray.Pool(1, context="spoon")
+    with pytest.raises(TypeError, match=r"the context must be .*, not 5"):
+        shmarray.ProcessPoolExecutor(1, 5)

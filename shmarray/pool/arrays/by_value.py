@@ -27,7 +27,7 @@ from shmarray.errors import UnsendableError
 from shmarray.pool import main_module
 from shmarray.pool._stdlib import registered
 
-REMEDY = "move it to a module that workers can import, or install shmarray[cloudpickle] to send it by value"
+REMEDY = "move it to a module that workers can import, or install cloudpickle to send it by value"
 _SIMPLE = frozenset((type(None), bool, int, float, complex, str, bytes, np.ndarray))
 _MISSING = object()
 

@@ -20,6 +20,10 @@ from shmarray.pool.arrays.pickling import Buffer, GivenArray, PickledObject, Rep
 # Results smaller than this are copied out: making their block an array's memory takes as long,
 # and there may be a hundred thousand of them (benchmarks/constants.py: _COPY_OUT).
 _COPY_OUT = 128 << 10
+_NOT_UNPICKLED = (
+    "(raised while the exception of the task was unpickled, which is shown as the cause; its class needs a __reduce__ "
+    "that gives the arguments of its constructor)"
+)
 
 
 class RetainedBlocks:
@@ -271,7 +275,7 @@ class Lending:
         if not payload.spans and not message.notes:  # most small tasks: nothing but to give the blocks back
             self._give_back(blocks)
             self.result_bytes *= 0.75
-            return _loads(payload, [])
+            return _loads(payload, [])[1]
         notes = Notes(*message.notes)
         if notes.shortage and payload.spans:
             self._warn(notes.shortage)
@@ -284,10 +288,13 @@ class Lending:
         self._take_back(blocks, notes, retained)
         nbytes = sum(buffer.nbytes for buffer in buffers)
         self.result_bytes = max(nbytes, 0.75 * self.result_bytes)
-        outcome = _loads(payload, buffers)
+        has_arrived, outcome = _loads(payload, buffers)
         if notes.traceback and not outcome[0]:
             # Also of an exception that did not unpickle: the text says what the task raised, and where.
             _set_cause(outcome[1], self._traceback_type(f'\n"""\n{notes.traceback}"""'))
+            if not has_arrived:
+                with suppress(Exception):
+                    BaseException.add_note(outcome[1], _NOT_UNPICKLED)
         return outcome
 
     def _buffers(self, blocks: TaskBlocks, payload: Payload, retained: Sequence[int]) -> list[Octets]:
@@ -446,14 +453,15 @@ class Lending:
 _set_cause: Any = vars(BaseException)["__cause__"].__set__
 
 
-def _loads(payload: Payload, buffers: list[Octets]) -> tuple[bool, Any]:
+def _loads(payload: Payload, buffers: list[Octets]) -> tuple[bool, tuple[bool, Any]]:
+    """Whether the outcome of a task could be unpickled; the outcome, or that error in its place."""
     try:
-        return pickling.loads_payload(payload, buffers)  # type: ignore[no-any-return]
+        return True, pickling.loads_payload(payload, buffers)
     except BaseException as error:  # noqa: BLE001 - user code: whatever unpickling it raises
         # The error holds this frame, and that of the caller's `get`: the block would not be free
         # before the garbage collector runs.
         buffers.clear()
-        return False, error
+        return False, (False, error)
 
 
 def _failure(error: BaseException) -> Payload:

@@ -30,7 +30,8 @@ from shmarray.pool.arrays.result_memory import ResultMemory
 
 _NOT_IN_MAIN = (
     '(a worker has what the main module defines outside of `if __name__ == "__main__":` and, if it is forked, '
-    "before the pool is made)"
+    "before the pool is made; with cloudpickle a function that is defined later is sent too, unless a global that it "
+    "uses cannot be pickled, such as a lock or an open file)"
 )
 _PAGE = os.sysconf("SC_PAGESIZE")
 # Not by attribute: the class of the error may have a property of that name, which raises.

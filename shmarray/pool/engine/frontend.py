@@ -1,5 +1,6 @@
-"""What Pool and ProcessPoolExecutor both need: the default size, checks of limits, and a guard around callbacks."""
+"""What Pool and ProcessPoolExecutor both need: the default size, checks of arguments, and a guard around callbacks."""
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable
@@ -25,6 +26,30 @@ def guarded(function: Callable[..., object], *arguments: Any) -> bool:
 def default_workers() -> int:
     """How many workers a pool has unless it is told: as many as this process may use processors."""
     return getattr(os, "process_cpu_count", os.cpu_count)() or 1
+
+
+def checked_context(context: Any) -> Any:
+    """A multiprocessing context, which may be given by the name of its start method.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither.
+    AssertionError
+        As the stdlib does, in a daemonic process, such as a worker of a Pool.
+    """
+    if context is None or isinstance(context, str):
+        context = multiprocessing.get_context(context)
+    if not hasattr(context, "get_start_method"):
+        raise TypeError(
+            f"the context must be a start method or what multiprocessing.get_context gives, not {context!r}"
+        )
+    if multiprocessing.current_process().daemon:
+        raise AssertionError(
+            "daemonic processes are not allowed to have children, and the workers of a Pool are daemonic: "
+            "use a ProcessPoolExecutor if its tasks are to make pools"
+        )
+    return context
 
 
 def checked_limits(tasks_ahead: Any, task_timeout: Any) -> None:

@@ -1,5 +1,6 @@
 """A task on its way to a worker and back, and what errors say about it."""
 
+from functools import partial
 from typing import Any
 
 from shmarray.errors import TaskTimeoutError, WorkerDiedError
@@ -57,6 +58,8 @@ class InFlightTask:
 
 def function_name(func: Any) -> str:
     """What to call a function in an error; its attributes are the user's code, which may raise."""
+    if type(func) is partial:
+        return f"a partial of {function_name(func.func)}"
     try:
         name, module = f"{func.__qualname__}()", getattr(func, "__module__", None)
     except BaseException:  # noqa: BLE001 - user code: a property of a callable object
@@ -73,5 +76,5 @@ def died(task: InFlightTask, how: str, pid: int | None, code: int | None) -> Wor
 def timed_out(task: InFlightTask, timeout: float, pid: int | None) -> TaskTimeoutError:
     """The error of a task that ran longer than it may."""
     what = task.description()
-    message = f"{what} took longer than its limit of {timeout:g} s; worker {pid} was killed"
+    message = f"{what} took longer than the limit of {timeout:g} s; worker {pid} was killed"
     return TaskTimeoutError(message, pid, timeout, what, task.items)
