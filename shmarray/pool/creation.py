@@ -1,6 +1,6 @@
-"""Arrays in memory that need not be copied on their way between processes: numpy's empty, zeros and their likes.
+"""Arrays in memory that need not be copied between processes: empty, zeros, empty_like and zeros_like.
 
-Their arguments are numpy's, which decides what the array is; only where it lies is ours.
+They take numpy's arguments, and numpy determines the array; only its memory differs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shmarray.pool.arrays import allocate, is_plain
 def empty(
     shape: Shape, dtype: DTypeLike | None = None, order: Any = "C", *, device: Any = None, like: Any = None
 ) -> NDArray[Any]:
-    """`numpy.empty`, where the result of a task goes: returned by the task, the array is not copied.
+    """As `numpy.empty`, in a task's result memory: if the task returns the array, it is not copied.
 
     Parameters
     ----------
@@ -27,29 +27,29 @@ def empty(
     Returns
     -------
     ndarray
-        Plain and writable, with whatever content.  It is its holder's alone, as any array that
-        numpy makes, and ends when it is garbage.
+        Plain and writable, with arbitrary content.  It belongs to its holder alone, as any numpy
+        array does, and is freed when it is garbage-collected.
 
     Raises
     ------
     SharedMemoryFullError
-        If the memory of the pool does not suffice; nothing has changed then.
+        If the pool's memory is full; nothing has changed.
     TypeError, ValueError, MemoryError
         As `numpy.empty` does.
 
     Notes
     -----
-    In a task of a `Pool` or a `ProcessPoolExecutor` the array lies in the pool's own memory.
-    Returned, by itself or anywhere inside the result, it is the caller's without a copy; so is
-    any view or part of it that is contiguous, and that overlaps no other array of the result.
-    Everything else in the result is copied, as usual.  A part keeps its own pages, not the whole.
+    In a task of a `Pool` or `ProcessPoolExecutor`, the array is in the pool's own memory.  If
+    the task returns it, by itself or anywhere in the result, the caller gets it without a copy.
+    The same is true of contiguous views of it that overlap no other array in the result.
+    Everything else in the result is copied, as usual.  A view keeps only its own pages.
 
-    Arrays that the task does not return are freed with it, or as soon as nothing refers to
-    them.  One that it keeps, in a global for instance, stays valid; returned as well, it is
-    copied, because the caller's must not change with it.
+    Arrays that the task does not return are freed when the task ends, or as soon as they are no
+    longer referenced.  If the task keeps one, for example in a global, it stays valid; if the
+    task also returns it, it is copied, so that the caller's array is independent.
 
-    Everywhere else, for arrays below 128 kB, for dtypes with objects, and where shared memory
-    cannot be had, this is `numpy.empty`.
+    Outside tasks, for arrays below 128 kB, for dtypes with objects, and if shared memory is not
+    available, this is `numpy.empty`.
 
     Safe to use from many threads.  A child that the task forks has a private copy.
 
@@ -69,7 +69,7 @@ def empty(
 def zeros(
     shape: Shape, dtype: DTypeLike | None = None, order: Any = "C", *, device: Any = None, like: Any = None
 ) -> NDArray[Any]:
-    """`numpy.zeros`, where the result of a task goes: see `empty`.
+    """As `numpy.zeros`, in a task's result memory: see `empty`.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def zeros(
     Returns
     -------
     ndarray
-        As `empty` gives it, zeroed.
+        As returned by `empty`, filled with zeros.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def empty_like(
     *,
     device: Any = None,
 ) -> NDArray[Any]:
-    """`numpy.empty_like`, where the result of a task goes: see `empty`.
+    """As `numpy.empty_like`, in a task's result memory: see `empty`.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def empty_like(
     Returns
     -------
     ndarray
-        As `empty` gives it.  A subclass of ndarray is as `numpy.empty_like` gives it.
+        As returned by `empty`.  Subclasses of ndarray are as returned by `numpy.empty_like`.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def zeros_like(
     *,
     device: Any = None,
 ) -> NDArray[Any]:
-    """`numpy.zeros_like`, where the result of a task goes: see `empty`.
+    """As `numpy.zeros_like`, in a task's result memory: see `empty`.
 
     Parameters
     ----------
@@ -139,7 +139,8 @@ def zeros_like(
     Returns
     -------
     ndarray
-        As `empty` gives it, zeroed.  A subclass of ndarray is as `numpy.zeros_like` gives it.
+        As returned by `empty`, filled with zeros.  Subclasses of ndarray are as returned by
+        `numpy.zeros_like`.
 
     Raises
     ------
@@ -152,9 +153,9 @@ def zeros_like(
 
 
 def _placed(array: NDArray[Any], *, zeroed: bool = False) -> NDArray[Any]:
-    """The same array in shared memory, if there is any for it; or itself.
+    """The same array in shared memory, if available; otherwise the array itself.
 
-    numpy has not touched its memory yet, so it costs nothing.
+    The original costs nothing, because numpy has not touched its memory yet.
     """
     if type(array) is not np.ndarray or not is_plain(array.dtype):
         return array
