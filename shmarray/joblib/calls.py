@@ -59,7 +59,7 @@ class _Arrived:
         return load(pickled[0], [self._take(place) for place in pickled[1]])
 
     def _take(self, place: int) -> Any:
-        """An array for one of its calls: a copy, or the array itself for the last call or if it is shared explicitly."""
+        """An array for one call: a copy, or the array itself for the last call or if it is shared explicitly."""
         self._uses[place] -= 1
         thing = self._beside[place]
         if not self._uses[place]:
