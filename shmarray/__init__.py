@@ -1,11 +1,11 @@
-"""numpy arrays that several processes use at once, without copying them.
+"""Share numpy arrays between processes without copying them.
 
 From top to bottom; each layer imports only those below it::
 
     shmarray.command  the command line: list, info, delete, doctor, demo; above this module
     shmarray.pool     arrays between processes: Pool, ProcessPoolExecutor, SharedHandle, scoped
     shmarray.core     named arrays: create, attach, require, delete, list, lock
-    shmarray.errors   what can go wrong
+    shmarray.errors   the exceptions
 
 All public names are here.
 """
@@ -21,7 +21,7 @@ from shmarray.core import (
     attach,
     create,
     delete,
-    list,  # noqa: A004 - the name that SharedArray's users know
+    list,  # noqa: A004 - the name used by SharedArray
     lock,
     mlock,
     msync,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        # What the pool layer imports at first use.
+        # Names that the pool layer imports on first use.
         if name not in pool.__all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(pool, name)

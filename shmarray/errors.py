@@ -1,21 +1,21 @@
-"""What can go wrong, as exceptions.
+"""The exceptions of this library.
 
 ::
 
     ShmArrayError
     +-- ArrayExistsError        FileExistsError          the name is taken
-    +-- ArrayNotFoundError      FileNotFoundError        there is no such array, or not any more
-    +-- ArrayFormatError        OSError, ValueError      what lies under the name is no array
+    +-- ArrayNotFoundError      FileNotFoundError        the array does not exist, or no longer exists
+    +-- ArrayFormatError        OSError, ValueError      the name does not refer to a complete array
     +-- InvalidNameError        OSError, ValueError      no array can have this name
     +-- ArrayPermissionError    PermissionError          this user may not do that with the array
-    +-- SharedMemoryFullError   OSError, MemoryError     the space cannot be had
-    +-- LockTimeoutError        TimeoutError             the lock was not to be had in time
-    +-- UnsendableError         PicklingError            a function or class that workers cannot import
-    +-- WorkerDiedError         BrokenProcessPool        a worker died while it ran a task
-    +-- TaskTimeoutError        TimeoutError             a task took longer than it may
+    +-- SharedMemoryFullError   OSError, MemoryError     there is not enough space
+    +-- LockTimeoutError        TimeoutError             the lock was not released in time
+    +-- UnsendableError         PicklingError            workers cannot import a function or class
+    +-- WorkerDiedError         BrokenProcessPool        a worker died while it was running a task
+    +-- TaskTimeoutError        TimeoutError             a task exceeded its time limit
 
-Every class is also the builtin that a caller would already catch.  All of them
-survive a pickle: an exception that does not breaks the pool that carries it.
+Each class is also the builtin that a caller would already catch.  All can be pickled, because an
+exception that cannot be pickled breaks the pool that sends it.
 """
 
 import errno
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class ShmArrayError(Exception):
-    """Base of every error that shmarray defines; raised only as one of its subclasses."""
+    """Base class of all exceptions that shmarray defines; only its subclasses are raised."""
 
 
 class _NamedError(ShmArrayError, OSError):
@@ -48,10 +48,10 @@ class _NamedError(ShmArrayError, OSError):
     Parameters
     ----------
     message : str
-        The whole sentence; it names the array and says what to do.
+        The complete message, which names the array and the remedy.
     name : str
-        The array's name, as the caller gave it.  Also in `filename`, where
-        code that catches the builtin looks for it.
+        The array's name, as the caller passed it.  It is also in `filename`, for code that
+        catches the builtin.
     """
 
     code: int
@@ -69,31 +69,31 @@ class _NamedError(ShmArrayError, OSError):
 
 
 class ArrayExistsError(_NamedError, FileExistsError):
-    """Raised when the name is taken: by another array, or by a file that is none."""
+    """Raised when the name is taken, by an array or by another file."""
 
     code = errno.EEXIST
 
 
 class ArrayNotFoundError(_NamedError, FileNotFoundError):
-    """Raised when there is no array of that name, or not any more."""
+    """Raised when there is no array of that name, or it no longer exists."""
 
     code = errno.ENOENT
 
 
 class ArrayFormatError(_NamedError, ValueError):
-    """Raised when what lies under the name is not a complete array: damaged, hostile, or another thing."""
+    """Raised when the name does not refer to a complete array: the file is damaged, hostile or something else."""
 
     code = errno.EINVAL
 
 
 class InvalidNameError(_NamedError, ValueError):
-    """Raised, before anything is touched, for a name that no array can have."""
+    """Raised for a name that no array can have, before anything is changed."""
 
     code = errno.EINVAL
 
 
 class ArrayPermissionError(_NamedError, PermissionError):
-    """Raised when the system does not let this user read, write, make or delete an array.
+    """Raised when this user may not read, write, create or delete an array.
 
     Its `errno` is EACCES, EPERM or EROFS.
     """
@@ -107,18 +107,18 @@ class ArrayPermissionError(_NamedError, PermissionError):
 
 
 class LockTimeoutError(_NamedError, TimeoutError):
-    """Raised by `lock` when another held it all the time."""
+    """Raised by `lock` when the lock was not released in time."""
 
     code = errno.ETIMEDOUT
 
 
 class SharedMemoryFullError(_NamedError, MemoryError):
-    """Raised, with nothing left behind, when the space for an array cannot be had.
+    """Raised when there is not enough space for an array; nothing is left behind.
 
     Attributes
     ----------
     asked, free : int
-        Bytes that the array needs, and bytes that could have been had.
+        Bytes that the array needs, and bytes that are available.
     """
 
     code = errno.ENOSPC
@@ -130,9 +130,9 @@ class SharedMemoryFullError(_NamedError, MemoryError):
 
 
 class UnsendableError(ShmArrayError, PicklingError, AttributeError):
-    """Raised for a function or class that workers cannot import, where it cannot go by value.
+    """Raised when workers cannot import a function or class, and it cannot be sent by value.
 
-    Also an AttributeError, which pickle raises for local functions before Python 3.14.
+    It is also an AttributeError, because pickle raises that for local functions before Python 3.14.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -147,13 +147,13 @@ class WorkerDiedError(ShmArrayError, BrokenProcessPool):
     pid : int or None
         The worker.
     exitcode : int or None
-        Its exit code, negative for the signal that killed it (as
-        `multiprocessing.Process.exitcode`); None if the system no longer knew.
+        Its exit code, or the negative number of the signal that killed it (as in
+        `multiprocessing.Process.exitcode`); None if it is unknown.
     task : str
-        What it was running.
+        The task it was running.
     items : range or None
-        Which items of the iterable the task had, to run them again; None if it was no part of
-        a map.
+        The task's items in the iterable, for running them again; None if the task was not part
+        of a map.
     """
 
     def __init__(
@@ -180,18 +180,18 @@ class WorkerDiedError(ShmArrayError, BrokenProcessPool):
 
 
 class TaskTimeoutError(ShmArrayError, TimeoutError):
-    """Raised for a task that ran longer than the `task_timeout` of its pool; its worker was ended.
+    """Raised for a task that ran longer than the `task_timeout` of its pool; its worker was killed.
 
     Attributes
     ----------
     pid : int or None
         The worker.
     timeout : float
-        The limit of the task, seconds.
+        The task's time limit in seconds.
     task : str
-        What it was running.
+        The task it was running.
     items : range or None
-        As of `WorkerDiedError`.
+        As for `WorkerDiedError`.
     """
 
     def __init__(

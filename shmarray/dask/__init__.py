@@ -4,14 +4,14 @@ From top to bottom; each module imports only those below it::
 
     executor    ProcessPoolExecutor on a cluster
     pool        Pool on a cluster
-    results     what its methods return
-    calls       calls as they travel: a pickle, and arrays beside it
-    sharing     share: an array that each host has once; the client's part
-    plugin      how workers come to know of it
-    handle      ClusterHandle: such an array, as something small to send
-    site        a worker's part: fetch, hand on, let go
-    copies      what this process and this host have
-    hooks       what is used of distributed beyond its documentation
+    results     the results that its methods return
+    calls       calls as they are sent: a pickle, with arrays beside it
+    sharing     share: an array with one copy on each host; the client's part
+    plugin      prepares the workers
+    handle      ClusterHandle: a small reference to such an array
+    site        the worker's part: fetch, pass on, release
+    copies      the copies in this process and on this host
+    hooks       the undocumented parts of distributed that are used
 """
 
 from shmarray.dask.executor import ProcessPoolExecutor

@@ -1,4 +1,4 @@
-"""ProcessPoolExecutor: the face of concurrent.futures.ProcessPoolExecutor on a Dask cluster."""
+"""ProcessPoolExecutor: the interface of concurrent.futures.ProcessPoolExecutor on a Dask cluster."""
 
 import concurrent.futures
 import time
@@ -34,23 +34,23 @@ class ProcessPoolExecutor(Executor):
     Parameters
     ----------
     client : distributed.Client
-        Not an asynchronous one.  The executor does not close it.
+        A client that is not asynchronous.  The executor does not close it.
     **options
-        What else `Client.get_executor` takes: ``workers``, ``resources``, ``retries``,
+        Other options of `Client.get_executor`: ``workers``, ``resources``, ``retries``,
         ``allow_other_workers``.
 
     Raises
     ------
     TypeError
-        If the client is asynchronous, or takes no such option.
+        If the client is asynchronous, or does not accept an option.
 
     Notes
     -----
-    What tasks and callers see of arrays is as with `shmarray.dask.Pool`: copies of their own; a
-    large array that many calls of one `map` have, as a whole argument, lies once on each
-    host.  For one that many `submit` calls have, see `shmarray.dask.share`.
+    As with `shmarray.dask.Pool`, tasks and callers get their own copies of arrays.  A large
+    array that many calls of one `map` receive as an argument has one copy on each host.  For
+    an array that many `submit` calls receive, see `shmarray.dask.share`.
 
-    A worker that dies does not break the executor: Dask runs its calls again.
+    The death of a worker does not break the executor: Dask runs its calls again.
 
     Safe to use from many threads.
 
@@ -124,7 +124,7 @@ class ProcessPoolExecutor(Executor):
 
 
 class _Chunks(Iterator[list[Any]]):
-    """The results of a map's chunks, in order; what is left is cancelled when this is dropped, or fails."""
+    """The results of a map's chunks, in order; the rest is cancelled when this is dropped or fails."""
 
     def __init__(self, futures: list[distributed.Future], shares: Shares, deadline: float | None) -> None:
         self._waiting = deque(futures)

@@ -1,4 +1,4 @@
-"""ClusterHandle: an array that each host of a cluster has once, as something small to send."""
+"""ClusterHandle: a small reference to an array that has one copy on each host of a cluster."""
 
 import time
 from typing import Any
@@ -16,23 +16,23 @@ _ATTEMPTS, _PAUSE = 200, 0.005
 
 
 class ClusterHandle:
-    """A reference to an array that `share` has given to a cluster; what tasks get.
+    """A reference to an array that `share` has distributed to a cluster, as tasks receive it.
 
     Attributes
     ----------
     shape : tuple of int
     dtype : numpy.dtype
     ndim, size, nbytes : int
-        As an ndarray's.
+        As for an ndarray.
     writable : bool
-        Whether `array` is copy-on-write, not read-only.
+        Whether `array` is copy-on-write instead of read-only.
 
     Notes
     -----
-    Pickled, it takes a few hundred bytes, however large the array.  It holds no memory: the
-    host's copy stays for as long as the `Share` that it comes from, or a task that depends
-    on the share's ``future``.  It works in the workers of the cluster, in processes that
-    those start, and in the client.  `numpy.asarray` and `dask.array.from_array` take it.
+    A pickled handle takes a few hundred bytes, whatever the size of the array.  It does not keep
+    the array alive: the host's copy remains until the `Share` is closed and no task depends on
+    its ``future``.  Handles work in the cluster's workers, in processes that these start, and in
+    the client.  `numpy.asarray` and `dask.array.from_array` accept them.
     Safe to use from many threads.
     """
 
@@ -44,18 +44,18 @@ class ClusterHandle:
 
     @property
     def array(self) -> NDArray[Any]:
-        """The array, in this host's memory; brought there first if this is the first task that wants it.
+        """The array in this host's memory, fetched first if it is not there yet.
 
-        Read-only, and the same memory in all processes of the host; or, if the array was
-        shared with ``writable=True``, copy-on-write: each use begins with the shared
-        content, and what is written stays with the task.
+        It is read-only, and the same memory in all processes of the host.  If it was shared with
+        ``writable=True``, it is copy-on-write: each use starts with the shared content, and
+        writes stay with the task.
 
         Raises
         ------
         ArrayNotFoundError
-            If the share is closed, its client has ended, or this process is no part of the cluster.
+            If the share is closed, its client has ended, or this process is not part of the cluster.
         SharedMemoryFullError
-            If this host has no memory for a copy.
+            If this host does not have enough memory for a copy.
         """
         copy = COPIES.get(self._about.key)
         if copy is not None:
@@ -123,7 +123,7 @@ def _handle(about: Description, writable: bool) -> ClusterHandle:
 
 
 def _site() -> Site | None:
-    """The worker that runs this task, or one that lives in this process."""
+    """The worker that runs this task, or any worker in this process."""
     try:
         site = SITES.get(get_worker())
     except ValueError:  # no task
@@ -132,7 +132,7 @@ def _site() -> Site | None:
 
 
 def _attached_without_worker(about: Description) -> Copy:
-    """What the worker's host has, for a process that a task has started."""
+    """The copy on the worker's host, for a process that a task has started."""
     copy = None
     for _ in range(_ATTEMPTS):
         register = open_register(about.key)

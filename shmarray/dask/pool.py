@@ -1,4 +1,4 @@
-"""Pool: the face of multiprocessing.Pool on a Dask cluster."""
+"""Pool: the interface of multiprocessing.Pool on a Dask cluster."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +22,9 @@ class Pool:
     Parameters
     ----------
     client : distributed.Client
-        Not an asynchronous one.  The pool does not close it.
+        A client that is not asynchronous.  The pool does not close it.
     **options
-        What else `Client.submit` takes, for all tasks: ``workers``, ``resources``,
+        Other options of `Client.submit`, for all tasks: ``workers``, ``resources``,
         ``retries``, ``priority``, ``allow_other_workers``.
 
     Raises
@@ -34,25 +34,25 @@ class Pool:
 
     Notes
     -----
-    The methods are those of `multiprocessing.pool.Pool`, and so is what tasks and callers see
-    of arrays: a task (or a chunk of tasks) has its own, writable copy, and so has the
-    caller of a result.  Arrays that `shmarray.create` or `scoped` gave arrive with their content
-    too: a write to shared memory does not cross hosts.
+    The methods are those of `multiprocessing.pool.Pool`, and arrays behave as they do there: a
+    task (or a chunk of tasks) gets its own writable copy, and so does the caller of a result.
+    This includes arrays from `shmarray.create` or `scoped`, because writes to shared memory do
+    not reach other hosts.
 
-    A large array (1 MB) that many tasks of one `map` or `starmap` have is shared: each host has
-    it once, and tasks have it copy-on-write.  As in `shmarray.Pool`, that is for iterables
-    that are exactly a list or tuple, with the array as an item or directly in an item.
-    Other arrays are ordinary values of Dask.
+    A large array (1 MB or more) that many tasks of one `map` or `starmap` receive is shared:
+    each host has one copy, and tasks get it copy-on-write.  As in `shmarray.Pool`, the iterable
+    must be a list or tuple, not a subclass, and the array an item or directly in an item.
+    Other arrays are ordinary Dask values.
 
-    `map`, `starmap`, `imap` and `imap_unordered` take ``progress=True``, or a label, and show
-    a bar; that takes tqdm (the extra ``progress``).  `imap` takes items as its results are
-    taken, a few for each thread of the cluster ahead.
+    `map`, `starmap`, `imap` and `imap_unordered` take ``progress=True``, or a label, to show a
+    progress bar; this requires tqdm (the extra ``progress``).  `imap` takes items as its results
+    are taken, with a few items per thread of the cluster in advance.
 
-    A task whose worker dies runs again on another one, by Dask's rules; it may so run more
-    than once.  The first error of a `map` is raised at once, and tasks that have not begun
+    If a worker dies, its tasks run again on another one, by Dask's rules, so a task may run more
+    than once.  The first error of a `map` is raised at once, and tasks that have not started
     are cancelled.
 
-    Safe to use from many threads.  A forked child cannot use its parent's.
+    Safe to use from many threads.  A forked child cannot use its parent's pools.
 
     Examples
     --------
@@ -271,16 +271,16 @@ class Pool:
             raise ValueError("Pool not running")
 
     def close(self) -> None:
-        """Take no more calls."""
+        """Accept no more calls."""
         self._is_open = False
 
     def terminate(self) -> None:
-        """Take no more calls, and cancel those that are not done."""
+        """Accept no more calls, and cancel pending calls."""
         self.close()
         self._client.cancel([future for future in self._futures if not future.done()])
 
     def join(self) -> None:
-        """Wait for the calls that are not done; ValueError before `close` or `terminate`."""
+        """Wait for pending calls; ValueError before `close` or `terminate`."""
         if self._is_open:
             raise ValueError("Pool is still running")
         wait([future for future in self._futures if not future.done()])
@@ -294,7 +294,7 @@ class Pool:
 
 
 def bar_maker(progress: bool | str) -> Callable[[int | None], Any]:
-    """What makes a bar of so many items.
+    """Return a function that creates a bar for a number of items.
 
     Raises
     ------

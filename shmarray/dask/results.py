@@ -1,4 +1,4 @@
-"""What the methods of Pool return: results to come, as those of multiprocessing."""
+"""The results that the methods of Pool return, as in multiprocessing."""
 
 import threading
 from collections import deque
@@ -17,7 +17,7 @@ class AsyncResult:
     Parameters
     ----------
     collect : callable
-        Gives the result, or raises; called once, in a thread of its own.
+        Returns the result or raises; called once, in its own thread.
     callback, error_callback : callable, optional
         Called in that thread with the result, or with the error.
     """
@@ -35,7 +35,7 @@ class AsyncResult:
         self._error: BaseException | None = None
 
     def start(self, *_: Any) -> None:
-        """Take the result when it is there, in this thread."""
+        """Get the result when it is ready, in this thread."""
         callback, error_callback = self._callbacks
         try:
             self._value = self._collect()
@@ -68,15 +68,15 @@ class AsyncResult:
 
 
 class Results(Iterator[Any]):
-    """What `imap` returns: the results in order, of calls that are submitted as results are taken.
+    """The iterator that `imap` returns: results in order; calls are submitted as results are taken.
 
     Parameters
     ----------
     client : distributed.Client
     more : callable
-        Called with a number; submits so many chunks of calls, or fewer if there are no more.
+        Called with a number; submits that many chunks of calls, or fewer if there are no more.
     width : int
-        How many chunks are under way at most.
+        Maximum number of chunks in progress.
     """
 
     def __init__(self, client: Client, more: Callable[[int], list[Future]], width: int) -> None:
@@ -89,7 +89,7 @@ class Results(Iterator[Any]):
         self._submit()
 
     def next(self, timeout: float | None = None) -> Any:
-        """The next result; `multiprocessing.TimeoutError` if it is not there in so many seconds."""
+        """The next result; `multiprocessing.TimeoutError` if it is not ready in time."""
         with self._lock:
             while not self._items:
                 if not self._waiting:
@@ -120,7 +120,7 @@ class Results(Iterator[Any]):
 
 
 class UnorderedResults(Results):
-    """What `imap_unordered` returns: the same, as they come."""
+    """The iterator that `imap_unordered` returns: results as they arrive."""
 
     def _take(self, timeout: float | None) -> None:
         done = self._wait_for(list(self._waiting), timeout)

@@ -1,4 +1,4 @@
-"""share: an array that each host of a cluster has once."""
+"""share: an array with one copy on each host of a cluster."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ _shares: "weakref.WeakValueDictionary[str, Share]" = weakref.WeakValueDictionary
 
 
 def install(client: Client) -> None:
-    """Prepare all workers of a cluster for shared arrays, those that come later or are restarted too.
+    """Prepare all workers of a cluster for shared arrays, including later and restarted workers.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def install(client: Client) -> None:
 
     Notes
     -----
-    `share`, `Pool` and `ProcessPoolExecutor` do it by themselves; twice is as good as once.
+    `share`, `Pool` and `ProcessPoolExecutor` call it themselves; calling it twice is harmless.
     The workers and the scheduler must have shmarray installed.
 
     Raises
@@ -53,17 +53,17 @@ def install(client: Client) -> None:
 
 
 def share(client: Client, array: ArrayLike, *, writable: bool = False) -> "Share":
-    """Give an array to a Dask cluster, so that each host has it once, for all of its workers.
+    """Share an array with a Dask cluster, with one copy on each host for all of its workers.
 
     Parameters
     ----------
     client : distributed.Client
-        Not an asynchronous one.
+        A client that is not asynchronous.
     array : array_like
-        Any dtype but Python objects.  It is copied now: what happens to it later is seen by nobody.
+        Any dtype except Python objects.  It is copied now; later changes to it have no effect.
     writable : bool, optional
-        Whether tasks get the array copy-on-write, not read-only.  Then each task begins with
-        the shared content, and what it writes is seen by nobody else and costs its pages.
+        Whether tasks get the array copy-on-write instead of read-only.  Each task then starts
+        with the shared content; its writes are private, and each page it writes is copied.
 
     Returns
     -------
@@ -75,22 +75,22 @@ def share(client: Client, array: ArrayLike, *, writable: bool = False) -> "Share
     TypeError
         If the client is asynchronous, or the array holds Python objects or is masked.
     SharedMemoryFullError
-        If this host has no memory for the copy.  Nothing is left then.
+        If this host does not have enough memory for the copy.  Nothing is left behind.
 
     Notes
     -----
-    A task to which the share itself, or its ``future``, is passed gets a `ClusterHandle`, whose
-    ``array`` is the array; a task of `shmarray.dask.Pool` and `ProcessPoolExecutor` gets the
-    array itself.  With ``future`` the array stays until that task is done, even if the
-    share is closed before; with the share itself, it must stay open until then.
+    If the share itself, or its ``future``, is passed to a task, the task gets a `ClusterHandle`,
+    whose ``array`` is the array.  A task of `shmarray.dask.Pool` or `ProcessPoolExecutor` gets
+    the array itself.  With ``future``, the array remains until the task is done, even if the
+    share is closed earlier; otherwise the share must stay open until then.
 
-    All hosts begin to fetch at once, each from another one that has parts of it already.
-    Memory: one copy on each host that has workers, and one on the client's host, which is
-    the same one if it has workers too.  It is anonymous: no names, not bounded by
-    the size of ``/dev/shm``, freed by the kernel however processes end.
+    All hosts start to fetch the array at once, each from a host that already has parts of it.
+    Each host that has workers holds one copy, and so does the client's host (the same copy if
+    it has workers).  The memory is anonymous: it has no name, is not limited by the size of
+    ``/dev/shm``, and is freed by the kernel however the processes end.
 
     If all workers that have the array die, the client sends it again.  If the client ends,
-    the workers let go of it.  `Client.restart` closes all shares.
+    the workers release it.  `Client.restart` closes all shares.
 
     Examples
     --------
@@ -109,17 +109,17 @@ def share(client: Client, array: ArrayLike, *, writable: bool = False) -> "Share
 
 
 class Share(ClusterHandle):
-    """What `share` returns: a `ClusterHandle` in the client, which holds the array in the cluster's memory.
+    """The object that `share` returns: a `ClusterHandle` that keeps the array in the cluster's memory.
 
     Attributes
     ----------
     future : distributed.Future
-        Of the handle: a task that gets it keeps the array until it is done.
+        A future of the handle; a task that receives it keeps the array until the task is done.
 
     Notes
     -----
-    Usable as a context manager.  It closes itself when it is garbage.  Safe to use from many threads.
-    A forked child must not use its parent's.
+    A context manager.  It closes itself when it is garbage-collected.  Safe to use from many
+    threads.  A forked child must not use its parent's shares.
     """
 
     __slots__ = ("_client", "_end", "_sending", "future")
@@ -149,7 +149,7 @@ class Share(ClusterHandle):
             raise
 
     def _keep(self, octets: NDArray[np.uint8]) -> None:
-        """Put the array into memory that the workers of this host can attach to, and the others can be sent from."""
+        """Put the array into memory that this host's workers attach, and from which it is sent to the others."""
         about = self._about
         copy = Copy.of(*new_memory(about.nbytes, octets))
         holder = object()
@@ -163,7 +163,7 @@ class Share(ClusterHandle):
         _shares[about.key] = self
 
     def _distribute(self, hosts: dict[str, str]) -> None:
-        """Have one worker of each host begin to fetch; a tree, with two others at each."""
+        """Start the transfer on one worker of each host, in a binary tree."""
         # As soon as workers have it they ask whether it is still wanted.
         while not hooks.is_wanted(self._client, self._about.key):
             if self.future.cancelled():
@@ -197,7 +197,7 @@ class Share(ClusterHandle):
             self._sending.release()
 
     def close(self) -> None:
-        """Let go of the array: hosts free their copies when no task needs it any more.  Twice is as good as once."""
+        """Release the array: hosts free their copies when no task needs it.  Closing twice is harmless."""
         _shares.pop(self._about.key, None)
         future, self.future = getattr(self, "future", None), None
         if future is not None:
@@ -224,7 +224,7 @@ def _nothing() -> None:
 
 
 def _taken_apart(array: ArrayLike) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[int, ...] | None]:
-    """An array that is contiguous in some order; its bytes as they lie; its strides, None for row-major."""
+    """A contiguous array, its bytes in memory order, and its strides (None for row-major)."""
     if is_masked(type(array)):
         raise TypeError("masked arrays cannot be shared: share array.filled(value), or .data and .mask separately")
     source = np.asarray(array)
@@ -237,7 +237,7 @@ def _taken_apart(array: ArrayLike) -> tuple[NDArray[Any], NDArray[np.uint8], tup
 
 
 def _one_of_each_host(hosts: dict[str, str], key: str) -> list[str]:
-    """One worker of each host, this host's first; with another array, another one."""
+    """One worker of each host, starting with this host; which one depends on the array."""
     workers: dict[str, list[str]] = {}
     for address, host in sorted(hosts.items(), key=lambda item: (item[1] != host_id(), item)):
         workers.setdefault(host, []).append(address)
@@ -246,7 +246,7 @@ def _one_of_each_host(hosts: dict[str, str], key: str) -> list[str]:
 
 
 def _send(event: Any) -> None:
-    """A worker has asked; called in the client's event loop, which must not wait."""
+    """Handle a worker's request; runs in the client's event loop, which must not block."""
     _, message = event
     share = _shares.get(message["key"])
     if share is not None:

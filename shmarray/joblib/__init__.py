@@ -2,12 +2,12 @@
 
 From top to bottom; each module imports only those below it::
 
-    backend     what joblib asks of a backend
-    workers     the processes, kept from one call to the next
-    calls       calls that travel together, each with arguments of its own
+    backend     the interface that joblib requires
+    workers     the processes, which are kept between calls
+    calls       calls that are sent together, each with its own arguments
 
-Needs joblib 1.4 or later.  What scikit-learn and others run through `joblib.Parallel` then
-goes through a `shmarray.Pool`::
+Requires joblib 1.4 or later.  scikit-learn and other users of `joblib.Parallel` can then run
+their calls in a `shmarray.Pool`::
 
     import joblib
     import shmarray.joblib

@@ -1,4 +1,4 @@
-"""What joblib asks of a backend, answered with a Pool."""
+"""The interface that joblib requires of a backend, implemented with a Pool."""
 
 import multiprocessing
 import threading
@@ -19,31 +19,30 @@ from shmarray.pool.arrays.by_value import ByValue
 
 
 class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """A joblib backend whose arrays go through shared memory, by the contract of `shmarray.Pool`.
+    """A joblib backend that sends arrays through shared memory, as `shmarray.Pool` does.
 
     Parameters
     ----------
     nesting_level, inner_max_num_threads
         As joblib sets them.
     idle_worker_timeout : float
-        Seconds that workers wait for the next call before they end.
+        Number of seconds after which idle workers end.
     initializer : callable, optional
         Called in each worker when it starts, with `initargs`.
     initargs : tuple
 
     Notes
     -----
-    Named "shmarray" in `joblib.parallel_config`, which takes these parameters too.
+    Its name in `joblib.parallel_config` is "shmarray"; these parameters can be passed there too.
 
-    A call has writable copies of the arrays in its arguments as they are when it is sent, of
-    its own also where joblib sends several calls together, and results come back without a
-    pickle of their arrays.  Arrays that `create`, `attach` or
-    `scoped` gave, and memory maps, are the same memory.  joblib's own memory-mapping is out of
-    play: `max_nbytes`, `mmap_mode` and `temp_folder` have no effect.
+    Each call gets its own writable copies of the arrays in its arguments, as they are when it is
+    sent, even if joblib sends several calls together.  The arrays in results are not pickled.
+    Arrays from `create`, `attach` or `scoped`, and memory maps, are the same memory.  joblib's own
+    memory mapping is not used: `max_nbytes`, `mmap_mode` and `temp_folder` have no effect.
 
-    Lambdas and what __main__ defines can be sent, and a script needs no ``if __name__ ==
-    "__main__"``.  Calls inside a task run in threads, and inside those one after the other.
-    A worker that dies fails the call with a `WorkerDiedError`.
+    Lambdas and functions defined in __main__ can be sent, and scripts do not need ``if __name__ ==
+    "__main__"``.  Nested calls inside a task run in threads, and calls nested deeper run
+    sequentially.  If a worker dies, the call raises `WorkerDiedError`.
     """
 
     supports_retrieve_callback = True
@@ -70,7 +69,7 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._call = threading.Lock()  # held from configure to terminate
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """How many workers a call with this `n_jobs` would have."""
+        """The number of workers of a call with this `n_jobs`."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None or joblib.parallel.mp is None:
@@ -117,7 +116,7 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return type(self)(self.nesting_level, self.inner_max_num_threads, **self._options)
 
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> Any:
-        """Send a batch of calls; what `callback` is given goes through `retrieve_result_callback`."""
+        """Send a batch of calls; joblib passes the argument of `callback` to `retrieve_result_callback`."""
         workers = self._workers
         batch: Any = _Batch(func)
         try:
@@ -138,7 +137,7 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return out
 
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT002 - joblib's
-        """End the workers, whatever they do."""
+        """End the workers, even if they are busy."""
         workers, self._workers = self._workers, None
         if workers is not None:
             workers.pool.terminate()
@@ -146,7 +145,7 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             self._workers = CACHE.take(self._options_of_call)
 
     def terminate(self) -> None:
-        """The call is over; its workers wait for the next."""
+        """End the call; its workers wait for the next one."""
         workers, self._workers = self._workers, None
         if workers is not None:
             CACHE.put(workers, self._patience)
@@ -156,7 +155,7 @@ class ShmarrayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
 
 class _Batch:
-    """A batch of joblib's on its way to a worker; errors about it name the first of its functions."""
+    """A batch of calls that joblib sends to a worker; errors name the first of its functions."""
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch

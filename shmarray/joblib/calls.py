@@ -1,4 +1,4 @@
-"""Calls of joblib's that travel together, sent by value as joblib's users are used to."""
+"""Calls that joblib sends together, by value, as users of joblib expect."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 class Calls:
-    """Calls that travel together; each arrives with arguments of its own, though several may have the same here.
+    """Calls that are sent together; each arrives with its own arguments, even if several share them here.
 
     joblib decides how many travel together by how long they take.  If one saw what another
     has written to an argument of both, the answer would depend on how busy the machine is.
@@ -40,7 +40,7 @@ class Calls:
 
 
 class _Arrived:
-    """The calls, in a worker: one comes into being when the one before it is done."""
+    """The calls in a worker; each is created when the previous one is done."""
 
     def __init__(self, common: Pickled, own: list[Pickled], beside: list[Any], is_shared: list[bool]) -> None:
         self._own = own
@@ -59,7 +59,7 @@ class _Arrived:
         return load(pickled[0], [self._take(place) for place in pickled[1]])
 
     def _take(self, place: int) -> Any:
-        """An array for one of those that have it: itself for the last, and for all if it is shared on purpose."""
+        """An array for one call: a copy, or the array itself for the last call or if it is shared explicitly."""
         self._uses[place] -= 1
         thing = self._beside[place]
         if not self._uses[place]:

@@ -1,4 +1,4 @@
-"""The processes of the joblib backend: how they start, and how they are kept from one call to the next.
+"""The processes of the joblib backend: how they start, and how they are kept between calls.
 
 They start as those of joblib's own default do, which is "loky"'s way: a new interpreter,
 with its own environment, that does not import the caller's __main__.  Fork would be faster,
@@ -22,7 +22,7 @@ from shmarray.pool.arrays.by_value import dumps
 
 
 class WorkerOptions(NamedTuple):
-    """Which workers a call needs."""
+    """The requirements of a call for its workers."""
 
     n_jobs: int
     environment: dict[str, str]
@@ -31,7 +31,7 @@ class WorkerOptions(NamedTuple):
 
 
 class Workers(NamedTuple):
-    """The workers that a call has, and how to tell whether they will do for another."""
+    """A call's workers, and whether they are suitable for another call."""
 
     pool: Pool
     key: bytes
@@ -39,7 +39,7 @@ class Workers(NamedTuple):
 
 class _Process(LokyProcess):  # type: ignore[misc]
     def kill(self) -> None:
-        """What the stdlib's processes can, and loky's cannot."""
+        """What the stdlib's processes can do, unlike loky's."""
         if self.exitcode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ class WorkerCache:
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
     def take(self, options: WorkerOptions) -> Workers:
-        """Workers for a call: those that are kept, if they will do, or new ones."""
+        """Workers for a call: the kept ones, if they are suitable, or new ones."""
         # The arguments by content: the same object may have changed since workers began with it.
         key = dumps(tuple(options))
         kept = self._replace(None)
@@ -79,7 +79,7 @@ class WorkerCache:
         return Workers(Pool(options.n_jobs, options.initializer, options.initargs, context=context), key)
 
     def put(self, workers: Workers, patience: float) -> None:
-        """Keep workers that have nothing to do, for so many seconds."""
+        """Keep idle workers for a number of seconds."""
         timer = threading.Timer(patience, self._expire, [workers])
         timer.name = "shmarray-idle-workers"
         timer.daemon = True

@@ -1,6 +1,6 @@
-"""Arrays in memory that need not be copied on their way between processes: numpy's empty, zeros and their likes.
+"""Arrays in memory that need not be copied between processes: empty, zeros, empty_like and zeros_like.
 
-Their arguments are numpy's, which decides what the array is; only where it lies is ours.
+They take numpy's arguments, and numpy determines the array; only its memory differs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shmarray.pool.arrays import allocate, is_plain
 def empty(
     shape: Shape, dtype: DTypeLike | None = None, order: Any = "C", *, device: Any = None, like: Any = None
 ) -> NDArray[Any]:
-    """`numpy.empty`, in the memory of a pool: neither a result nor an argument made with it need be copied.
+    """As `numpy.empty`, in a pool's memory: as a result or as an argument, the array need not be copied.
 
     Parameters
     ----------
@@ -27,33 +27,34 @@ def empty(
     Returns
     -------
     ndarray
-        Plain and writable, with whatever content.  It is its holder's alone, as any array that
-        numpy makes, and ends when it is garbage.
+        Plain and writable, with arbitrary content.  It belongs to its holder alone, as any numpy
+        array does, and is freed when it is garbage-collected.
 
     Raises
     ------
     SharedMemoryFullError
-        If the memory of the pool does not suffice; nothing has changed then.
+        If the pool's memory is full; nothing has changed.
     TypeError, ValueError, MemoryError
         As `numpy.empty` does.
 
     Notes
     -----
-    In a task of a `Pool` or a `ProcessPoolExecutor` the array lies in the pool's own memory.
-    Returned, by itself or anywhere inside the result, it is the caller's without a copy; so is
-    any view or part of it that is contiguous, and that overlaps no other array of the result.
-    Everything else in the result is copied, as usual.  A part keeps its own pages, not the whole.
+    In a task of a `Pool` or `ProcessPoolExecutor`, the array is in the pool's own memory.  If
+    the task returns it, by itself or anywhere in the result, the caller gets it without a copy.
+    The same is true of contiguous views of it that overlap no other array in the result.
+    Everything else in the result is copied, as usual.  A view keeps only its own pages.
 
-    Arrays that the task does not return are freed with it, or as soon as nothing refers to
-    them.  One that it keeps, in a global for instance, stays valid; returned as well, it is
-    copied, because the caller's must not change with it.
+    Arrays that the task does not return are freed when the task ends, or as soon as they are no
+    longer referenced.  If the task keeps one, for example in a global, it stays valid; if the
+    task also returns it, it is copied, so that the caller's array is independent.
 
-    In a process with an open pool the array lies in the memory of the pool that was opened last,
-    or, in a generator that a pool reads, of that pool.  Sent with a task of that pool, it goes to
-    the worker without a copy if nothing else refers to it or to a view of it by then: so keep
-    no reference, as ``pool.imap(func, map(make, items))`` keeps none.  Otherwise it is copied.
+    In a process with an open pool, the array is in the memory of the pool that was opened last;
+    in a generator that a pool reads, it is in that pool's memory.  If it is sent with a task of
+    that pool, and nothing else refers to it or to a view of it by then, the worker gets it without
+    a copy: so keep no reference, as in ``pool.imap(func, map(make, items))``.  Otherwise it is
+    copied.
 
-    Everywhere else, for arrays below 128 kB, for dtypes with objects, and where shared memory
+    In all other cases, for arrays below 128 kB, for dtypes with objects, and where shared memory
     cannot be had, this is `numpy.empty`.
 
     Safe to use from many threads.  A child that the task forks has a private copy.
@@ -74,7 +75,7 @@ def empty(
 def zeros(
     shape: Shape, dtype: DTypeLike | None = None, order: Any = "C", *, device: Any = None, like: Any = None
 ) -> NDArray[Any]:
-    """`numpy.zeros`, in the memory of a pool: see `empty`.
+    """As `numpy.zeros`, in a pool's memory: see `empty`.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def zeros(
     Returns
     -------
     ndarray
-        As `empty` gives it, zeroed.
+        As returned by `empty`, filled with zeros.
 
     Raises
     ------
@@ -105,7 +106,7 @@ def empty_like(
     *,
     device: Any = None,
 ) -> NDArray[Any]:
-    """`numpy.empty_like`, in the memory of a pool: see `empty`.
+    """As `numpy.empty_like`, in a pool's memory: see `empty`.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def empty_like(
     Returns
     -------
     ndarray
-        As `empty` gives it.  A subclass of ndarray is as `numpy.empty_like` gives it.
+        As returned by `empty`.  Subclasses of ndarray are as returned by `numpy.empty_like`.
 
     Raises
     ------
@@ -134,7 +135,7 @@ def zeros_like(
     *,
     device: Any = None,
 ) -> NDArray[Any]:
-    """`numpy.zeros_like`, in the memory of a pool: see `empty`.
+    """As `numpy.zeros_like`, in a pool's memory: see `empty`.
 
     Parameters
     ----------
@@ -144,7 +145,8 @@ def zeros_like(
     Returns
     -------
     ndarray
-        As `empty` gives it, zeroed.  A subclass of ndarray is as `numpy.zeros_like` gives it.
+        As returned by `empty`, filled with zeros.  Subclasses of ndarray are as returned by
+        `numpy.zeros_like`.
 
     Raises
     ------
@@ -157,9 +159,9 @@ def zeros_like(
 
 
 def _placed(array: NDArray[Any], *, zeroed: bool = False) -> NDArray[Any]:
-    """The same array in shared memory, if there is any for it; or itself.
+    """The same array in shared memory, if available; otherwise the array itself.
 
-    numpy has not touched its memory yet, so it costs nothing.
+    The original costs nothing, because numpy has not touched its memory yet.
     """
     if type(array) is not np.ndarray or not is_plain(array.dtype):
         return array

@@ -1,4 +1,4 @@
-"""ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor on our engine."""
+"""ProcessPoolExecutor: the methods of concurrent.futures.ProcessPoolExecutor, on this library's engine."""
 
 import copy
 import itertools
@@ -34,67 +34,68 @@ from shmarray.pool.threads import WeakObjects
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Calls are cancelled until a worker is about to have them: so it has no more than these ahead,
-# unless they are tiny.
+# A call can be cancelled until it is assigned to a worker, so few are assigned in advance unless
+# they are tiny.
 _TASKS_AHEAD = 2
-# Seconds in which the first call is on its way to a worker.
+# Seconds that the first call needs to reach a worker.
 _MOMENT = 0.1
 
 
 class ProcessPoolExecutor(StockExecutor):
-    """`concurrent.futures.ProcessPoolExecutor`, with arrays going through shared memory.
+    """`concurrent.futures.ProcessPoolExecutor`, with arrays sent through shared memory.
 
     Parameters
     ----------
     max_workers : int, optional
-        Number of workers; as many as this process may use processors by default.
+        Number of workers; by default, the number of CPUs that this process may use.
     mp_context : multiprocessing context, optional
     initializer : callable, optional
         Called in each worker when it starts, with `initargs`.
     initargs : tuple, optional
     max_tasks_per_child : int, optional
-        After so many calls a worker is replaced; not with the start method fork.
+        Number of calls after which a worker is replaced; not with the start method fork.
     replace_workers : bool, optional
-        Whether a worker that dies fails only the call that it ran, and is replaced.  By
-        default it breaks the executor, as with the stdlib.
+        If True, the death of a worker fails only the call that it was running, and the worker
+        is replaced.  By default it breaks the executor, as in the standard library.
     task_timeout : float, optional
-        Seconds that a call may take; a chunk of a `map` may take that for each of its items.
-        The worker of one that takes longer is killed and replaced, and the call raises
+        Time limit for a call, in seconds; for a chunk of a `map`, the limit per item.  The
+        worker of a call that takes longer is killed and replaced, and the call raises
         `TaskTimeoutError`.
 
     Raises
     ------
     ValueError, TypeError
-        As `concurrent.futures.ProcessPoolExecutor` does, and for a bad limit.
+        As `concurrent.futures.ProcessPoolExecutor` does, and for invalid limits.
 
     Notes
     -----
-    All methods are those of the stdlib's executor, and so is what tasks and callers see of
-    plain arrays: a call has its own, writable copy, and so has the caller of a result.  Arrays
-    that `create`, `attach` or `scoped` gave, and memory maps, are the same memory on both
-    sides.  `map` takes ``buffersize=`` on every Python, as that of 3.14 does: at most so many
-    calls are submitted whose results were not taken.
+    All methods are those of the standard library's executor, and plain arrays behave as they
+    do there: a call gets its own writable copy of its arguments, and the caller gets its own
+    writable copy of the result.  Arrays from `create`, `attach` or `scoped`, and memory maps,
+    are the same memory on both sides.  `map` takes ``buffersize=`` on every Python version, as
+    in 3.14: it limits the number of submitted calls whose results have not been taken.
 
-    A large array that many calls of one `map` have is copied once, with the first of them;
-    leave it alone until the results are there, as with the stdlib, whose calls would have
-    it as it was at one time or another.
+    A large array that many calls of one `map` receive is copied once, with the first of them.
+    Do not change it until the results are complete; with the standard library, too, it is
+    undefined which state each call would get.
 
-    Memory in use, beyond what the caller holds: for each worker the arguments and results of
-    two calls, or of more that have less than 4 MB together; results that wait to be taken; and
-    what was in use in the last second.  An idle executor gives all of it back after a second.
+    The executor's memory, besides what the caller holds, consists of the arguments and results
+    of two calls per worker (more if they have less than 4 MB together), of results that have
+    not been taken yet, and of memory used within the last second.  An idle executor frees all
+    of it after a second.
 
-    Where shared memory cannot be had (no memfd, ``ulimit -f``, no address space), arrays go
-    through a pipe, with one RuntimeWarning; where memory itself does not suffice, the call
-    raises `SharedMemoryFullError`, a MemoryError.
+    If shared memory is not available (no memfd, ``ulimit -f``, no address space), arrays are
+    sent through a pipe, with one RuntimeWarning.  If memory itself runs out, the call raises
+    `SharedMemoryFullError`, a MemoryError.
 
-    A worker that dies breaks the executor: all calls that are not done, and later ones, raise
-    a `WorkerDiedError`, a `BrokenProcessPool` that names the worker, how it ended, and what it
-    was running.  A call that does not unpickle fails alone.  Ctrl-C in a with-block cancels
-    the calls that wait.
+    The death of a worker breaks the executor: all pending and later calls raise
+    `WorkerDiedError`, a `BrokenProcessPool` that names the worker, how it ended, and what it
+    was running.  If a call cannot be unpickled, only that call fails.  Ctrl-C in a with block
+    cancels the waiting calls.
 
-    A call can be cancelled until a worker is about to have it: workers have few calls ahead,
-    except tiny ones.  Safe to use from many threads.  A forked child cannot use its parent's
-    executor, but may make its own.
+    A call can be cancelled until it is assigned to a worker; except for tiny calls, few are
+    assigned in advance.  Safe to use from many threads.  A forked child cannot use its
+    parent's executor, but may create its own.
 
     Examples
     --------
@@ -126,7 +127,7 @@ class ProcessPoolExecutor(StockExecutor):
         self._forks = mp_context.get_start_method(allow_none=False) == "fork"
         _check_quota(max_tasks_per_child, forks=self._forks)
         checked_limits(_TASKS_AHEAD, task_timeout)
-        # Monitoring programs read these four.
+        # Monitoring programs read the next four attributes.
         self._max_workers = max_workers
         self._mp_context: Any = mp_context
         self._processes: dict[int, Any] | None = {}  # type: ignore[assignment]
@@ -138,7 +139,7 @@ class ProcessPoolExecutor(StockExecutor):
             initializer, initargs = _initialize, (initializer, tuple(initargs))
         encoder = ExceptionEncoder(wraps_encoding_errors=False)
         spec = WorkerSpec(initializer, tuple(initargs), max_tasks_per_child, encoder)
-        with deferred():  # or descriptors without an owner
+        with deferred():  # an interrupt would leave descriptors without an owner
             self._scheduler = self._made(spec, replace_workers, task_timeout)
             self._finalizer = weakref.finalize(self, _close, self._scheduler)
             self._finalizer.atexit = False
@@ -181,10 +182,10 @@ class ProcessPoolExecutor(StockExecutor):
             except BaseException:
                 self._calls.remove(job)
                 raise
-            if self._scheduler.phase == TERMINATE:  # since it was looked at; whoever ended it may not know this call
+            if self._scheduler.phase == TERMINATE:  # since the check; this call may have been missed at the termination
                 self._calls.terminated(self._scheduler.failure)
             tasks = [(job, 0, func, arguments, kwargs, extra)]
-            # Nothing in this thread holds what is given away with the call, when the feeder packs it.
+            # This thread must not hold arrays that are given away with the call when the feeder packs it.
             del args, arguments, kwargs
             self._scheduler.tasks.put((tasks, None))
             return future
@@ -224,9 +225,9 @@ class ProcessPoolExecutor(StockExecutor):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def _ensure_workers(self) -> None:
-        """Have as many workers as calls to come, if there may be so many; under fork all at once.
+        """Start a worker for each pending call, up to the maximum; with fork, start all at once.
 
-        A process with threads should not fork.
+        With fork they start at once because a process should not fork once it has threads.
         """
         wanted = self._max_workers if self._forks else min(self._max_workers, self._calls.unanswered)
         if self._scheduler.was_started:
@@ -239,7 +240,7 @@ class ProcessPoolExecutor(StockExecutor):
             self._scheduler.start()
         except WorkerDiedError:
             raise
-        except RuntimeError as error:  # no more threads, as at the end of the interpreter
+        except RuntimeError as error:  # no new threads, as during interpreter exit
             raise WorkerDiedError(f"the workers could not be started: {error}") from error
         _running.add(self._scheduler)
 
@@ -251,7 +252,7 @@ class ProcessPoolExecutor(StockExecutor):
         if self._owner != os.getpid():
             return
         if cancel_futures:
-            # As with the stdlib, what idle workers can take at once is not cancelled.
+            # As with the stdlib, calls that idle workers can take at once are not cancelled.
             if len(self._calls) and self._scheduler.was_started:
                 self._calls.began.wait(_MOMENT)
             self._calls.cancel()
@@ -265,14 +266,14 @@ class ProcessPoolExecutor(StockExecutor):
     shutdown.__doc__ = StockExecutor.shutdown.__doc__
 
     def terminate_workers(self) -> None:
-        """Cancel the calls that wait, end the workers by SIGTERM, and shut down without waiting.
+        """Cancel the waiting calls, end the workers with SIGTERM, and shut down without waiting.
 
-        Calls that were running raise `WorkerDiedError`.  Safe to call from any thread.
+        Running calls raise `WorkerDiedError`.  Safe to call from any thread.
         """
         self._end_workers("terminate")
 
     def kill_workers(self) -> None:
-        """As `terminate_workers`, by SIGKILL."""
+        """As `terminate_workers`, but with SIGKILL."""
         self._end_workers("kill")
 
     def _end_workers(self, method: str) -> None:
@@ -280,14 +281,14 @@ class ProcessPoolExecutor(StockExecutor):
         self.shutdown(wait=False, cancel_futures=True)
         if self._owner != os.getpid() or not self._scheduler.was_started:
             return
-        with self._workers.lock:  # a process is reaped under it, and its pid is its own until then
+        with self._workers.lock:  # processes are reaped under this lock, so their pids are still valid
             for process in processes:
                 if process.exitcode is None:
                     getattr(process, method)()
         self._scheduler.fail_for_good(WorkerDiedError(f"{method}_workers() ended the workers"))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # Ctrl-C: as when the stdlib's idle workers die of it, the calls that wait are given up.
+        # After Ctrl-C the waiting calls are cancelled, as when the stdlib's idle workers die of it.
         self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
 
 
@@ -310,7 +311,7 @@ def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -
         initializer(*initargs)
     except BaseException:
         logger = logging.getLogger("concurrent.futures")
-        if logger.handlers:  # without any, it would write what the caller is told by the error
+        if logger.handlers:  # without handlers it would print what the error tells the caller anyway
             logger.critical("Exception in initializer:", exc_info=True)
         raise
 
@@ -339,7 +340,7 @@ class _Registry:
 
 
 class _Calls:
-    """The futures of an executor's calls that are not done, by number."""
+    """The futures of an executor's pending calls, by number."""
 
     can_be_cancelled = True
 
@@ -456,7 +457,7 @@ def _itself(func: Any) -> Any:
 
 
 def _without_map(func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Extra]:
-    """A call as it is to be run, and what it has in common with others of a map."""
+    """The call to run, and what it shares with other calls of a map."""
     if type(func) is _MapFunction:
         return func.func, args, func.next_task(1)
     inner = chunk_function(func)
@@ -468,7 +469,7 @@ def _without_map(func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]
 
 
 class _Running:
-    """The schedulers whose calls the interpreter completes at its end."""
+    """The schedulers whose calls are completed before the interpreter exits."""
 
     def __init__(self) -> None:
         self._schedulers: WeakObjects[Scheduler] = WeakObjects()

@@ -1,7 +1,7 @@
-"""Progress bars: what some methods of Pool do with ``progress=True`` or a label.
+"""Progress bars, which some methods of Pool show with ``progress=True`` or a label.
 
-A bar is drawn by the thread that waits for the results, never by the engine's: a terminal
-that is slow, or that nobody reads, holds up who asked for the bar and nobody else.
+The thread that waits for the results draws the bar, not the engine's threads, so that a slow
+or blocked terminal delays only the caller that asked for the bar.
 """
 
 import threading
@@ -17,13 +17,13 @@ from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.interrupts import deferred, uninterrupted
 from shmarray.pool.threads import WeakObjects
 
-# Seconds between two looks at how much of a map is done; tqdm draws no more often either.
+# Seconds between two checks of a map's progress; tqdm does not draw more often either.
 _LOOK = 0.1
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Makes a bar, from the number of items in all and of those that are done already.
+# Creates a bar from the total number of items and the number that are done.
 _BarMaker = Callable[[int | None, int], Any]
 
 
@@ -113,7 +113,7 @@ class ShowsProgress(StockPool):
         *,
         ordered: bool,
     ) -> "IMapIterator[Any]":
-        # What has its methods: it cannot be derived from.
+        # An object with IMapIterator's methods, because that class cannot be subclassed here.
         make_bar = bar_maker(progress) if progress else None
         results: Any
         if buffersize is None:
@@ -126,7 +126,7 @@ class ShowsProgress(StockPool):
         return results  # type: ignore[no-any-return]
 
     def _submit_items(self, func: Any, held: list[Any], items: range, callback: Any, error_callback: Any) -> Any:
-        """Start a task that has these items of an iterable, whose next item may lie where these do."""
+        """Start a task for these items of an iterable, which may reuse their memory for the next one."""
         self._check_running()  # type: ignore[attr-defined]
         with deferred():
             call, job = new_call(self, callback, error_callback)
@@ -140,7 +140,7 @@ class ShowsProgress(StockPool):
 
 
 def bar_maker(progress: bool | str) -> _BarMaker:
-    """What makes the bars for a call.
+    """Return the function that creates the bars for a call.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def bar_maker(progress: bool | str) -> _BarMaker:
     if progress is not True and not isinstance(progress, str):
         raise TypeError(f"progress must be True, False or a label, not {progress!r}")
     try:
-        from tqdm.auto import tqdm  # noqa: PLC0415 - who shows no bar need not have it
+        from tqdm.auto import tqdm  # noqa: PLC0415 - only needed for bars
     except ModuleNotFoundError as error:
         message = "progress bars require tqdm, which is not installed: pip install tqdm"
         raise ModuleNotFoundError(message, name=error.name) from None
@@ -161,7 +161,7 @@ def bar_maker(progress: bool | str) -> _BarMaker:
 
 
 def _follow(result: Any, length: int, bar: Any) -> None:
-    """Move a bar with a map until that is done; where it fails, the bar stays."""
+    """Update a bar until its map is done; if the map fails, the bar stays where it is."""
     while not result.ready():
         bar.update(items_done(result, length) - bar.n)
         result.wait(_LOOK)
@@ -172,15 +172,15 @@ def _follow(result: Any, length: int, bar: Any) -> None:
 def _length(iterable: Any) -> int | None:
     try:
         return len(iterable)
-    except (TypeError, AttributeError):  # as tqdm: some have a __len__ that says they have no length
+    except (TypeError, AttributeError):  # as in tqdm: some classes have a __len__ that raises
         return None
 
 
 class Shown(Iterator[Any]):
     """The results of an imap, counted on a bar as they are taken.
 
-    An error closes the bar, so that a traceback begins on a line of its own; who goes on
-    taking results after it sees the bar again.  tqdm itself closes one that is garbage.
+    An error closes the bar, so that a traceback starts on its own line; if the caller takes
+    more results, the bar reappears.  tqdm itself closes bars that are garbage-collected.
     """
 
     def __init__(self, results: Any, make_bar: _BarMaker, total: int | None) -> None:
@@ -195,7 +195,7 @@ class Shown(Iterator[Any]):
         return self._take(self._results.__next__)
 
     def next(self, timeout: float | None = None) -> Any:
-        """As that of the stdlib's iterator, where it has one: with a chunksize of 1."""
+        """As in the stdlib's iterator, which has it only with a chunksize of 1."""
         take = self._results.next
         return self._take(lambda: take(timeout))
 
