@@ -12,13 +12,13 @@ def is_importable() -> bool:
 
     It cannot if that is a notebook, a prompt, ``-c``, standard input or the ``__main__.py`` of a package.
     """
-    if hasattr(sys, "ps1"):  # a prompt, perhaps after a script (python -i)
+    if "ps1" in vars(sys):  # a prompt, perhaps after a script (python -i)
         return False
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
+    names = vars(sys.modules["__main__"])  # not getattr, which takes longer: this is asked for each task
+    spec = names.get("__spec__")
     if spec is not None:
         return str(spec.name).rpartition(".")[2] != "__main__"  # multiprocessing does not import these
-    return _names_a_file(getattr(main, "__file__", None))
+    return _names_a_file(names.get("__file__"))
 
 
 @contextmanager
@@ -39,6 +39,6 @@ def hidden_if_no_file() -> Iterator[None]:
         main.__file__ = path
 
 
-@lru_cache(maxsize=8)  # asked for each task of a function of __main__
+@lru_cache(maxsize=8)
 def _names_a_file(path: str | None) -> bool:
     return path is not None and os.path.exists(path)

@@ -55,10 +55,12 @@ class Channel:
 
     def send(self, data: bytes) -> None:
         """Send a message, waiting for the reader where it must; OSError if there is none."""
-        size = PACKET if self.has_packets else len(data)
+        if len(data) <= PACKET or not self.has_packets:
+            send_all(self.sock, data)
+            return
         view = memoryview(data)
-        for start in range(0, len(view), size):
-            send_all(self.sock, view[start : start + size])
+        for start in range(0, len(view), PACKET):
+            send_all(self.sock, view[start : start + PACKET])
 
     def send_now(self, data: bytes) -> bool:
         """Send a short message if there is room for it; False if there is none; OSError if there will be none."""
