@@ -20,6 +20,7 @@ autodoc_member_order = "bysource"
 myst_heading_anchors = 3
 
 html_title = "shmarray"
+html_static_path = ["_static"]  # custom.css, which the theme asks for
 html_theme = "alabaster"
 html_theme_options = {
     "description": "numpy arrays that several processes use at once",
