@@ -172,7 +172,7 @@ def test_an_array_whose_scope_is_over_is_an_error_and_not_silently_copied(pool):
     call(pool, abs, -1)  # forked later, workers would have it from their parent
     with shmarray.scoped(BIG) as array:
         pass
-    over = "with block that created it is over|there is no shared array"  # anonymous, or where it has a name
+    over = "with block that created it has ended|there is no shared array"  # anonymous, or where it has a name
     with pytest.raises(shmarray.ArrayNotFoundError, match=over):
         call(pool, tasks.write_first, array)
     assert call(pool, abs, -2) == 2

@@ -1,4 +1,4 @@
-"""A task on its way to a worker and back, and what errors say about it."""
+"""Tasks in progress, and their descriptions in errors."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ class InFlightTask:
 
 
 def function_name(func: Any) -> str:
-    """What to call a function in an error; its attributes are the user's code, which may raise."""
+    """A function's name for errors; its attributes are user code and may raise."""
     try:
         name, module = f"{func.__qualname__}()", getattr(func, "__module__", None)
     except BaseException:  # noqa: BLE001 - user code: a property of a callable object
@@ -71,7 +71,7 @@ def died(task: InFlightTask, how: str, pid: int | None, code: int | None) -> Wor
 
 
 def timed_out(task: InFlightTask, timeout: float, pid: int | None) -> TaskTimeoutError:
-    """The error of a task that ran longer than it may."""
+    """The error of a task that exceeded its time limit."""
     what = task.description()
     message = f"{what} took longer than its limit of {timeout:g} s; worker {pid} was killed"
     return TaskTimeoutError(message, pid, timeout, what, task.items)
