@@ -1,22 +1,22 @@
-"""Named arrays in POSIX shared memory.  Knows nothing of multiprocessing.
+"""Named arrays in POSIX shared memory.  Independent of multiprocessing.
 
 From top to bottom; each module imports only those below it::
 
-    mapped_files files that numpy has mapped, for other processes
-    register     which processes of this host have a thing
-    temporary    arrays that are to end, with a name or without
-    references   where a view is, as values that can travel
+    mapped_files files of numpy memory maps, for other processes
+    register     the processes of this host that have an object
+    temporary    temporary arrays, with or without a name
+    references   the location of a view, as values that can be sent
     locks        lock
     memory       msync, mlock, munlock
     listing      list
     arrays       create, attach, require, delete
-    publishing   the name when the array is complete, undo on failure
-    segment      a complete array in an empty file; the layout in a file of unknown content
-    copying      bringing the bytes in
-    mapping      Mapping: the one owner of an address range
-    posix        the only package that talks to the kernel, with a facade of its own
+    publishing   gives a complete array its name, and undoes everything on failure
+    segment      writes a complete array to an empty file; reads the layout of an unknown file
+    copying      copies the data into a new array
+    mapping      Mapping: the only owner of an address range
+    posix        the only package that calls the kernel, with its own facade
     layout       header bytes <-> dtype, shape, order, offset; pure
-    names        what a name may be; pure
+    names        valid names; pure
 """
 
 from shmarray.core.arrays import attach, create, delete, require

@@ -1,9 +1,9 @@
-"""Bringing an array's bytes into a fresh segment, as fast as the kernel allows.
+"""Copy an array's bytes into a new segment, as fast as the kernel allows.
 
-Fresh pages cost more than the copy.  Writing to the file is faster than reserving, mapping and
-copying.  A large array is faster still with two threads, of which one writes from the
-beginning and the other maps and copies from the end: two that wrote would take turns at the
-inode's lock.
+New pages cost more than the copy.  Writing to the file is faster than reserving, mapping and
+copying.  For a large array, two threads are faster still: one writes from the beginning, and the
+other maps and copies from the end, because two writers would wait for each other at the inode's
+lock.
 """
 
 import errno

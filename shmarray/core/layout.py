@@ -11,13 +11,13 @@ bytes      field     content
                      bring the data to a multiple of 64 bytes
 =========  ========  ==============================================================
 
-So ``numpy.load`` opens what we write and we open what ``numpy.save`` wrote.  numpy's
-own reader is not used: it has no public entry for 3.0, and a hostile header makes it
+So ``numpy.load`` opens our arrays, and we open files that ``numpy.save`` wrote.  numpy's own
+reader is not used: it has no public function for version 3.0, and a hostile header makes it
 raise TokenError or MemoryError, or return a negative or huge shape.
 
-The format has no word for the align flag of a structured dtype.  We write it as a
-padding field of no bytes at the end of the aligned structure's description, which
-every reader of the format passes over.
+The format cannot express the align flag of a structured dtype.  We write it as a padding
+field of zero bytes at the end of the aligned structure's description, which every reader of
+the format ignores.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""What arrays there are."""
+"""List the existing arrays."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The one owner of a mapped address range.
+"""The only owner of a mapped address range.
 
-An array of ours refers, through its ``base``, to a Mapping; so does every view of it.
-When the last of them is gone the range is unmapped: nothing has to be closed, nothing
-can be used after it was closed.
+An array of this library, and every view of it, refers to a Mapping through its ``base``.  When
+the last of them is gone, the range is unmapped, so nothing needs to be closed, and nothing can
+be used after it was closed.
 """
 
 import threading

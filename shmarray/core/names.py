@@ -1,14 +1,14 @@
-"""What a name may be.  Pure: no system call, no state.
+"""Valid names.  Pure: no system calls, no state.
 
 ======================  =============================================================
-as written              what it names
+name                    meaning
 ======================  =============================================================
 ``x``, ``shm://x``      the POSIX shared memory object ``x`` (``/dev/shm/x`` on Linux);
                         leading slashes are dropped, as ``shm_open`` does
 ``file://PATH``         an ordinary file, absolute or relative to the working directory
 ======================  =============================================================
 
-Nothing is added to a name: other programs look for the array under just that name.
+Nothing is added to a name, so that other programs find the array under exactly that name.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Giving an array its name when it is complete, and what is undone when a step fails."""
+"""Give an array its name when it is complete, and undo everything if a step fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a view of shared memory is, as plain values that can travel to another process."""
+"""The location of a view of shared memory, as plain values that can be sent to another process."""
 
 import os
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Which processes of this host have a thing: a small file that they read and write under its lock."""
+"""A register of this host's processes that have an object: a small file, accessed under its lock."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""A complete array in an empty file, and the layout in a file of unknown content."""
+"""Write a complete array to an empty file, and read the layout of a file with unknown content."""
 
 import os
 import stat
@@ -23,7 +23,7 @@ Order = Literal["K", "C", "F"]
 
 
 class Permissions(int):
-    """Permission bits; help() and a repr show them as people write them, 0o600."""
+    """Permission bits, shown in help() and repr in octal, as in 0o600."""
 
     __slots__ = ()
 
@@ -33,8 +33,8 @@ class Permissions(int):
 
 OWNER_ALONE = Permissions(0o600)
 
-# Where a name cannot be given to a finished file, it belongs to an unfinished one for a
-# while.  This stands at its beginning until then; no reader of .npy accepts it.
+# Where a complete file cannot be given a name, the name belongs to an incomplete file for a
+# while.  Until it is complete, it starts with this mark, which no reader of .npy accepts.
 _UNFINISHED = b"\x93shmarray: being made\n"
 
 
@@ -42,14 +42,14 @@ _UNFINISHED = b"\x93shmarray: being made\n"
 
 
 class ArraySpec(NamedTuple):
-    """An array that can be made.
+    """An array that can be created.
 
     Attributes
     ----------
     layout : Layout
     header : bytes
     source : ndarray or None
-        What to copy in, of the layout's shape; None for zeros.
+        The data to copy, in the layout's shape; None for zeros.
     permissions : int
         As for chmod.
     """
@@ -63,7 +63,7 @@ class ArraySpec(NamedTuple):
 def planned(
     shape: Shape | None, dtype: DTypeLike | None, data: ArrayLike | None, order: Order, permissions: int
 ) -> ArraySpec:
-    """Check all that was asked for, before anything exists; TypeError or ValueError say what cannot be."""
+    """Check all arguments before anything is created; raise TypeError or ValueError for invalid ones."""
     if order not in ("K", "C", "F"):
         raise ValueError(f"order must be 'K', 'C' or 'F', not {order!r}")
     if not isinstance(permissions, int):
@@ -86,15 +86,15 @@ def _source(data: ArrayLike, kind: np.dtype[Any] | None) -> tuple[NDArray[Any], 
     if is_masked(type(data)):
         raise TypeError("masked arrays cannot be shared: pass data.filled(value), or share .data and .mask separately")
     if isinstance(data, np.ndarray) and (kind is None or not _depends_on_data(kind)):
-        # Converted while it is copied, not before.  A subclass (matrix, memmap) has ways of its own.
+        # Converted while it is copied, not before.  Subclasses (matrix, memmap) may convert differently.
         return np.asarray(data), data.dtype if kind is None else kind
     source = np.asarray(data, kind)
     return source, source.dtype
 
 
 def is_masked(cls: type) -> bool:
-    """Whether this is the class of masked arrays, or one derived from it."""
-    # numpy imports numpy.ma when it is first named; a process that has dropped its privileges may not be able to.
+    """Whether this is the class of masked arrays or a subclass."""
+    # numpy imports numpy.ma lazily, which may fail in a process that has dropped its privileges.
     return "numpy.ma" in sys.modules and issubclass(cls, np.ma.MaskedArray)
 
 
@@ -113,7 +113,7 @@ def _copy_is_fortran(source: NDArray[Any]) -> bool:
 
 
 def filled(fd: int, name: Name, plan: ArraySpec) -> NDArray[Any]:
-    """Make an empty file that nobody else can reach yet into a complete array."""
+    """Turn an empty file that no other process can open yet into a complete array."""
     size, source = plan.layout.size, plan.source
     identity = _checked(fd, name, plan)
     try:
@@ -132,12 +132,12 @@ def filled(fd: int, name: Name, plan: ArraySpec) -> NDArray[Any]:
 
 
 def filled_in_place(fd: int, name: Name, plan: ArraySpec) -> NDArray[Any]:
-    """As `filled`, for a file that others can open already: everything through the mapping, the header last.
+    """As `filled`, for a file that others can already open: writes through the mapping, the header last.
 
-    POSIX promises neither read nor write on a shared memory object, and macOS has neither.
+    POSIX guarantees neither read nor write on a shared memory object, and macOS supports neither.
     """
     identity = _checked(fd, name, plan)
-    with suppress(OSError):  # on macOS; there attach waits for a file of zeros too
+    with suppress(OSError):  # on macOS, where attach also waits for a file of zeros
         pages.write(fd, _UNFINISHED, 0)
     try:
         pages.truncate(fd, plan.layout.size)
@@ -154,7 +154,7 @@ def filled_in_place(fd: int, name: Name, plan: ArraySpec) -> NDArray[Any]:
 
 
 def _checked(fd: int, name: Name, plan: ArraySpec) -> files.Identity:
-    """Give the file its permissions, and see whether there is space for it."""
+    """Set the file's permissions, and check whether there is space for it."""
     status = os.fstat(fd)
     if stat.S_IMODE(status.st_mode) != plan.permissions:
         files.change_mode(fd, plan.permissions)
@@ -169,7 +169,7 @@ def _mapped(fd: int, name: Name, plan: ArraySpec, identity: files.Identity) -> t
 
 
 def _advised(name: Name, size: int) -> bool:
-    """Whether to go through the mapping because the array then gets huge pages."""
+    """Whether to write through the mapping because the array then gets huge pages."""
     return size >= pages.HUGE_PAGE and pages.huge_pages_on_advice(anonymous=name.kind == "anonymous")
 
 
@@ -180,7 +180,7 @@ def _reserve(fd: int, name: Name, mapping: Mapping) -> None:
 
 
 def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
-    """Whether copying `source` to `array` is copying its memory as it lies."""
+    """Whether `source` can be copied to `array` byte by byte."""
     return source.dtype == array.dtype and (
         (source.flags.c_contiguous and array.flags.c_contiguous)
         or (source.flags.f_contiguous and array.flags.f_contiguous)
@@ -191,12 +191,12 @@ def _same_bytes(source: NDArray[Any], array: NDArray[Any]) -> bool:
 
 
 class UnfinishedError(Exception):
-    """Raised for an array that its maker has not finished yet, or left so when it died.
+    """Raised for an array that is still being created, or whose creator died.
 
     Attributes
     ----------
     is_marked : bool
-        Whether the file says so; if not, there is nothing in it yet, and it may be another's.
+        Whether the file has the mark; if not, it is still empty, and may not be an array.
     """
 
     def __init__(self, message: str, *, is_marked: bool) -> None:
@@ -205,12 +205,12 @@ class UnfinishedError(Exception):
 
 
 def read_layout(fd: int, size: int, name: Name) -> Layout:
-    """The layout in an open file of `size` bytes, which are enough for it.
+    """The layout of the array in an open file of `size` bytes.
 
     Raises
     ------
     ArrayFormatError
-        If it is no array, or one that is cut off.
+        If it is not an array, or is truncated.
     UnfinishedError
         If it is not complete yet.
     """
@@ -228,11 +228,11 @@ def read_layout(fd: int, size: int, name: Name) -> Layout:
 
 
 def may_be_array(fd: int) -> bool:
-    """Whether an open file begins as an array, complete or not."""
-    if files.is_special(os.fstat(fd)):  # of a device nothing can be read, or anything
+    """Whether an open file starts like an array, complete or not."""
+    if files.is_special(os.fstat(fd)):  # a device's content is meaningless
         return False
     start = files.read_start(fd, len(_UNFINISHED))
-    if not start:  # no maker leaves it so where there are files without a name
+    if not start:  # where unnamed files are supported, no creator leaves an empty file
         return not files.UNNAMED_FILES
     return start.startswith(layout.MAGIC) or _is_unfinished(start)
 
@@ -251,8 +251,8 @@ def _read_long_layout(fd: int, start: bytes, name: Name, error: BadHeaderError) 
 
 
 def _is_unfinished(start: bytes) -> bool:
-    # The first word, because it is what the header replaces last.  Before it stands there the
-    # file is empty, or all zeros where it cannot be written; elsewhere zeros are somebody's data.
+    # Only the first word, because the header replaces it last.  Before the mark is written, the
+    # file is empty, or all zeros where files cannot be written; elsewhere zeros are other data.
     return (
         not start
         or start.startswith(_UNFINISHED[: layout.WORD])

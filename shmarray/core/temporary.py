@@ -1,4 +1,4 @@
-"""Shared arrays that are to end: what ends them is known before they can be reached."""
+"""Temporary shared arrays, whose cleanup is registered before they become accessible."""
 
 import os
 from collections.abc import Callable

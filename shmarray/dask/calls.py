@@ -1,4 +1,4 @@
-"""Calls as they travel: a pickle, and beside it the arrays that are Dask's values or shared ones."""
+"""Calls as they are sent: a pickle, and beside it the arrays, as Dask values or shared arrays."""
 
 import io
 import pickle

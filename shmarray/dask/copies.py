@@ -1,8 +1,8 @@
-"""The copies of shared arrays that this process has, and how the others of its host find them.
+"""The copies of shared arrays in this process, and how other processes of this host find them.
 
-A copy lies in anonymous memory, which the kernel frees with its last user.  Each process
-that has it mapped keeps a descriptor as well, and writes into the array's register where
-that is; any of them is good enough for the next process, so the death of one loses nothing.
+A copy is in anonymous memory, which the kernel frees with its last user.  Each process that has
+it mapped also keeps a descriptor, and records it in the array's register.  The next process can
+use any of them, so nothing is lost if one process dies.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""What is used of `distributed` that its documentation does not promise.
+"""The undocumented parts of `distributed` that this package uses.
 
-Tested with the versions from `OLDEST` to `NEWEST`.  Everything else in this package is
-documented there: plugins, `Client.run`, `submit`, `scatter`, `gather`, topics of events.
+Tested with versions from `OLDEST` to `NEWEST`.  The rest of this package only uses documented
+parts: plugins, `Client.run`, `submit`, `scatter`, `gather`, event topics.
 """
 
 from collections.abc import Callable, Collection

@@ -1,4 +1,4 @@
-"""How workers come to know of shared arrays: a plugin that the scheduler gives to all of them, or a preload."""
+"""Prepare workers for shared arrays, with a plugin that the scheduler sends to all of them, or a preload."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""What a worker does for shared arrays: bring them to its host, hand them on, let them go.
+"""A worker's part in sharing arrays: fetch them to its host, pass them on, release them.
 
-The processes of a host agree by the lock of the array's register: the one that has it looks
-whether another has the array already, and attaches to that; if none has, it fetches the
-array from a worker of another host, or asks the client to send it.  The others wait.
+The processes of a host coordinate with the lock of the array's register.  Its holder checks
+whether another process already has the array, and attaches it; otherwise it fetches the array
+from a worker on another host, or asks the client to send it.  The others wait.
 """
 
 import asyncio

@@ -1,33 +1,33 @@
-"""Carrying arrays between processes.  Imports core through its facades only.
+"""Pools that send arrays between processes.  Imports core only through its facades.
 
 From top to bottom; each imports only those below it::
 
-    executor     ProcessPoolExecutor: the stdlib's methods on our engine
-    pool         Pool: likewise
-    progress     bars over some of Pool's methods
-    buffered     imap that takes no more items than its consumer keeps up with
-    engine/      processes that carry out tasks; never sees an array
-    creation     empty, zeros: arrays in memory that need not be copied on the way
-    arrays/      arrays on their way between processes; never sees a process
-    scoped       scoped: a shared array for the length of a with-block
-    name_reaper  deletes the names of a process that is killed
-    handle       SharedHandle: a view of shared memory, as something small to send
-    missing      what multiprocessing's carriers deliver in place of an array that is gone
-    forks        what is told of forks
-    interrupts   what Ctrl-C must not interrupt
-    main_module  the caller's __main__, as far as other processes can have it
-    threads      what threads share without a lock
+    executor     ProcessPoolExecutor: the stdlib's methods on this library's engine
+    pool         Pool: the same
+    progress     progress bars for some of Pool's methods
+    buffered     imap that does not run ahead of its consumer
+    engine/      processes that run tasks; knows nothing of arrays
+    creation     empty, zeros: arrays in memory that need not be copied
+    arrays/      sends arrays between processes; knows nothing of processes
+    scoped       scoped: a shared array for the duration of a with block
+    name_reaper  deletes the names of a process that was killed
+    handle       SharedHandle: a small reference to a view of shared memory
+    missing      replaces an array that is gone, in multiprocessing's pools, queues and pipes
+    forks        objects that are notified of forks
+    interrupts   sections that Ctrl-C must not interrupt
+    main_module  whether other processes can import the caller's __main__
+    threads      objects that threads share without a lock
     _stdlib      the private names of the stdlib that are used
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Teaches multiprocessing's pickler to send shared arrays by handle, so it is not put off.
+# Not imported lazily, because it makes multiprocessing's pickler send shared arrays by handle.
 from shmarray.pool.arrays import by_reference  # noqa: F401
 from shmarray.pool.handle import SharedHandle
 
-# What it does at exit has to be registered before what its users register.
+# Imported early, because its exit handlers must be registered before those of its users.
 from shmarray.pool.scoped import scoped
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from shmarray.pool.executor import ProcessPoolExecutor
     from shmarray.pool.pool import Pool
 else:
-    # Imported at first use, as concurrent.futures does with its pools: programs that use named
-    # arrays alone, and spawned workers, need none of it.
+    # Imported on first use, as concurrent.futures does with its pools, because programs that only
+    # use named arrays, and spawned workers, do not need them.
     _MODULES = {"Pool": "pool", "ProcessPoolExecutor": "executor"}
     _MODULES |= dict.fromkeys(("empty", "empty_like", "zeros", "zeros_like"), "creation")
 

@@ -1,23 +1,23 @@
 """The private names of the standard library that the pool layer uses; no other module uses any.
 
-CPython's own tests of `Pool` and `ProcessPoolExecutor` run against what is built on them, on
-every Python that is supported (tests/pool/test_stdlib_suites.py).
+CPython's own tests of `Pool` and `ProcessPoolExecutor` run against this library, on every
+supported Python version (tests/pool/test_stdlib_suites.py).
 
 ``multiprocessing.pool``
-    The states of a pool, the dictionary of its unfinished calls, and the results that calls
-    are made of.  The seam is ``Pool._taskqueue`` (where tasks are put), ``Pool._cache`` (where
-    results are set, by ``_set``) and ``Pool._pool`` (the processes, whose number decides the
-    size of chunks).
+    The states of a pool, the dictionary of its pending calls, and the result objects.  The
+    interface consists of ``Pool._taskqueue`` (receives tasks), ``Pool._cache`` (receives
+    results, through ``_set``) and ``Pool._pool`` (the processes, whose number determines the
+    chunk size).
 ``concurrent.futures.process``
     The wrapper around the chunks of ``Executor.map``, and the class of a worker's traceback.
 ``multiprocessing.reduction``
-    What was registered with ForkingPickler.
+    The reducers registered with ForkingPickler.
 ``threading``
-    What runs at the end of the main thread, before other threads are waited for.
+    The callbacks at the end of the main thread, before other threads are joined.
 ``multiprocessing.process``
     The set of all children, and whether this process is a child that still imports the main module.
 ``_signal``
-    What the signal module wraps in enumerations, which takes ten times as long.
+    The functions that the signal module wraps in enumerations, which is slower.
 """
 
 # ruff: noqa: SLF001

@@ -1,6 +1,6 @@
-"""Bounded imap and map: no more items are taken from the iterable than the consumer of the results keeps up with.
+"""imap and map with a limited buffer: they do not read the iterable faster than the results are consumed.
 
-The iterable is read in the consumer's thread, as results are taken; other calls of the pool
+The iterable is read in the consumer's thread, as results are taken, so other calls of the pool
 do not wait for it.  `concurrent.futures.Executor.map` has the same argument since Python 3.14.
 """
 

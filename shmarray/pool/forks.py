@@ -1,4 +1,4 @@
-"""What a fork must not share: what is told before and after one, and how long the child lives."""
+"""Objects that a fork must not share: notify them before and after a fork, and in the child."""
 
 import multiprocessing
 import os
@@ -160,7 +160,7 @@ def _after_in_child() -> None:
     disown(_workers.alive())
     for forkable in _registered.alive():
         forkable.after_fork_in_child()
-    # A new one: a worker is forked inside a with-block that it never leaves, and its other threads could not fork.
+    # A new one: a worker is forked inside a with block that it never leaves, so its other threads could not fork.
     lock = _Lock()
 
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C must not interrupt."""
+"""Sections that Ctrl-C must not interrupt."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""The caller's ``__main__``, as far as other processes can have it."""
+"""Whether other processes can import the caller's ``__main__``."""
 
 import os
 import sys

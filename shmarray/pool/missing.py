@@ -1,8 +1,8 @@
-"""What the stdlib's pools, queues and pipes deliver in place of a shared array that cannot be reached any more.
+"""Replaces a shared array that is gone, when the stdlib's pools, queues and pipes deliver it.
 
 They unpickle where no caller gets the error: multiprocessing.Pool's workers end and its caller
-waits for ever, the executor breaks, the thread that takes the results ends.  So the error
-comes when the array is used, which is in the task.
+waits forever, the executor breaks, the thread that takes the results ends.  So the error is
+raised when the array is used, in the task.
 """
 
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
 class MissingArray(NDArrayOperatorsMixin):
-    """Stands for an array; whatever is done with it raises why that is not there.
+    """Placeholder for an array; any use of it raises the error.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class MissingArray(NDArrayOperatorsMixin):
     def _raise(self, *_: object, **__: object) -> NoReturn:
         raise self._error.with_traceback(None)
 
-    # Not an ndarray of any kind: code in C would read whatever memory that had.
+    # Not a subclass of ndarray, because C code would read its memory.
     __getattr__ = __array__ = __array_ufunc__ = __array_function__ = _raise
     __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = __delitem__ = _raise
     __bool__ = __int__ = __float__ = __complex__ = __index__ = _raise

@@ -1,13 +1,13 @@
 """Deletes the names of scoped arrays when their process ends, even by SIGKILL.
 
-The kernel frees memory without a name and closes descriptors, but it deletes no names.  So a
-helper process holds one end of a socket pair, remembers the names that it is told, and, when
-the other end closes, deletes those that are still the same files.  It is started for the
-first name, in a session of its own, so that neither a signal to this process's group nor
-Ctrl-C ends it too.
+The kernel frees anonymous memory and closes descriptors, but it does not delete names.  So a
+helper process holds one end of a socket pair and remembers the names that it receives.  When
+the other end closes, it deletes those that still refer to the same files.  It is started for
+the first name, in its own session, so that it survives Ctrl-C and signals to this process's
+group.
 
-multiprocessing's resource tracker cannot do this: it deletes whatever has the name by then,
-accepts no paths and few characters, waits for all children of this process, and complains.
+multiprocessing's resource tracker cannot do this: it deletes any file that has the name by then,
+accepts no paths and few characters, waits for all children of this process, and prints warnings.
 """
 
 import _thread

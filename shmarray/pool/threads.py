@@ -1,8 +1,8 @@
-"""What threads share without a lock, right with the interpreter's lock and without it.
+"""Objects that threads share without a lock, safe with and without the GIL.
 
-Single operations of a deque, list, set or dictionary are atomic in both builds of Python, and
-so is ``list()`` of a dictionary, of its views, or of a set.  ``tuple()`` of them is not, nor
-is a loop: without the GIL another thread may change them in between.
+Single operations on a deque, list, set or dictionary are atomic in both builds of Python, and so
+is ``list()`` of a dictionary, of its views, or of a set.  ``tuple()`` of them and loops over them
+are not: without the GIL, another thread may change them in between.
 """
 
 import threading

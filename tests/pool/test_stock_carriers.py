@@ -114,7 +114,7 @@ def test_what_is_received_in_place_of_it_raises_in_every_use(context):
         with pytest.raises(shmarray.ArrayNotFoundError):
             use(missing)
     assert not isinstance(missing, np.ndarray)
-    assert "with-block" in repr(missing)
+    assert "with block" in repr(missing)
     again = pickle.loads(pickle.dumps(missing))
     with pytest.raises(shmarray.ArrayNotFoundError):
         again.sum()

@@ -1,18 +1,18 @@
-"""All that talks to the kernel; no other package asks what system this is.
+"""All calls to the kernel; no other package depends on the operating system.
 
 From top to bottom; each module imports only those below it::
 
-    sparse   a file in memory, in parts: what a pool's arrays travel in
-    packets  sending and receiving without letting go of the interpreter's lock
-    space    how much memory can still be had
-    errors   the library's error for what a system call said
-    maps     part of a file in the address space
-    pages    the memory of a file: reserved, written, given back
-    files    opening, naming, locking
-    libc     the calls and constants that Python does not offer
+    sparse   a sparse file in memory, which holds a pool's arrays
+    packets  sends and receives without releasing the GIL
+    space    checks how much memory is still available
+    errors   the library's error for a failed system call
+    maps     maps part of a file into the address space
+    pages    reserves, writes and frees the memory of a file
+    files    opens, names and locks files
+    libc     calls and constants that Python does not provide
 
-What a system can do is found out by trying, and remembered; nothing is decided by its name.
-The names in capitals are such findings, and the tests turn them off to take the other way.
+The capabilities of a system are found by trying, and remembered; its name is never checked.
+Names in capitals hold these findings; tests set them to False to run the portable code.
 """
 
 from shmarray.core.posix.dirty import fault_count

@@ -1,4 +1,4 @@
-"""Which pages of a private mapping were written to."""
+"""Find out which pages of a private mapping were written to."""
 
 import mmap
 import resource

@@ -1,4 +1,4 @@
-"""Opening what a name names, giving and taking names, locks."""
+"""Open, name, unlink and lock files."""
 
 import ctypes
 import errno

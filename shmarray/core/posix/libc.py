@@ -1,4 +1,4 @@
-"""Calls of libc that Python does not offer, and constants of its headers."""
+"""libc functions that Python does not provide, and constants from its headers."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""Part of a file in the address space of this process."""
+"""Map parts of a file into the address space of this process."""
 
 import ctypes
 import errno

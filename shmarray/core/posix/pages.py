@@ -1,4 +1,4 @@
-"""The memory of a file: reserved, written, given back."""
+"""Reserve, write and free the memory of a file."""
 
 import ctypes
 import errno

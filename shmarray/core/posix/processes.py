@@ -1,4 +1,4 @@
-"""Processes: noticing their end, signalling them, ending with another one."""
+"""Processes: detect their end, send them signals, and end together with another process."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""A file in memory without a name, of any size, of which only those parts exist that were asked for."""
+"""An anonymous file in memory, of any size, in which only the requested parts take memory."""
 
 import errno
 import os

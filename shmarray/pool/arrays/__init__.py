@@ -1,23 +1,23 @@
-"""Arrays on their way between processes.  Knows blocks of memory, pickles and bytes; starts no process.
+"""Sends arrays between processes.  Handles blocks of memory, pickles and bytes; starts no processes.
 
 From top to bottom; each module imports only those below it::
 
     run_task       the worker's side of a task: unpack, call, pack the result
-    result_memory  arrays that a task makes where its result goes
-    lending        the caller's side: pack tasks, unpack results, blocks in use meanwhile
-    argument_memory  arrays that a caller makes where arguments go
-    allocator      blocks: handed out, taken back, their memory released
-    leased_arrays  which arrays lie in blocks that somebody has
-    blocks         the shared memory of a pool, as one process sees it; forks
-    calls          calls as they are pickled
+    result_memory  arrays that a task creates in its result's memory
+    lending        the caller's side: pack tasks, unpack results, track the blocks in use
+    argument_memory  arrays that a caller creates in the memory for arguments
+    allocator      allocates and releases blocks, and frees their memory
+    leased_arrays  the arrays in leased blocks
+    blocks         a pool's shared memory, as one process sees it; forks
+    calls          calls in pickled form
     pickling       objects -> (pickle, buffers) -> objects
-    by_value       lambdas, and what a notebook or a prompt defines
-    by_reference   arrays that travel by reference
-    dedup          which arrays of a call are copied once for all its tasks
+    by_value       lambdas, and functions defined in a notebook or at a prompt
+    by_reference   arrays that are sent by reference
+    dedup          finds the arrays that are copied once for all tasks of a call
     messages       tasks and answers as bytes
-    buffers        where buffers lie, and how arrays are copied there
+    buffers        the layout of buffers, and copying arrays into them
 
-The engine uses the names that this module exports, and nothing else of it.
+The engine only uses the names that this module exports.
 """
 
 from shmarray.pool.arrays import messages

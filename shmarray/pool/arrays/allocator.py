@@ -1,8 +1,8 @@
-"""The caller's side of the blocks: it alone hands them out and takes them back.
+"""The caller's side of the blocks: only the caller allocates and releases them.
 
-Blocks are used again at once: their memory is there, and mapped on both sides, which is where
-the speed comes from.  Memory that was not used for a second is released to the system, so an
-idle pool holds only what its caller still has.
+Blocks are reused at once, which is fast because their memory exists and is mapped on both
+sides.  Memory that was not used for a second is returned to the system, so an idle pool holds
+only what its caller still uses.
 """
 
 import errno

@@ -1,7 +1,7 @@
-"""Arrays that a caller makes where the arguments of tasks go, so that those it gives away need no copy.
+"""Arrays that a caller creates in the memory for tasks' arguments, so that giving them away needs no copy.
 
-They lie in the memory of an open pool of this process: of its own in the thread in which a pool
-reads the user's iterables, elsewhere of the one that was opened last.
+They use the memory of an open pool of this process: in the thread in which a pool reads the
+user's iterables, that pool's; elsewhere, that of the pool opened last.
 """
 
 import threading

@@ -1,11 +1,11 @@
 """Blocks: the parts of a pool's shared memory, as one process sees them.
 
-A pool has a few sparse files in memory, made before its workers, which inherit them.  Block k
-is what lies in file ``k % n`` from ``k << 36``; one process uses it at a time.  The caller
-hands blocks out (see allocator); a worker maps those that a task names.
+A pool has a few sparse files in memory, which are created before its workers and inherited by
+them.  Block k starts at ``k << 36`` in file ``k % n``; one process uses it at a time.  The caller
+allocates blocks (see allocator); a worker maps those that a task names.
 
-The arrays that a user gets lie above a `Lease`.  While that lives, its part of the block is
-the user's.
+The arrays that a user gets are based on a `Lease`.  As long as it lives, its part of the block
+belongs to the user.
 """
 
 import os

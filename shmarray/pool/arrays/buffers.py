@@ -1,4 +1,4 @@
-"""Where buffers lie one after the other, and how arrays are copied there."""
+"""Lay out consecutive buffers, and copy arrays into them."""
 
 from collections.abc import Sequence
 from typing import Any

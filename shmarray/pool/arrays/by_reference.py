@@ -1,6 +1,6 @@
-"""Arrays that travel as references: those in shared memory, and those in files that numpy has mapped.
+"""Arrays that are sent as references: those in shared memory, and numpy memory maps of files.
 
-Importing this teaches multiprocessing's pickler to send shared arrays by handle.
+Importing this module makes multiprocessing's pickler send shared arrays by handle.
 """
 
 import mmap

@@ -1,13 +1,12 @@
-"""Sending by value what pickle sends by name or not at all: lambdas, local functions and classes, a notebook's.
+"""Send by value what pickle sends by name or not at all: lambdas, local functions and classes, notebooks.
 
-Plain pickle is tried first.  What it refuses, and what is defined in a ``__main__`` that the
-workers cannot import, is pickled by cloudpickle (the extra ``cloudpickle``).  That pickle has
-no arrays in it: they stand beside it, in a list, which the pickler around it takes as if they
-were arguments themselves.
+Plain pickle is tried first.  cloudpickle (the extra ``cloudpickle``) pickles objects that it
+refuses, and those defined in a ``__main__`` that workers cannot import.  That pickle contains no
+arrays: they are in a separate list, which the outer pickler handles like arguments.
 
-A function of ``__main__`` that was sent by value has the worker's own ``__main__`` as its
-globals.  Those that it uses arrive with it, as they were when it was pickled, and those that
-the worker's own code has set (``global`` in an initializer) stay as they were set.
+A function of ``__main__`` that is sent by value gets the worker's own ``__main__`` as its globals.
+The globals that it uses are sent with their values at pickling time; those that the worker's own
+code has set (``global`` in an initializer) keep their values.
 """
 
 import importlib

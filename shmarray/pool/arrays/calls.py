@@ -1,6 +1,6 @@
-"""Calls as they are pickled: a number for the stdlib's wrappers, and a function pickled once for many tasks.
+"""Calls in pickled form: a number for the stdlib's wrappers, and a function pickled once for many tasks.
 
-Pickling a function by its name takes a quarter of the time of packing a small task
+Pickling a function by name would take a large part of the time to pack a small task
 (benchmarks/constants.py: calls).
 """
 

@@ -1,8 +1,8 @@
-"""Which arrays many tasks of one call have, so that each is copied once for all of them.
+"""Find the arrays that many tasks of one call share, so that each is copied once for all of them.
 
-Only where that is provably the same as a copy for each: the iterable is exactly a list or
-tuple, and the array is an item or directly in an item's built-in container.  Anything else may
-be lazy, whatever its length says, and fill one buffer again and again.
+Only where this is provably equivalent to a copy for each task: the iterable is a list or tuple
+(not a subclass), and the array is an item or directly in an item's built-in container.  Anything
+else may be lazy, even if it has a length, and reuse one buffer.
 """
 
 from collections.abc import Iterable

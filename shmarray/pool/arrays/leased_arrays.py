@@ -1,4 +1,4 @@
-"""Which arrays lie in leased memory, so that they can be passed on without a copy."""
+"""Find the arrays in leased memory, so that they can be passed on without a copy."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The caller's side of tasks: packs them into blocks, unpacks the results, and takes the blocks back."""
+"""The caller's side of tasks: pack them into blocks, unpack the results, and release the blocks."""
 
 import threading
 import warnings

@@ -1,13 +1,13 @@
 """Objects to (pickle, buffers) and back.
 
-The arrays inside an object, 56 kB and more, are left out of its pickle: the pickle names a
-buffer for each (PEP 574), and each buffer is copied once, from where it is to where the other
-process can read it.  Arrays that are shared already travel as references.
+Arrays of 56 kB or more are left out of an object's pickle, which refers to a buffer for each
+(PEP 574).  Each buffer is copied once, to memory that the other process can read.  Arrays that
+are already shared are sent as references.
 
-What pickle itself refuses goes by value (`by_value`).
+Objects that pickle refuses are sent by value (`by_value`).
 
-PEP 574 alone would leave datetime64, strided, broadcast, record, matrix and masked arrays in
-the pickle, deliver read-only what was read-only, and copy memory maps.
+PEP 574 alone would leave datetime64, strided, broadcast, record, matrix and masked arrays in the
+pickle, deliver read-only arrays as read-only, and copy memory maps.
 """
 
 import copyreg

@@ -1,7 +1,7 @@
-"""Arrays that a task makes where its result goes, so that returning them copies nothing.
+"""Arrays that a task creates in its result's memory, so that returning them needs no copy.
 
-They lie in the block that is named for the task's result, each above a lease of its own.
-What is not returned is free with the end of the task, or retained as an argument may be.
+They are in the block for the task's result, and each has its own lease.  Arrays that are not
+returned are freed when the task ends, unless the task retains them, as with arguments.
 """
 
 from collections.abc import Sequence

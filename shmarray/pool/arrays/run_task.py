@@ -1,7 +1,7 @@
-"""What a worker does with a task: unpack it, call, pack the result, drop the arguments, see whether they were retained.
+"""The worker's side of a task: unpack it, call, pack the result, drop the arguments, check if any were retained.
 
-All of it under ``try``: an error in unpickling or in mapping a block is the error of that
-task, and the worker goes on.
+All of this is inside ``try``: an error in unpickling or in mapping a block fails only that task,
+and the worker continues.
 """
 
 import errno

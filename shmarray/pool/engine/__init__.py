@@ -1,18 +1,18 @@
-"""Processes that carry out tasks.  A task and its result are bytes here; what is in them is the business of arrays.
+"""Processes that run tasks.  Tasks and results are bytes here; the arrays package interprets them.
 
 From top to bottom; each module imports only those below it::
 
-    scheduler    one pool: started, closed, terminated, joined
+    scheduler    starts, closes, terminates and joins one pool
     collector    the thread that collects answers and notices deaths
     feeder       the thread that iterates over calls and sends their tasks
-    state        what these share
-    placement    which worker gets the next task, and how many it may have
-    workers      the processes: started, given tasks, replaced, ended
-    worker_main  what a worker process does
-    tasks        a task on its way, and what errors say about it
+    state        the state that these share
+    placement    chooses the worker for the next task, and limits how many it may have
+    workers      starts, replaces and ends the processes, and gives them tasks
+    worker_main  the main function of a worker process
+    tasks        tasks in progress, and their descriptions in errors
     channel      messages over a pair of sockets
-    waker        what interrupts a thread that waits
+    waker        wakes a waiting thread
     exit_status  how a process ended
-    signals      what Ctrl-C and the program's own handlers must not disturb
-    frontend     what both front halves need
+    signals      protection from Ctrl-C and the program's own signal handlers
+    frontend     code that Pool and ProcessPoolExecutor share
 """

@@ -1,10 +1,10 @@
 """Messages between the caller and one of its workers, over a pair of sockets.
 
-A message begins with its own length, in 8 bytes.  Where the system has SOCK_SEQPACKET a short
-message is one packet, and one process or the other reads all of it: so the caller, which keeps
-both ends, can take back what the worker has not read.  A long message is several packets, and
-goes to a worker that is waiting for it.  Elsewhere messages follow one another on a stream;
-each is sent like a long one.
+A message starts with its own length, in 8 bytes.  Where the system has SOCK_SEQPACKET, a short
+message is one packet, which only one process reads as a whole, so the caller, which keeps both
+ends, can take back messages that the worker has not read.  A long message is sent as several
+packets, to a worker that is waiting for it.  Elsewhere messages follow one another on a stream,
+and each is sent like a long one.
 """
 
 import socket

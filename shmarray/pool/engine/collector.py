@@ -1,9 +1,8 @@
 """The thread that collects answers and notices deaths.
 
-It starts workers in the place of those that have ended, moves unread tasks from busy workers
-to idle ones, ends workers whose task takes too long, and releases memory that nobody used for
-a second.  It waits for all of that in one place: the selector, whose timeout is the next of
-these times.
+It replaces workers that have ended, moves unread tasks from busy workers to idle ones, ends
+workers whose task takes too long, and releases memory that was not used for a second.  It waits
+for all of these events in one selector, whose timeout is the earliest deadline.
 """
 
 import selectors

@@ -1,4 +1,4 @@
-"""The end of a process: how it is noticed, brought about, and described."""
+"""Detect, cause and describe the end of a process."""
 
 import os
 import select

@@ -1,7 +1,7 @@
 """The thread that iterates over calls, packs their tasks and sends them.
 
-The user's generators run in this thread, and so does the pickling of arguments: a call's tasks
-are packed when the stdlib would pickle them, and no earlier than a worker can take them.
+The user's generators run in this thread, and arguments are pickled in it: a call's tasks are
+packed when the stdlib would pickle them, but not before a worker can take them.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""What Pool and ProcessPoolExecutor both need: the default size, checks of arguments, and a guard around callbacks."""
+"""Code that Pool and ProcessPoolExecutor share: the default size, checks of arguments, a guard around callbacks."""
 
 import multiprocessing
 import os

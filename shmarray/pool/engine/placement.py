@@ -1,11 +1,11 @@
-"""Which worker gets the next task, and how many tasks a worker may have.
+"""Choose the worker for the next task, and limit how many tasks a worker may have.
 
-A worker has tasks ahead so that it never waits for the caller, but no more than it needs: what
-is in flight is memory, cannot be cancelled, and may have to wait behind a slow task.  So the
-depth is bounded by a number, by bytes, and by the time that recent tasks took.
+A worker is assigned tasks in advance so that it never waits for the caller, but no more than it
+needs: tasks in flight use memory, cannot be cancelled, and may wait behind a slow task.  So
+their number is limited by a maximum, by bytes, and by the time that recent tasks took.
 
-The cost of a choice does not depend on the number of workers: idle ones and those with room
-stand in queues of their own, and an entry that is out of date is dropped when it is found.
+The cost of a choice does not depend on the number of workers: idle workers and those with room
+are in separate queues, and outdated entries are dropped when they are found.
 """
 
 import time

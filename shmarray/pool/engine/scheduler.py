@@ -1,9 +1,9 @@
 """The scheduler of a pool: its state, and the two threads that do the work.
 
-Each worker has a pair of sockets of its own, and there is no lock between processes: one that
-is killed, at any moment, holds up nobody.  The caller keeps the worker's end of every pair too,
-so it can take back what a worker has not read.  What a dead worker was running is what was
-sent to it, not answered and not taken back: one task at most.
+Each worker has its own pair of sockets, and processes share no locks, so a worker that is killed
+at any moment blocks no other.  The caller also keeps the worker's end of every pair, so it can
+take back tasks that a worker has not read.  The task that a dead worker was running is the one
+that was sent to it, but neither answered nor taken back: at most one.
 
 ::
 
@@ -11,17 +11,17 @@ sent to it, not answered and not taken back: one task at most.
                            |                                          |
                            +-- blocks of the allocator, lent ---- and taken back
 
-Locks, each taken only in this order: ``forks.lock`` (a process is forked, a descriptor is made
-for a worker), ``WorkerSet.lock`` (which workers there are, what they have in flight),
+Locks are only taken in this order: ``forks.lock`` (while a process is forked or a worker's
+descriptors are created), ``WorkerSet.lock`` (the workers and their tasks in flight),
 ``Lending._lock`` (blocks that several tasks use), ``BlockAllocator._lock`` (leases that have
-ended).  No code of the user's runs under the last three, and finalizers take none of the last
-two: what they give back they append to a queue.  Where two threads write and read without a
-lock, they pass a fence in between (see threads): ``WorkerSet.fence``, ``BlockAllocator._fence``.
+ended).  No user code runs under the last three, and finalizers take neither of the last two:
+they append to a queue instead.  Where two threads write and read without a lock, there is a
+fence in between (see threads): ``WorkerSet.fence``, ``BlockAllocator._fence``.
 
-The end: `close` ends the feeder after the calls that are there; when the last call is done the
-collector closes the workers' sockets, and ends with the last worker.  `terminate` has the
+Shutdown: `close` ends the feeder after the pending calls; when the last call is done, the
+collector closes the workers' sockets, and ends with the last worker.  `terminate` makes the
 collector end all workers at once.  In both cases the collector frees everything (`end`), so
-that nothing depends on the thread that asked for it.
+that nothing depends on the calling thread.
 """
 
 import threading

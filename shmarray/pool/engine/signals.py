@@ -1,9 +1,9 @@
-"""Signals: what Ctrl-C must not interrupt, and which handlers a worker has.
+"""Signals: sections that Ctrl-C must not interrupt, and a worker's signal handlers.
 
-In the caller, a KeyboardInterrupt while a worker is started would leave a process that nobody
-knows, or half a message to it.  In a worker, Ctrl-C interrupts the user's functions only: for
-everything else the caller tells its user already.  And a forked worker must not run the
-handlers of the program, nor write to the descriptor by which an event loop learns of signals.
+In the caller, a KeyboardInterrupt while a worker is being started would leave an untracked
+process, or a partial message to it.  In a worker, Ctrl-C interrupts only the user's functions,
+because the caller already reports it for everything else.  A forked worker must not run the
+program's handlers, nor write to the descriptor that notifies an event loop of signals.
 """
 
 import operator

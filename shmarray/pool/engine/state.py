@@ -1,4 +1,4 @@
-"""What the two threads of a scheduler share."""
+"""The state that the two threads of a scheduler share."""
 
 from copy import copy
 from queue import SimpleQueue

@@ -1,4 +1,4 @@
-"""A task on its way to a worker and back, and what errors say about it."""
+"""Tasks in progress, and their descriptions in errors."""
 
 from functools import partial
 from typing import Any
@@ -57,7 +57,7 @@ class InFlightTask:
 
 
 def function_name(func: Any) -> str:
-    """What to call a function in an error; its attributes are the user's code, which may raise."""
+    """A function's name for errors; its attributes are user code and may raise."""
     if type(func) is partial:
         return f"a partial of {function_name(func.func)}"
     try:
@@ -74,7 +74,7 @@ def died(task: InFlightTask, how: str, pid: int | None, code: int | None) -> Wor
 
 
 def timed_out(task: InFlightTask, timeout: float, pid: int | None) -> TaskTimeoutError:
-    """The error of a task that ran longer than it may."""
+    """The error of a task that exceeded its time limit."""
     what = task.description()
     message = f"{what} took longer than the limit of {timeout:g} s; worker {pid} was killed"
     return TaskTimeoutError(message, pid, timeout, what, task.items)

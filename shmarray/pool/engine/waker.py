@@ -1,4 +1,4 @@
-"""What interrupts a thread that waits in a selector."""
+"""Wake a thread that waits in a selector."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What a worker process does: begin, carry out tasks, end."""
+"""The main function of a worker process: start, run tasks, end."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The workers of a pool: started, given tasks, tasks taken back from, replaced, ended."""
+"""The workers of a pool: start them, send them tasks, take tasks back, replace and end them."""
 
 import os
 import signal
