@@ -102,6 +102,17 @@ def test_an_exception_that_does_not_unpickle_still_says_what_was_raised_and_wher
         assert call(pool, abs, -1) == 1
 
 
+@pytest.mark.parametrize("into", [(int, ("3",)), (type, (KeyError(),)), (list, ())])
+def test_an_exception_that_unpickles_as_none_is_its_calls_error_alone(kind, into):
+    """Setting its cause raised in the collecting thread, which ended the pool."""
+    with make(kind, "fork", 1) as pool:
+        for _ in range(2):
+            with pytest.raises(TypeError, match=f"unpickles as no exception, but as {into[0].__name__}$") as caught:
+                call(pool, programs.raise_what_turns, into)
+            assert "in raise_what_turns" in str(caught.value.__cause__)
+        assert call(pool, abs, -1) == 1
+
+
 class Once:
     """Can be pickled so many times."""
 
