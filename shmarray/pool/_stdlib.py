@@ -13,7 +13,8 @@ supported Python version (tests/pool/test_stdlib_suites.py).
 ``multiprocessing.reduction``
     The reducers registered with ForkingPickler.
 ``threading``
-    The callbacks at the end of the main thread, before other threads are joined.
+    The callbacks at the end of the main thread, before other threads are joined; who holds a
+    reentrant lock, and that nobody does after a fork.
 ``multiprocessing.process``
     The set of all children, and whether this process is a child that still imports the main module.
 ``_signal``
@@ -147,6 +148,16 @@ def call_at_end_of_main_thread(function: Callable[[], object]) -> None:
     getattr(threading, "_register_atexit", atexit.register)(function)
 
 
+def is_owned(lock: Any) -> bool:
+    """Whether this thread holds a reentrant lock."""
+    return bool(lock._is_owned())
+
+
+def free_in_child(lock: Any) -> None:
+    """Nobody holds a reentrant lock in the child of a fork."""
+    lock._at_fork_reinit()
+
+
 # --- multiprocessing.process ---------------------------------------------------------
 
 
@@ -177,9 +188,11 @@ __all__ = [
     "drop_callbacks",
     "encoding_error",
     "fail_call",
+    "free_in_child",
     "getsignal",
     "is_half_made",
     "is_importing_main",
+    "is_owned",
     "is_reraising",
     "items_done",
     "mapstar",

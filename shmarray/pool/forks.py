@@ -8,42 +8,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from shmarray.pool._stdlib import disown
+from shmarray.pool._stdlib import disown, free_in_child, is_owned
 from shmarray.pool.threads import WeakObjects
-
-
-class _Lock:
-    """A reentrant lock that knows whether this thread holds it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._owner: int | None = None
-        self._depth = 0
-
-    def acquire(self) -> None:
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-        self._depth += 1
-
-    def release(self) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._owner = None
-        self._lock.release()
-
-    def is_held_here(self) -> bool:
-        return self._owner == threading.get_ident()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
 
 # Held from before a fork until after it: no memory is leased to the user and no descriptor is
 # made that the preparations would miss.  Finalizers must not take it, nor wait for a thread that does.
-lock = _Lock()
+lock = threading.RLock()
+
+
+def holds_lock() -> bool:
+    """Whether this thread does."""
+    return is_owned(lock)
 
 
 class Forkable(Protocol):
@@ -141,7 +116,6 @@ def sentinel() -> ForkSentinel | None:
 
 
 def _before() -> None:
-    lock.acquire()
     for forkable in _registered.alive():
         forkable.before_fork()
 
@@ -151,17 +125,19 @@ def _after_in_parent() -> None:
     present, _sentinel = _sentinel, None
     if present is not None:
         present.close_writer()
-    lock.release()
 
 
 def _after_in_child() -> None:
-    global _sentinel, lock  # noqa: PLW0603
+    global _sentinel  # noqa: PLW0603
     _sentinel = None  # the writing end stays open: the parent looks at that
     disown(_workers.alive())
     for forkable in _registered.alive():
         forkable.after_fork_in_child()
-    # A new one: a worker is forked inside a with block that it never leaves, so its other threads could not fork.
-    lock = _Lock()
+    # A worker is forked inside a with block that it never leaves, and its other threads could not fork.
+    free_in_child(lock)
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+# By themselves, and so around those above: a signal handler may raise in any function that is written in
+# Python, and a lock that was not released would hang the pool.
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release)

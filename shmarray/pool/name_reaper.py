@@ -121,6 +121,8 @@ class _Reaper:
         except OSError:  # refused: without it, kill -9 leaves the names
             return
         own.settimeout(_PATIENCE)
+        # Not as socket.setdefaulttimeout says: the helper would read nothing, end, and delete names in use.
+        other.settimeout(None)
         with other:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this Python, with a program of our own

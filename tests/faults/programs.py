@@ -72,6 +72,17 @@ def raise_api_error():
     raise ApiError(503, "the server is on fire")
 
 
+class TurningError(Exception):
+    """Unpickles as something else."""
+
+    def __reduce__(self):
+        return self.args
+
+
+def raise_what_turns(into):
+    raise TurningError(*into)
+
+
 def raise_silent():
     raise Silent
 

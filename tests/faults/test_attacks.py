@@ -7,6 +7,7 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor as StockExecutor
 from concurrent.futures import wait
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -335,3 +336,29 @@ def test_a_pool_that_becomes_garbage_in_a_thread_that_forks():
         assert collector.is_alive()
     collector.join(LIMIT)
     assert not collector.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_handler_that_raises_after_a_fork_locks_nobody_out(monkeypatch):
+    """As one for SIGALRM does that limits the time of a call; the pool hung."""
+
+    class Sentinel:
+        def close_writer(self):
+            signal.raise_signal(signal.SIGALRM)
+
+    def handler(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        monkeypatch.setattr(forks, "_sentinel", Sentinel())
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    other = threading.Thread(target=forks.register, args=(mock.Mock(),), daemon=True)  # under the lock
+    other.start()
+    other.join(LIMIT)
+    assert not other.is_alive()

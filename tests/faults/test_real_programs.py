@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
+import subprocess
 import time
 
 import numpy as np
 import pytest
 
 import shmarray
+from shmarray.pool import name_reaper
 from shmarray.pool.engine.collector import Collector
 from shmarray.pool.engine.feeder import Feeder
 from tests.faults import deaths, programs
@@ -49,6 +52,42 @@ def test_a_program_with_5000_open_files_can_use_pools(kind, method):
         return totals, len(held)
 
     assert in_child(program) == ([SIZE] * 4, 5000)
+
+
+# --- a timeout of all sockets --------------------------------------------------------
+
+
+@pytest.fixture
+def socket_timeout():
+    """As downloaders set it, for all sockets that are made from then on."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.01)
+    yield
+    socket.setdefaulttimeout(before)
+
+
+@pytest.mark.usefixtures("socket_timeout")
+@pytest.mark.parametrize("method", IN_CHILD)
+def test_a_timeout_of_all_sockets_ends_no_idle_worker(kind, method):
+    with make(kind, method, 1) as pool:
+        pid = call(pool, os.getpid)
+        time.sleep(0.3)  # longer than the timeout
+        assert call(pool, os.getpid) == pid
+        assert call(pool, len, bytes(20_000_000)) == 20_000_000
+
+
+@pytest.mark.usefixtures("socket_timeout")
+def test_a_timeout_of_all_sockets_ends_no_scope(name):
+    """The helper that deletes names after a kill read nothing, and took that for the end of the program."""
+
+    def program():
+        with shmarray.scoped(10, name=name) as array:
+            helper = name_reaper._reaper._process
+            with pytest.raises(subprocess.TimeoutExpired):
+                helper.wait(1)
+            return bool(np.shares_memory(shmarray.attach(name), array))
+
+    assert in_child(program)
 
 
 # --- objects that raise --------------------------------------------------------------
@@ -99,6 +138,17 @@ def test_an_exception_that_does_not_unpickle_still_says_what_was_raised_and_wher
         with pytest.raises((ValueError, multiprocessing.pool.MaybeEncodingError)) as caught:
             call(pool, programs.raise_silent)
         assert "in raise_silent" in str(caught.value.__cause__)
+        assert call(pool, abs, -1) == 1
+
+
+@pytest.mark.parametrize("into", [(int, ("3",)), (type, (KeyError(),)), (list, ())])
+def test_an_exception_that_unpickles_as_none_is_its_calls_error_alone(kind, into):
+    """Setting its cause raised in the collecting thread, which ended the pool."""
+    with make(kind, "fork", 1) as pool:
+        for _ in range(2):
+            with pytest.raises(TypeError, match=f"unpickles as no exception, but as {into[0].__name__}$") as caught:
+                call(pool, programs.raise_what_turns, into)
+            assert "in raise_what_turns" in str(caught.value.__cause__)
         assert call(pool, abs, -1) == 1
 
 

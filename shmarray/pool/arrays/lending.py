@@ -289,6 +289,10 @@ class Lending:
         nbytes = sum(buffer.nbytes for buffer in buffers)
         self.result_bytes = max(nbytes, 0.75 * self.result_bytes)
         has_arrived, outcome = _loads(payload, buffers)
+        if not outcome[0] and not issubclass(type(outcome[1]), BaseException):
+            # Its __reduce__ said so.  What is raised must be an exception, or raising it ends the thread.
+            kind = type(outcome[1]).__name__
+            outcome = False, TypeError(f"the exception that the task raised unpickles as no exception, but as {kind}")
         if notes.traceback and not outcome[0]:
             # Also of an exception that did not unpickle: the text says what the task raised, and where.
             _set_cause(outcome[1], self._traceback_type(f'\n"""\n{notes.traceback}"""'))

@@ -36,6 +36,8 @@ class Channel:
     """
 
     def __init__(self, sock: socket.socket) -> None:
+        # Whatever socket.setdefaulttimeout says: a worker waits for its next task as long as it takes.
+        sock.settimeout(None)
         self.sock = sock
         self.has_packets = keeps_boundaries(sock)
         self._parts: list[bytes] = []

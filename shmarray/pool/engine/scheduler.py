@@ -126,7 +126,7 @@ class Scheduler:
         the lock of forks, the collecting thread does the rest on its own.
         """
         self.begin_to_terminate()
-        if not forks.lock.is_held_here():
+        if not forks.holds_lock():
             self.join(_GRACE)
 
     def begin_to_terminate(self) -> None:
