@@ -308,5 +308,5 @@ with shmarray.Pool(1) as pool:
             print(error)
     print(pool.map(abs, [-1]))
 """
-    told = "progress bars are drawn by tqdm, which is not installed: pip install tqdm\n"
+    told = "progress bars require tqdm, which is not installed: pip install tqdm\n"
     assert processes.run_script(code) == 4 * told + "[1]\n"
