@@ -62,7 +62,7 @@ class Mapping(maps.Range):
     def store(self, header: bytes) -> None:
         """Write the first bytes through the mapping, the first word last; the pages must be there.
 
-        Whoever reads that word reads what was written before it, whatever processor that is.
+        A process that reads that word also sees everything written before it, on any processor.
         """
         octets, source = self.octets(), np.frombuffer(header, np.uint8)
         octets[WORD : len(header)] = source[WORD:]

@@ -33,7 +33,7 @@ def msync(array: NDArray[Any], flags: int = libc.MS_SYNC) -> None:
 
 
 def mlock(array: NDArray[Any]) -> None:
-    """Keep the array that `array` is a view of in physical memory.
+    """Keep an array, or the array that `array` is a view of, in physical memory.
 
     Parameters
     ----------
@@ -45,11 +45,11 @@ def mlock(array: NDArray[Any]) -> None:
     TypeError
         If `array` is not in shared memory.
     OSError
-        ENOMEM or EPERM, if that is more than RLIMIT_MEMLOCK (``ulimit -l``) allows.
+        ENOMEM or EPERM, if the size exceeds RLIMIT_MEMLOCK (``ulimit -l``).
 
     Notes
     -----
-    Holds for this process and this attachment, until `munlock` or the end of the
+    Applies to this process and this attachment, until `munlock` or the end of the
     attachment.  A forked child does not inherit it.
     """
     mapping = require_owner(array)
@@ -57,7 +57,7 @@ def mlock(array: NDArray[Any]) -> None:
 
 
 def munlock(array: NDArray[Any]) -> None:
-    """Take back `mlock`.
+    """Undo `mlock`.
 
     Parameters
     ----------

@@ -218,7 +218,7 @@ class BlockAllocator(BlockMap):
             return
         free = self._free_lists[block.use]
         if block.has_holes and not self._release_memory(block):
-            block.reserved = 0  # written to anew, not mapped: the holes are filled then
+            block.reserved = 0  # it will be written to, not mapped, which fills the holes
         if not block.reserved:
             free.empty.append(block)
             return
@@ -277,7 +277,7 @@ class BlockAllocator(BlockMap):
     def claim(self, buffers: Sequence[object]) -> dict[int, Place]:
         """Which of these arrays are all that lies in their blocks, and none over another; by position.
 
-        Their blocks are not given back, whoever lets go of them, until `unclaim` is called for their references.
+        Their blocks are not released until `unclaim` is called for their references.
         """
         leases = enumerate(map(self._sole_lease, buffers))
         leased = {position: reference for position, reference in leases if reference is not None}
