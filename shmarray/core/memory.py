@@ -16,9 +16,9 @@ def msync(array: NDArray[Any], flags: int = libc.MS_SYNC) -> None:
     Parameters
     ----------
     array : ndarray
-        Any view of an array that `create`, `attach` or `scoped` gave.
+        Any view of an array from `create`, `attach` or `scoped`.
     flags : int, optional
-        ``MS_SYNC`` waits until it is done, ``MS_ASYNC`` does not; either may be joined by
+        ``MS_SYNC`` waits until the data is written, ``MS_ASYNC`` does not; either can be combined with
         ``| MS_INVALIDATE``.
 
     Raises
@@ -38,7 +38,7 @@ def mlock(array: NDArray[Any]) -> None:
     Parameters
     ----------
     array : ndarray
-        Any view of an array that `create`, `attach` or `scoped` gave.
+        Any view of an array from `create`, `attach` or `scoped`.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def munlock(array: NDArray[Any]) -> None:
     Parameters
     ----------
     array : ndarray
-        Any view of an array that `create`, `attach` or `scoped` gave.
+        Any view of an array from `create`, `attach` or `scoped`.
 
     Raises
     ------
