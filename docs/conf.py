@@ -23,7 +23,7 @@ html_title = "shmarray"
 html_static_path = ["_static"]  # custom.css, which the theme asks for
 html_theme = "alabaster"
 html_theme_options = {
-    "description": "numpy arrays that several processes use at once",
+    "description": "Share numpy arrays between processes without copying them",
     "page_width": "1180px",
     "sidebar_width": "230px",
     "body_max_width": "none",

@@ -1,7 +1,7 @@
-"""Filter a picture in tiles: every worker writes its tile into one shared result.
+"""Filter a picture in tiles: every worker writes its tiles to one shared result.
 
-The picture is the fundus of an eye, 1411 x 1411 pixels, from scikit-image.  A median filter takes out the
-noise; it is slow, and every tile can be done by itself if it sees a margin around it.
+The picture is the fundus of an eye, 1411 x 1411 pixels, from scikit-image.  A median filter removes the
+noise; it is slow, but each tile can be filtered separately if it includes a margin.
 
 Run it::
 
@@ -18,7 +18,7 @@ from skimage import data
 
 import shmarray
 
-SIZE = 11  # pixels; the filter looks at SIZE // 2 of them on each side
+SIZE = 11  # pixels; the filter uses SIZE // 2 of them on each side
 MARGIN = SIZE // 2
 TILE = 360
 
@@ -55,7 +55,7 @@ def main() -> None:
     print(f"{len(tasks)} tiles of a picture of {photo.shape}: {parallel:.2f} s, in one process {serial:.2f} s")
     if not same:
         raise SystemExit("the tiles are not what one process makes of the whole")
-    print("every pixel is what one process makes of the whole")
+    print("every pixel equals that of one process")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A pandas group-by in parallel: measure every object in a picture of the sky.
 
-The picture is the Hubble deep field, from scikit-image.  What is brighter than the sky behind it is an object (a
-galaxy, mostly); the table has a row for each of their pixels.  Objects are independent, so the table is cut between
-objects, and every worker groups one part.  The frames' columns travel through shared memory.
+The picture is the Hubble deep field, from scikit-image.  Regions brighter than the sky behind them are objects (mostly
+galaxies), and the table has a row for each of their pixels.  Objects are independent, so the table is divided between
+objects, and each worker groups one part.  The frames' columns are sent through shared memory.
 
 Run it::
 
@@ -69,7 +69,7 @@ def main() -> None:
     print(measured.nlargest(3, "light").round(2).to_string())
     if not measured.equals(expected):
         raise SystemExit("the workers' measurements are not those of one process")
-    print("every measurement is that of one process")
+    print("every measurement equals that of one process")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Consumer: counts the bright pixels of a scan as its lines come.
+"""Consumer: counts the bright pixels of a scan as its lines arrive.
 
-`scan_producer.py` is the other program, and says how to run them.  This one deletes the arrays at the end.
+`scan_producer.py` is the other program, and explains how to run them.  This one deletes the arrays at the end.
 """
 
 import sys
@@ -17,7 +17,7 @@ PATIENCE = 60.0  # seconds
 
 
 def main(name: str) -> None:
-    # Made by whoever comes first.
+    # Created by the program that starts first.
     scan = shmarray.require(name, SHAPE, "uint8")
     progress = shmarray.require(f"{name}-progress", 1, "int64")
 
@@ -38,7 +38,7 @@ def main(name: str) -> None:
     print(f"{bright} bright pixels in {seen} lines")
     if bright != count(data.hubble_deep_field()):
         raise SystemExit("that is not what the picture has")
-    print("as many as the picture has")
+    print("as many as in the picture")
 
 
 def count(lines: np.ndarray) -> int:

@@ -1,7 +1,7 @@
 """Producer: scans a picture of the sky, line by line, into an array that any program can open.
 
-`scan_consumer.py` is the other program.  They know nothing of each other but a name.  Start
-them in two terminals, in any order::
+`scan_consumer.py` is the other program.  They only have the array's name in common.  Start them
+in two terminals, in any order::
 
     pip install './shmarray[examples]'
     python shmarray/examples/scan_producer.py
@@ -22,7 +22,7 @@ SECONDS_PER_SCAN = 0.5
 def main(name: str) -> None:
     picture = data.hubble_deep_field()
     height = len(picture)
-    # Made by whoever comes first.
+    # Created by the program that starts first.
     scan = shmarray.require(name, picture.shape, picture.dtype)
     progress = shmarray.require(f"{name}-progress", 1, "int64")
 

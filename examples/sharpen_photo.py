@@ -1,16 +1,15 @@
 """Sharpen photographs: the same program with the standard library's pools and with shmarray's.
 
-Twelve photographs of 24 MB each (the fundus of an eye, from scikit-image, as float32) go to two
-workers, which sharpen them by an unsharp mask.  The pools are kept, as a program that has more
-to do keeps them, and sharpen all photographs several times.  Each answer is compared with that
-of one process.
+Twelve photographs of 24 MB each (the fundus of an eye, from scikit-image, as float32) are sent to
+two workers, which sharpen them with an unsharp mask.  The pools are kept, as in a longer program,
+and sharpen all photographs several times.  Each result is compared with that of one process.
 
 Run it::
 
     pip install './shmarray[examples]'  # the clone; PyPI's shmarray is another project
     python shmarray/examples/sharpen_photo.py            # writes sharpened.png: before, after
 
-With ``--quick`` it takes a part of the photographs, once, and writes no picture.
+With ``--quick`` it processes some of the photographs, once, and writes no picture.
 """
 
 import multiprocessing

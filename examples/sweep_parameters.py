@@ -1,8 +1,8 @@
-"""Sweep a parameter over one big table: the table goes with every task, and is copied once.
+"""Sweep a parameter over one big table, which is passed to every task, but copied only once.
 
-The table has a row for each of the two million pixels of a photograph of an eye (from scikit-image), and red, green
-and blue in its columns.  How many colors does the picture need?  For each number, find the best colors (k-means, on
-every tenth pixel), and see how far all pixels are from them.
+The table has a row for each of the two million pixels of a photograph of an eye (from scikit-image), with columns for
+red, green and blue.  How many colors does the picture need?  For each number, find the best colors (k-means, on every
+tenth pixel), and measure the distance of all pixels from them.
 
 Run it::
 
@@ -47,7 +47,7 @@ def main() -> None:
         print(f"{colors:3} colors: {distance:5.1f} of 255 off")
     if errors != expected:
         raise SystemExit("the workers' errors are not those of one process")
-    print("every figure is that of one process")
+    print("every figure equals that of one process")
 
 
 if __name__ == "__main__":

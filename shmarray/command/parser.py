@@ -26,7 +26,7 @@ find out what in this system will cause problems for them.
 _EPILOG = """\
 examples:
   shmarray list --sort size         list the arrays, largest first
-  shmarray info weights             show its header, statistics, and who has it mapped
+  shmarray info weights             show its header, statistics and processes
   shmarray delete --unused          delete those that no process maps, after confirmation
   shmarray delete 'run-7-*'         delete all that match, after confirmation
   shmarray doctor                   check this system; run it in each container

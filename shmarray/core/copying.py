@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shmarray.core.mapping import Mapping
 from shmarray.core.posix import pages
 
-# Two threads take 1.1 times as long as one for 4 to 16 MB, and 0.9 times for 64 MB
+# Below this, two threads are slower than one
 # (benchmarks/constants.py: _TWO_THREADS).
 _TWO_THREADS = 32 << 20
 # Small enough that both end at the same time, a multiple of a huge page

@@ -286,8 +286,8 @@ def parse(header: bytes) -> Layout:
     return found._replace(dtype=copy.copy(found.dtype))
 
 
-# Parsing costs 14 us, more than the rest of an attach; programs that attach thousands
-# of arrays mostly meet the same few headers.  256 of at most 10 kB bound the memory.
+# Parsing costs more than the rest of an attach, and programs that attach thousands of arrays
+# mostly read the same few headers.  256 of at most 10 kB limit the memory.
 @lru_cache(maxsize=256)
 def _parse(header: bytes) -> Layout:
     if len(header) < 12 or len(header) != header_size(header):

@@ -16,7 +16,7 @@ from shmarray.core.segment import Permissions, UnfinishedError, read_layout
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """What `list` says of an array.
+    """Information about an array, as returned by `list`.
 
     Attributes
     ----------
@@ -28,9 +28,9 @@ class ArrayInfo:
     nbytes : int
         Bytes of the data.
     permissions : int
-        As given to `create`, such as ``0o600``; its repr is octal.
+        As passed to `create`, such as ``0o600``; the repr is octal.
     uid : int
-        The user it belongs to.
+        The array's owner.
     """
 
     name: str
@@ -48,13 +48,13 @@ def list_arrays() -> list[ArrayInfo]:
     Returns
     -------
     list of ArrayInfo
-        A snapshot.  Whatever is no array is passed over, and so is what cannot be opened
-        or goes away meanwhile.  Arrays in files (``file://``) are not listed.
+        A snapshot.  Files that are not arrays, cannot be opened, or are deleted meanwhile are
+        skipped.  Arrays in files (``file://``) are not listed.
 
     Raises
     ------
     OSError
-        With ENOTSUP, on a system that has no list of its shared memory objects.
+        With ENOTSUP, on a system that cannot list its shared memory objects.
     """
     found = (_info(name) for name in sorted(files.file_names()))
     return [info for info in found if info is not None]

@@ -62,7 +62,7 @@ class Mapping(maps.Range):
     def store(self, header: bytes) -> None:
         """Write the first bytes through the mapping, the first word last; the pages must be there.
 
-        Whoever reads that word reads what was written before it, whatever processor that is.
+        A process that reads that word also sees everything written before it, on any processor.
         """
         octets, source = self.octets(), np.frombuffer(header, np.uint8)
         octets[WORD : len(header)] = source[WORD:]
@@ -96,7 +96,7 @@ class Mapping(maps.Range):
         OSError
             With EINVAL, if it is locked into memory (mlockall): it still shows what was written.
         """
-        # Not in any case: what was only read would have to be faulted in again (512 MB: 40 ms; asking takes 2).
+        # Not always, because pages that were only read would have to be faulted in again.
         if self._may_be_written():
             maps.discard_writes(self.address, self.nbytes)
 
@@ -123,7 +123,7 @@ def _remember(reference: weakref.ref[Mapping], key: _Key) -> None:
     # that makes an array may run in the middle, and a fork would leave it held in the child.
     if len(_live) >= _limit:
         for old, other in _live.copy().items():
-            # Another thread may have mapped the file anew since the look.
+            # Another thread may have mapped the file again since the check.
             if other() is None and (popped := _live.pop(old, other)) is not other:
                 _live.setdefault(old, popped)
         _limit = max(_FEW, 2 * len(_live))

@@ -16,9 +16,9 @@ def msync(array: NDArray[Any], flags: int = libc.MS_SYNC) -> None:
     Parameters
     ----------
     array : ndarray
-        Any view of an array that `create`, `attach` or `scoped` gave.
+        Any view of an array from `create`, `attach` or `scoped`.
     flags : int, optional
-        ``MS_SYNC`` waits until it is done, ``MS_ASYNC`` does not; either may be joined by
+        ``MS_SYNC`` waits until the data is written, ``MS_ASYNC`` does not; either can be combined with
         ``| MS_INVALIDATE``.
 
     Raises
@@ -33,23 +33,23 @@ def msync(array: NDArray[Any], flags: int = libc.MS_SYNC) -> None:
 
 
 def mlock(array: NDArray[Any]) -> None:
-    """Keep the array that `array` is a view of in physical memory.
+    """Keep an array, or the array that `array` is a view of, in physical memory.
 
     Parameters
     ----------
     array : ndarray
-        Any view of an array that `create`, `attach` or `scoped` gave.
+        Any view of an array from `create`, `attach` or `scoped`.
 
     Raises
     ------
     TypeError
         If `array` is not in shared memory.
     OSError
-        ENOMEM or EPERM, if that is more than RLIMIT_MEMLOCK (``ulimit -l``) allows.
+        ENOMEM or EPERM, if the size exceeds RLIMIT_MEMLOCK (``ulimit -l``).
 
     Notes
     -----
-    Holds for this process and this attachment, until `munlock` or the end of the
+    Applies to this process and this attachment, until `munlock` or the end of the
     attachment.  A forked child does not inherit it.
     """
     mapping = require_owner(array)
@@ -57,12 +57,12 @@ def mlock(array: NDArray[Any]) -> None:
 
 
 def munlock(array: NDArray[Any]) -> None:
-    """Take back `mlock`.
+    """Undo `mlock`.
 
     Parameters
     ----------
     array : ndarray
-        Any view of an array that `create`, `attach` or `scoped` gave.
+        Any view of an array from `create`, `attach` or `scoped`.
 
     Raises
     ------

@@ -18,13 +18,13 @@ from shmarray.core.posix.errors import MAKING, explained
 from shmarray.core.segment import ArraySpec
 from shmarray.errors import ArrayNotFoundError, ShmArrayError
 
-# Below this, asking whether the name is free costs more than making the array for nothing.
+# Below this, checking whether the name is free costs more than creating the array in vain.
 _WORTH_A_LOOK = 1 << 20
 
 
 def publish(name: Name, plan: ArraySpec, undo: list[Callable[[], object]] | None = None) -> NDArray[Any]:
-    """Make an array and give it its name; `undo` gets, before that, what takes the name away again."""
-    # A hint that saves the copy; the link decides.
+    """Create an array and give it its name; before that, `undo` gets the step that removes the name."""
+    # A hint that avoids the copy; the link decides.
     if plan.layout.size > _WORTH_A_LOOK and files.taken(name):
         raise explained(FileExistsError(errno.EEXIST, ""), name)
     try:
@@ -37,7 +37,7 @@ def publish(name: Name, plan: ArraySpec, undo: list[Callable[[], object]] | None
 
 
 def _publish_complete(name: Name, plan: ArraySpec, undo: list[Callable[[], object]] | None) -> NDArray[Any] | None:
-    """The name last, for a file that is complete; None if the system does not do that."""
+    """Name a complete file; None if the system cannot."""
     fd = files.open_unnamed(name, plan.permissions)
     if fd is None:
         return None
@@ -51,10 +51,10 @@ def _publish_complete(name: Name, plan: ArraySpec, undo: list[Callable[[], objec
 
 
 def _publish_in_place(name: Name, plan: ArraySpec, undo: list[Callable[[], object]] | None) -> NDArray[Any]:
-    """The portable way: the name first, then what it names."""
+    """The portable way: create the name first, then the content."""
     fd = files.open_exclusive(name, plan.permissions)
     try:
-        # A Ctrl-C of the time of that call comes at the beginning of the next function.
+        # A Ctrl-C during that call is raised at the start of the next function.
         if undo is not None:
             undo.append(Removal.of(fd, name))
         return segment.filled_in_place(fd, name, plan)

@@ -152,7 +152,7 @@ class Copy:
         return np.ndarray(about.shape, about.dtype, octets, self._reference.offset, about.strides)
 
     def _private_mapping(self) -> Mapping | None:
-        # One for each task would have to be faulted in anew: 100 tasks on 512 MB took 6 to 8 s, not 1.
+        # A mapping for each task would have to be faulted in again, which is several times slower.
         for mappings in (self._clean, self._returned):
             while mappings:
                 try:
@@ -266,7 +266,7 @@ class Copies:
             return [about for _, about, holders in self._copies.values() if holder in holders]
 
     def release(self, key: str, holder: Hashable) -> None:
-        """Let go of a copy, if no other holder has it; arrays that exist stay valid until they are garbage."""
+        """Release a copy if it has no other holder; existing arrays stay valid until they are garbage."""
         with self._lock:
             copy, _, holders = self._copies.get(key, (None, None, set()))
             holders.discard(holder)

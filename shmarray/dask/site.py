@@ -258,7 +258,7 @@ class Site:
             self._is_told.set()
 
     async def watch(self) -> None:
-        """Let go of the copies that nobody wants any more."""
+        """Release the copies that are no longer needed."""
         while True:
             held = COPIES.of(self)
             with suppress(TimeoutError):
@@ -288,7 +288,7 @@ class Site:
 
 
 def _drop_frames(error: BaseException) -> None:
-    """Let go of what an error's frames hold: Dask keeps errors, and these would keep what did not arrive."""
+    """Clear the frames of an error: Dask keeps errors, which would keep memory that was not filled."""
     chain: list[BaseException | None] = [error]
     for each in chain:
         if each is not None:

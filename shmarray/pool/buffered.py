@@ -70,7 +70,7 @@ class BufferedResults(Iterator[Any]):
         self._items: Iterator[Any] | None = iter(iterable)
         self._error: BaseException | None = None
         self._position = 0
-        # Calls whose results were not taken; of unordered ones only how many there are.
+        # Calls whose results were not taken; for unordered ones, only their number.
         self._calls: deque[Any] = deque()
         self._outcomes: SimpleQueue[tuple[bool, Any]] | None = None if ordered else SimpleQueue()
         self._ready: deque[Any] = deque()
@@ -80,7 +80,7 @@ class BufferedResults(Iterator[Any]):
         return self.next()
 
     def next(self, timeout: float | None = None) -> Any:
-        """The next result; `multiprocessing.TimeoutError` if there is none after so many seconds."""
+        """The next result; `multiprocessing.TimeoutError` if there is none in time."""
         with self._lock:
             if self._ready:
                 return self._ready.popleft()
@@ -159,12 +159,12 @@ def buffered_map(
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
     deadline = None if timeout is None else timeout + time.monotonic()
-    # No zip and no loop: they keep what they gave last, which may be given away.
+    # Without zip and for loops, which keep a reference to the last item, which may be given away.
     items = map(_together, *iterables) if iterables else iter(())
     chunks = iter(lambda: tuple(islice(items, chunksize)), ())
     start = partial(submit, partial(process_chunk, func))
     futures = deque(map(start, islice(chunks, buffersize)))
-    # An executor that is needed no more ends when it is garbage, whoever has results.
+    # An unused executor ends when it is garbage, even if its results are still referenced.
     start_another = None if buffersize is None else start
 
     def results() -> Iterator[Any]:

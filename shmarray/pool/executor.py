@@ -346,7 +346,7 @@ class _Calls:
 
     def __init__(self) -> None:
         self._futures: dict[int, Future[Any]] = {}
-        # Whoever removes a future tells its waiters: told twice that it is cancelled, it raises an error.
+        # The thread that removes a future notifies its waiters, because cancelling it twice raises an error.
         self._lock = threading.RLock()
         # Each is counted by one thread at a time: under the executor's lock, and in the collecting thread.
         self._added = 0
@@ -388,7 +388,7 @@ class _Calls:
         return begins
 
     def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
-        # It is removed first: whoever gets the result may submit at once, and that call needs no further worker.
+        # Removed first, because the receiver may submit another call at once, which needs no further worker.
         future = self.remove(job)
         self._answered += 1
         if future is not None:

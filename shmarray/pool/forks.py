@@ -11,18 +11,18 @@ from typing import Any, Protocol
 from shmarray.pool._stdlib import disown, free_in_child, is_owned
 from shmarray.pool.threads import WeakObjects
 
-# Held from before a fork until after it: no memory is leased to the user and no descriptor is
-# made that the preparations would miss.  Finalizers must not take it, nor wait for a thread that does.
+# Held during a fork, so that no memory is leased to the user and no descriptor is created that the
+# preparations would miss.  Finalizers must neither take it nor wait for a thread that does.
 lock = threading.RLock()
 
 
 def holds_lock() -> bool:
-    """Whether this thread does."""
+    """Whether this thread holds the lock."""
     return is_owned(lock)
 
 
 class Forkable(Protocol):
-    """An object that is told of forks of this process."""
+    """An object that is notified of forks of this process."""
 
     def before_fork(self) -> None: ...
     def after_fork_in_child(self) -> None: ...
@@ -34,7 +34,7 @@ def is_child() -> bool:
 
 
 class ForkSentinel:
-    """Tells whether the child of a fork, or a descendant of it, still runs.
+    """Tells whether the child of a fork, or one of its descendants, is still running.
 
     They inherit the writing end of a pipe, and keep it until they end or call exec.
     """
@@ -48,7 +48,7 @@ class ForkSentinel:
     def is_alive(self) -> bool:
         """Whether a process may still see the memory as it was at the fork."""
         poll = select.poll()
-        poll.register(self._reader, 0)  # a hang-up is reported whatever is asked for
+        poll.register(self._reader, 0)  # a hang-up is always reported
         return not poll.poll(0)
 
     def __del__(self) -> None:
@@ -57,7 +57,7 @@ class ForkSentinel:
 
 
 class PrivateDescriptors:
-    """Descriptors of this process alone: a forked child closes its copies."""
+    """Descriptors for this process only: a forked child closes its copies."""
 
     def __init__(self) -> None:
         self._fds: set[int] = set()

@@ -35,7 +35,7 @@ class deferred:  # noqa: N801 - it is used as a function
                 handler(*self._arrived)
 
     def __call__(self, *arguments: Any) -> None:
-        """In the place of the handler."""
+        """Replaces the handler."""
         self._arrived = arguments
 
 

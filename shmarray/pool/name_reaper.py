@@ -58,16 +58,16 @@ class _Reaper:
         self._status: os.stat_result
         self._is_unavailable = False
         forks.register(self)
-        # Before all scopes', so that it runs after them.
+        # Registered before the scopes' exit handlers, so that it runs after them.
         atexit.register(self.stop)
 
     def add(self, name: bytes) -> None:
         self._names.add(name)
         if self._tell([b"+" + name]) or self._is_unavailable:
             return
-        # The first name, or somebody has killed the helper.  In a thread, in which no signal's
-        # exception lands: a Ctrl-C would leave a process that nobody knows.  Not by the
-        # threading module: its start() is Python, and a Ctrl-C in that becomes a RuntimeError.
+        # The first name, or the helper was killed.  In a thread, where no signal handler raises,
+        # because Ctrl-C would leave an untracked process.  Not with the threading module, whose
+        # start() is Python code, in which Ctrl-C becomes a RuntimeError.
         started = _thread.allocate_lock()
         started.acquire()
         try:
@@ -154,7 +154,7 @@ class _Reaper:
         pass
 
     def after_fork_in_child(self) -> None:
-        """The names and the helper are the parent's; an open socket here would hide the parent's end."""
+        """Close the socket: names and helper belong to the parent, and an open copy would hide the parent's end."""
         self._names.clear()
         self._is_unavailable = False
         if self._socket is not None:
@@ -169,14 +169,14 @@ _reaper = _Reaper()
 
 
 def add(removal: Removal) -> None:
-    """Carry this removal out when the process ends, unless `discard` is called first."""
+    """Perform this removal when the process ends, unless `discard` is called first."""
     line = _line(removal)
     if line is not None:
         _reaper.add(line)
 
 
 def discard(removal: Removal) -> None:
-    """Forget a removal: it was carried out, or must not be any more."""
+    """Forget a removal that was performed or is no longer wanted."""
     line = _line(removal)
     if line is not None:
         _reaper.discard(line)

@@ -78,14 +78,14 @@ def descriptor_path(fd: int) -> str:
 
 
 def close_if(fd: int, wanted: os.stat_result) -> None:
-    """Close a descriptor, unless somebody else has closed it: its number may belong to another file by now."""
+    """Close a descriptor, unless it was closed elsewhere, so that its number may belong to another file."""
     with suppress(OSError):
         if os.path.samestat(os.fstat(fd), wanted):
             os.close(fd)
 
 
 def text(path: str) -> str:
-    """What is in a small file of the kernel's.
+    """The content of a small kernel file.
 
     Not by open(): its objects, left by a Ctrl-C in the middle, warn that they were not closed.
     """
@@ -190,8 +190,8 @@ def link(fd: int, name: Name) -> bool:
         If the name is taken, even by a dangling link.
     """
     path = _path(name)
-    # Needs no /proc and is 2 us faster than going there.  Kernels before 6.10 want a
-    # capability for it (CAP_DAC_READ_SEARCH) and say ENOENT.
+    # Needs no /proc and is faster.  Kernels before 6.10 require a capability for it
+    # (CAP_DAC_READ_SEARCH) and fail with ENOENT.
     if not libc.linkat(fd, b"", libc.AT_FDCWD, os.fsencode(path), libc.AT_EMPTY_PATH):
         return True
     if ctypes.get_errno() not in {*libc.REFUSALS, errno.ENOENT}:
@@ -219,7 +219,7 @@ def change_mode(fd: int, permissions: int) -> None:
 
 
 def unlink(name: Name) -> None:
-    """Take the name away; the memory goes with its last mapping and descriptor."""
+    """Remove the name; the memory is freed with its last mapping and descriptor."""
     if name.kind == "shm" and SHM_DIRECTORY is None:
         _posixshmem().shm_unlink(f"/{name.path}")
     else:
@@ -294,7 +294,7 @@ def _shm_open(path: str, flags: int, permissions: int = 0) -> int:
 
 
 def _posixshmem() -> Any:
-    # What multiprocessing.shared_memory is made of; private, but unchanged from 3.8 to 3.14.
+    # The basis of multiprocessing.shared_memory; private, but unchanged from 3.8 to 3.14.
     return import_module("_posixshmem")
 
 
@@ -303,7 +303,7 @@ def read_start(fd: int, count: int) -> bytes:
     try:
         return os.pread(fd, count, 0)
     except OSError as error:
-        # macOS: a shared memory object can be mapped, and nothing else.
+        # macOS: a shared memory object can only be mapped.
         size = os.fstat(fd).st_size
         if error.errno not in libc.REFUSALS or not size:
             raise

@@ -28,8 +28,8 @@ _NOTHING_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
 
 def _found(name: str) -> Any:
     """A function of libc; None if it cannot be had."""
-    # Without argtypes, with which a call takes 0.4 us more.  Integers go as C's int then,
-    # which libffi extends to the whole register: enough for packets.
+    # Without argtypes, which make calls slower.  Integers are then passed as C's int, which
+    # libffi extends to the whole register: enough for packets.
     try:
         return getattr(ctypes.PyDLL(None, use_errno=True), name)
     except (AttributeError, OSError):

@@ -65,7 +65,7 @@ def _mapped(fd: int, size: int, offset: int) -> Iterator[int]:
 
 
 def punch(fd: int, size: int, offset: int) -> None:
-    """Give the memory of part of a file back to the system; it reads as zeros then, for all who map it.
+    """Return the memory of part of a file to the system; all processes that map it then read zeros.
 
     Raises
     ------

@@ -139,7 +139,7 @@ class SparseFile:
         return 512 * os.fstat(fd).st_blocks if fd >= 0 else 0
 
     def free(self, offset: int, size: int) -> None:
-        """Give the memory back to the system; whoever maps it sees zeros.
+        """Return the memory to the system; processes that map it then see zeros.
 
         Raises
         ------
@@ -152,7 +152,7 @@ class SparseFile:
         """Give the memory from there to the end back to the system.
 
         In place of `free`, for systems without it.  Nobody may be using that part: an access
-        to it is a bus error until it is reserved or written anew.
+        to it is a bus error until it is reserved or written again.
 
         Raises
         ------

@@ -29,8 +29,8 @@ from shmarray.pool.arrays.leased_arrays import Place, places
 from shmarray.pool.threads import Fence
 
 _WORDS_PER_PAGE = 512
-# Files for results: a write that takes new memory holds its file's lock, so two workers that
-# write to one file take turns (benchmarks/constants.py: _FILES_FOR_RESULTS).
+# Files for results: a write that allocates memory holds its file's lock, so two workers that
+# write to one file wait for each other (benchmarks/constants.py: _FILES_FOR_RESULTS).
 _FILES_FOR_RESULTS = 8
 # Blocks of results that the user may hold; more are copied out.  Each is a mapping, of which the
 # kernel lets a process have 65,530 (vm.max_map_count), and the program needs some for itself.
@@ -38,7 +38,7 @@ _MOST_HELD = 16 << 10
 
 
 class Use(IntEnum):
-    """What a block is for, for good.
+    """The purpose of a block, which never changes.
 
     Mixed, results would take the memory that the next arguments need, which is mapped in
     the caller; and the caller, alone, would have to ask for new.
@@ -102,7 +102,7 @@ class FreeList:
 
 
 class BlockAllocator(BlockMap):
-    """Hands blocks out and takes them back.
+    """Allocates and releases blocks.
 
     Safe to use from many threads.  `trim` must be called now and then, by the thread that
     `wake` wakes.  Closing releases all memory except what the user of the pool still holds,
@@ -117,13 +117,13 @@ class BlockAllocator(BlockMap):
         # Block 0 holds the words, so arguments begin in the second row of file 0.
         self._free_lists = FreeList(count, count, 1), FreeList(1, count, count - 1)
         self._words_made = 0
-        # Guards which leases have ended, which blocks there are, and the cutting off of files, so that
-        # nobody begins to use a block there meanwhile.  Finalizers must not take it.
+        # Protects the ended leases, the blocks, and the truncation of files, during which no thread
+        # may start to use a block there.  Finalizers must not take it.
         self._lock = threading.RLock()
         # Between giving a block back and looking whether `wake` is to be called, and the reverse.
         self._fence = Fence()
-        # Whether the system takes memory back from the middle of a file.  Where it does not, the ends
-        # of files are cut off, and no block is left to the user: it would keep all those before it.
+        # Whether the system can free memory in the middle of a file.  If not, files are truncated, and
+        # users get no blocks, because each would keep all blocks before it.
         self.can_free = self._tries_to_free()
         self.can_cut = True
         # Not used here any more, but perhaps by a forked child.
@@ -142,7 +142,7 @@ class BlockAllocator(BlockMap):
 
     @classmethod
     def create(cls, workers: int) -> "BlockAllocator | None":
-        """Make one; None if the system cannot."""
+        """Create an allocator; None if the system cannot."""
         files = [SparseFile.create() for _ in range(1 + min(workers, _FILES_FOR_RESULTS))]
         try:
             return cls([file for file in files if file is not None]) if all(files) else None
@@ -213,12 +213,12 @@ class BlockAllocator(BlockMap):
         self._trim_free(time.monotonic())
 
     def give_back(self, block: Block) -> None:
-        """Take a block back."""
+        """Release a block."""
         if self._closed:
             return
         free = self._free_lists[block.use]
         if block.has_holes and not self._release_memory(block):
-            block.reserved = 0  # written to anew, not mapped: the holes are filled then
+            block.reserved = 0  # it will be written to, not mapped, which fills the holes
         if not block.reserved:
             free.empty.append(block)
             return
@@ -277,7 +277,7 @@ class BlockAllocator(BlockMap):
     def claim(self, buffers: Sequence[object]) -> dict[int, Place]:
         """Which of these arrays are all that lies in their blocks, and none over another; by position.
 
-        Their blocks are not given back, whoever lets go of them, until `unclaim` is called for their references.
+        Their blocks are not released until `unclaim` is called for their references.
         """
         if not self._held:
             return {}
@@ -404,7 +404,7 @@ class BlockAllocator(BlockMap):
             self.wake()
 
     def trim(self) -> float | None:
-        """Release memory that was not used for a second; returns in how many seconds to call this again.
+        """Free memory that was not used for a second; return the number of seconds until the next call.
 
         None: not before `wake` is called.
         """
@@ -555,7 +555,7 @@ class BlockAllocator(BlockMap):
 
 
 def _emptied(free: FreeList) -> Iterator[Block]:
-    """Take all blocks from a list; others may be given back meanwhile."""
+    """Take all blocks from a list, to which other threads may add."""
     for blocks in (free.full, free.empty):
         with suppress(IndexError):
             for _ in range(len(blocks)):

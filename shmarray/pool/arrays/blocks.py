@@ -45,7 +45,7 @@ def whole_pages(size: int) -> int:
 
 
 class Lease:
-    """What lies below the arrays that a user holds, for part of a block or all of it.
+    """The base of the arrays that a user holds, for all or part of a block.
 
     numpy collapses chains of bases down to the last object that is no array: only such an
     object can tell that none of a block's arrays is left.  It holds the block map, which
@@ -116,9 +116,9 @@ class BlockMap:
         self._shared: dict[int, Part] = {}
         self._private: dict[int, Part] = {}
         self._leased: dict[int, LeaseRef] = {}
-        # Leases that have ended.  Their weak references are put here by deque.append itself: a
-        # function in Python would run in any thread, inside any allocation, and a Ctrl-C that
-        # came while it ran would be reported, and lost.
+        # Ended leases.  deque.append itself is the callback of their weak references, because a
+        # Python function could run in any thread, inside any allocation, and a Ctrl-C during it
+        # would be printed and lost.
         self._ended: deque[LeaseRef] = deque()
         self._words: memoryview | None = None
         # The block for the result of the task that this process, a worker, runs.
@@ -155,7 +155,7 @@ class BlockMap:
         return part
 
     def forget(self, index: int) -> None:
-        """Map that block anew next time: this mapping is still in use, or not needed."""
+        """Map that block again next time, because this mapping is still in use or not needed."""
         self._shared.pop(index, None)
         self._private.pop(index, None)
 
@@ -245,7 +245,7 @@ class BlockMap:
     # --- forks ---
 
     def before_fork(self) -> None:
-        """What the user sees as plain arrays must not be shared with the child, nor change in it later."""
+        """Make sure that the user's plain arrays are not shared with the child, nor change in it later."""
         self.has_forked = True
         if self.current:
             self.set_word(self.current, -os.getpid())  # in case this process dies before it can say so

@@ -46,8 +46,8 @@ def _shared(array: NDArray[Any]) -> Reduction | None:
     if mapping.mode == "c":
         check_is_there(mapping)  # its data will be read, here
         return None
-    # What a task returns out of its with-block: nobody else has it, or ever will.  In the caller
-    # it would be an argument, and what the task wrote to a copy be lost: there it is an error.
+    # A task may return an array from its own with block, which no other process has.  In the
+    # caller, the array would be an argument, and the task's writes would be lost: an error.
     if forks.is_child() and is_closed(mapping):
         return None
     try:
@@ -104,7 +104,7 @@ def _map(
     dtype, shape, strides, writeable = view
     before = start % mmap.ALLOCATIONGRANULARITY
     mapped = map_referred_file(reference, start - before, before + size, writable=mode == "r+")
-    # Not numpy.memmap(path): it opens whatever has the path, and makes it longer if it is short.
+    # Not numpy.memmap(path), which opens any file at the path, and extends it if it is too short.
     octets: Any = np.ndarray.__new__(np.memmap, (size,), np.uint8, mapped, before)
     octets._mmap, octets.filename, octets.offset, octets.mode = mapped, reference.path, start, mode  # noqa: SLF001
     array: Any = np.ndarray(shape, dtype, octets, first, strides)

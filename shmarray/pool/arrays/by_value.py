@@ -348,7 +348,7 @@ class _Main:
         self._received[name] = now
 
     def end_task(self) -> None:
-        """Let go of the arrays that a task brought, or their memory would be in use until the next."""
+        """Release the arrays that a task brought; otherwise their memory would be in use until the next task."""
         if not self._arrays:
             return
         space = _globals_of_main()

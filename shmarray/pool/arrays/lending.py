@@ -17,8 +17,8 @@ from shmarray.pool.arrays.buffers import Octets
 from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
 from shmarray.pool.arrays.pickling import Buffer, GivenArray, PickledObject, RepeatedArray
 
-# Results smaller than this are copied out: making their block an array's memory takes as long,
-# and there may be a hundred thousand of them (benchmarks/constants.py: _COPY_OUT).
+# Smaller results are copied out: using their block as an array's memory would take as long, and
+# there may be very many of them (benchmarks/constants.py: _COPY_OUT).
 _COPY_OUT = 128 << 10
 _NOT_UNPICKLED = (
     "(raised while the exception of the task was unpickled, which is shown as the cause; its class needs a __reduce__ "
@@ -27,7 +27,7 @@ _NOT_UNPICKLED = (
 
 
 class RetainedBlocks:
-    """What one worker may still use after its tasks are done."""
+    """The memory that one worker may still use after its tasks are done."""
 
     def __init__(self) -> None:
         self.blocks: set[Block] = set()
@@ -84,7 +84,7 @@ class TaskBlocks:
 
 
 class Lending:
-    """Packs tasks and unpacks results, with blocks where they pay and can be had.
+    """Packs tasks and unpacks results, with blocks where they are useful and available.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ class Lending:
         try:
             spans = self._in_blocks(self.allocator, buffers, blocks, group)
         except SharedMemoryFullError:
-            raise  # through the pipe it would take twice the memory, and the kernel kill a process for it
+            raise  # the pipe would need twice the memory, and the kernel would kill a process
         except (OSError, MemoryError) as error:
             self._warn(str(error))
             payload = pickled.inline()
@@ -263,7 +263,7 @@ class Lending:
         if not self._has_warned:
             self._has_warned = True
             text = f"arrays are sent through a pipe, which is slower: {why}"
-            # Made an error, it would end this thread, which is not the user's; and the call can succeed.
+            # As an error it would end this thread, which is not the user's, although the call can succeed.
             with suppress(RuntimeWarning):
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
 
@@ -419,7 +419,7 @@ class Lending:
     # --- loss ---
 
     def lost(self, blocks: TaskBlocks, *, ran: bool, forked: bool = False) -> None:
-        """Take back the blocks of a task that will not be answered.
+        """Release the blocks of a task that will not be answered.
 
         If its worker has forked, its children may use them for as long as they live.
         """

@@ -84,7 +84,7 @@ class ExceptionEncoder:
 
 
 class _Outcome:
-    """What came of a task."""
+    """The outcome of a task."""
 
     __slots__ = ("succeeded", "traceback", "value")
 
@@ -95,7 +95,7 @@ class _Outcome:
 
 
 class TaskRunner:
-    """Carries out one task after the other, in a worker.
+    """Runs tasks one after the other, in a worker.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class TaskRunner:
         self._retained: dict[int, list[LeaseRef]] = {}
 
     def run(self, data: bytes) -> bytes:
-        """Carry out a task, and answer; raises nothing, whatever the task does."""
+        """Run a task and answer; never raises, whatever the task does."""
         began = time.perf_counter()
         job, index, block, reserved, payload, *_ = messages.decode(data)
         blocks, memory = self._blocks, self._memory
@@ -205,7 +205,7 @@ class TaskRunner:
             return pickling.dumps((False, RuntimeError(f"the result cannot be sent: {_summary(error)}"))), text
 
     def _pack(self, pickled: PickledObject, opened: list[LeaseRef]) -> tuple[Payload, str]:
-        """Put the result where the caller can have it; empties `pickled`."""
+        """Put the result into memory that the caller can read; empties `pickled`."""
         buffers: list[Any] = pickled.for_block()
         if not buffers:
             return Payload(pickled.pickle), ""

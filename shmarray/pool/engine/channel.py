@@ -56,7 +56,7 @@ class Channel:
         return len(data) > PACKET or not self.has_packets
 
     def send(self, data: bytes) -> None:
-        """Send a message, waiting for the reader where it must; OSError if there is none."""
+        """Send a message, waiting for the reader if necessary; OSError if there is no reader."""
         if len(data) <= PACKET or not self.has_packets:
             send_all(self.sock, data)
             return
@@ -65,7 +65,7 @@ class Channel:
             send_all(self.sock, view[start : start + PACKET])
 
     def send_now(self, data: bytes) -> bool:
-        """Send a short message if there is room for it; False if there is none; OSError if there will be none."""
+        """Send a short message if there is room for it, otherwise return False; OSError if there is no reader."""
         return send_packet(self.sock, data)
 
     def receive(self) -> bytes:
@@ -79,7 +79,7 @@ class Channel:
                 return message
 
     def arrived(self, space: PacketSpace) -> Iterator[bytes]:
-        """The messages that are there now; OSError if the other end broke off."""
+        """The messages that have arrived; OSError if the other end has closed the connection."""
         while packet := receive_packet(self.sock, space, self._most()):
             message = self._completed(packet)
             if message is not None:
@@ -95,7 +95,7 @@ class Channel:
             return None
 
     def _most(self) -> int:
-        """Bytes to read: of a stream no more than belongs to the message, as the rest may be taken elsewhere."""
+        """Bytes to read: on a stream only the rest of the message, because another process may read what follows."""
         if self.has_packets:
             return PACKET
         return min(PACKET, self._missing) if self._parts else _LENGTH.size

@@ -26,13 +26,13 @@ from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.tasks import InFlightTask, died, timed_out
 from shmarray.pool.engine.workers import WorkerHandle
 
-# Seconds that a worker may be idle while another has tasks it has not read: tiny tasks come to
-# it by themselves in that time, and moving them costs more than they do
+# Seconds that a worker may be idle while another has unread tasks: tiny tasks reach it anyway in
+# that time, and moving them costs more than they do
 # (benchmarks/constants.py: _BALANCING).
 _BALANCING = 0.002
 # Seconds; selectors accept no more than some weeks.
 _LONGEST_WAIT = 3600.0
-# Answers of one worker that are taken before the others are looked at.
+# Answers that are read from one worker before the others are checked.
 _MOST_ANSWERS = 64
 
 
@@ -66,7 +66,7 @@ class Collector:
         self._space = PacketSpace(PACKET)
         # Tasks that must be sent again: taken back, or not begun by a worker that died.
         self._returned: deque[InFlightTask] = deque()
-        # When to do these things, by the monotonic clock; infinity: no need.
+        # When to do these things, by the monotonic clock; infinity means never.
         self._balance_at = float("inf")
         self._trim_at = 0.0
         # Whether the ends of some workers may be hidden, and when they were last asked for.
@@ -96,7 +96,7 @@ class Collector:
             pass
 
     def close(self) -> None:
-        """Free what the thread used; no worker is left."""
+        """Free the thread's resources; no worker is left."""
         self._returned.clear()
         self._selector.close()
         self._waker.close()
@@ -137,7 +137,7 @@ class Collector:
             self._end_slow_workers(now)
 
     def _trim_soon(self) -> None:
-        """Memory was given back that nobody waits for yet; any thread may call this, finalizers too."""
+        """Note that memory was released; any thread may call this, including finalizers."""
         self._trim_at = 0.0
         self._waker.wake()
 
@@ -183,8 +183,8 @@ class Collector:
         if message.job == messages.READY:
             self._is_ready(worker, message)
             return
-        # Without the lock, for which one would wait half the time: only this thread removes
-        # what is answered, and the feeder looks once more after it has said that it waits.
+        # Without the lock, because of contention: only this thread removes answered tasks, and
+        # the feeder checks again after it has announced that it waits.
         task = worker.in_flight.popleft()
         worker.is_full = False
         worker.since = time.monotonic()
@@ -205,7 +205,7 @@ class Collector:
     # --- taking back ---
 
     def _balance(self) -> None:
-        """Give idle workers some of what busy ones have not read yet."""
+        """Move unread tasks from busy workers to idle ones."""
         self._balance_at = float("inf")
         with self._workers.lock:
             for idle in self._workers.workers:
@@ -234,7 +234,7 @@ class Collector:
         return self._workers.give(worker, task)
 
     def _send_long_again(self, worker: WorkerHandle, task: InFlightTask) -> None:
-        """In a thread of its own: this one must not wait for a worker to read."""
+        """In a separate thread, because this one must not wait for a worker to read."""
 
         def send() -> None:
             if not self._feeder.send_long(worker, task):
@@ -245,7 +245,7 @@ class Collector:
         worker.add(task)
         try:
             threading.Thread(target=send, name="shmarray-sender", daemon=True).start()
-        except RuntimeError:  # no more threads, as at the end of the interpreter
+        except RuntimeError:  # no new threads, as during interpreter exit
             send()
 
     # --- deaths ---
@@ -256,7 +256,7 @@ class Collector:
         return self._looked_at + exit_status.LOOK
 
     def _look_for_deaths(self) -> None:
-        """See the ends that are hidden, where there are no pidfds, while a child of a task runs."""
+        """Poll for deaths that are not visible without pidfds while a task's child still runs."""
         self._looked_at = time.monotonic()
         for worker in list(self._workers.workers):
             if worker.end is not None and worker.end.may_be_hidden and worker.end.has_ended():
@@ -300,7 +300,7 @@ class Collector:
             self._calls.fail(task.job, task.index, error)
 
     def _break(self, worker: WorkerHandle, lost: list[InFlightTask]) -> None:
-        """End the whole pool for the death of one worker, as executors do."""
+        """End the whole pool because of the death of one worker, as executors do."""
         if not worker.is_ready:
             error = worker.start_error()
         else:
@@ -327,7 +327,7 @@ class Collector:
                     self._waker.wake()  # there is nothing else that would wake this thread to try again
 
     def _no_worker_started(self, cause: Exception) -> None:
-        """Go on with the workers that there are; without any, all calls fail."""
+        """Continue with the existing workers; if there are none, all calls fail."""
         if not self._workers.workers:
             error = WorkerDiedError(f"no worker could be started: {type(cause).__name__}: {cause}")
             error.__cause__ = cause
@@ -335,7 +335,7 @@ class Collector:
             self._feeder.notify()
 
     def spawn_missing(self) -> None:
-        """Start what workers are missing; a `submit` may do so too."""
+        """Start missing workers; `submit` may also call this."""
         with self._spawning:
             if self._state.phase == TERMINATE:
                 return

@@ -41,7 +41,7 @@ class ProcessEnd:
         """Send a signal; nothing happens if the process has ended, whatever process has its pid by now."""
         if self._pidfd is not None and signal_process(self._pidfd, number):
             return
-        # Its pid is its own until somebody waits for it, which need not be multiprocessing.
+        # The pid is valid until the process is waited for, possibly by code other than multiprocessing.
         if not ended([self], 0):
             with suppress(OSError):
                 os.kill(self._process.pid, number)
@@ -85,7 +85,7 @@ def wait_for_all(ends: Iterable[ProcessEnd], timeout: float) -> set[ProcessEnd]:
 
 
 def exit_code(process: Any) -> int | None:
-    """The exit code of a process that has ended; None if somebody else has taken it."""
+    """The exit code of a process that has ended; None if it was collected elsewhere."""
     # Whichever thread calls waitpid first (multiprocessing.active_children does it in any) gets
     # the status, and stores it a moment later; the others get ECHILD.
     for _ in range(50):

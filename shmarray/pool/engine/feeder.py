@@ -20,7 +20,7 @@ from shmarray.pool.engine.workers import WorkerHandle
 
 
 class Extra(NamedTuple):
-    """What a task may have beside the five values of the stdlib.
+    """Additional values of a task, besides the five of the stdlib.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class _Terminated(Exception):  # noqa: N818 - no error: it ends the feeder's wai
 
 
 class _CallFailed(Exception):  # noqa: N818 - no error: it ends the feeder's waiting
-    """The call of the task that waits has failed meanwhile."""
+    """The call of the waiting task has failed in the meantime."""
 
 
 class Feeder:
@@ -106,7 +106,7 @@ class Feeder:
                 break
             except BaseException as error:  # noqa: BLE001 - such as MemoryError: without this thread all calls hang
                 self._state.fail_all(error)
-            item = sequence = set_length = None  # or they would live until the next call
+            item = sequence = set_length = None  # otherwise they would live until the next call
 
     def _feed(self, sequence: Any, set_length: Callable[[int], None] | None) -> None:
         # A single call is a list of one task; the tasks of a map come from a generator.
@@ -114,22 +114,22 @@ class Feeder:
         job = None
         index = -1
         cache = FunctionCache()
-        while held := list(islice(tasks, 1)):  # a loop over them would hold the task
+        while held := list(islice(tasks, 1)):  # a for loop would keep a reference to the task
             job, index = held[0][:2]
             if self._state.phase == TERMINATE:
                 raise _Terminated
             if len(held[0]) == _PACKED:
                 self._feed_packed(held.pop()[2])
-            elif job in self._calls:  # else it has failed already
+            elif job in self._calls:  # otherwise it has already failed
                 first = self._feed_task(held, first, cache)
-        sequence = tasks = None  # the traceback of an error knows this frame, too
+        sequence = tasks = None  # the traceback of an error also refers to this frame
         if set_length is not None and (job is None or job in self._calls):
             set_length(index + 1)
         if job is not None:
             self._lending.exhausted(job)
 
     def _feed_task(self, held: list[Any], first: int | None, cache: FunctionCache) -> int | None:
-        """Send a task, whose first item has that number; returns the number of the next one's.
+        """Send a task whose first item has the given number; return the number for the next task.
 
         The task is taken out of `held`: arrays that are given away with it nothing else may hold.
         """
@@ -204,7 +204,7 @@ class Feeder:
         return flight, dumps(call.compact, extra.arrays, forked=self._workers.forks), first
 
     def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
-        """Pack a task and send it to the worker that has least to do, waiting until one has room."""
+        """Pack a task and send it to the least busy worker, waiting until one has room."""
         depth = self._placement.depth(pickled.nbytes + self._lending.result_bytes)
         if pickled.buffers:
             self._wait(depth)  # before it takes memory
@@ -239,7 +239,7 @@ class Feeder:
             self._state.waker.wake()
 
     def send_long(self, worker: WorkerHandle, task: InFlightTask) -> bool:
-        """Send what the worker reads meanwhile; False if it has not got all of it, so that nobody has run it."""
+        """Send a message that the worker reads meanwhile; False if it did not get all of it, and so did not run it."""
         try:
             worker.channel.send(task.data)
             sent = True
@@ -250,7 +250,7 @@ class Feeder:
             task.is_being_sent = False
             if worker.is_alive and not sent:
                 worker.in_flight.remove(task)
-                worker.kill()  # it has half a message, and would wait for the rest
+                worker.kill()  # it has a partial message, and would wait for the rest
             # It may as well have answered, and ended after its last task.
             died_meanwhile = not worker.is_alive and task in worker.in_flight
         if self.tells:
@@ -273,7 +273,7 @@ class Feeder:
                 if worker is not None:
                     return worker
                 if not self._is_waiting:
-                    # An answer that comes after this line notifies; one that came before is seen by looking again.
+                    # An answer after this line notifies this thread; earlier ones are seen by checking again.
                     self._is_waiting = True
                     self._workers.fence()
                     continue
@@ -283,12 +283,12 @@ class Feeder:
                 self._room.wait()
 
     def answered(self, worker: WorkerHandle) -> None:
-        """Note that a worker has one task less; in the collecting thread, without the lock."""
+        """Note that a worker has one task less; called in the collecting thread, without the lock."""
         if self._is_waiting and len(worker.in_flight) <= self._refill:
             self.notify()
 
     def notify(self) -> None:
-        """Have the thread look for a worker again."""
+        """Make the thread look for a worker again."""
         with self._workers.lock:
             self._is_waiting = False
             self._room.notify_all()
@@ -300,6 +300,6 @@ class Feeder:
 
 
 def _emptied(tasks: list[Any]) -> Iterator[Any]:
-    """The tasks of a list, which others still have and must not hold their arrays by."""
+    """The tasks of a list, removed from it because others still refer to it and must not hold their arrays."""
     while tasks:
         yield tasks.pop(0)

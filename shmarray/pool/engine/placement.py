@@ -13,7 +13,7 @@ from collections import deque
 
 from shmarray.pool.engine.workers import WorkerHandle, WorkerSet
 
-# Tasks that a worker may have at most (benchmarks/constants.py: DEEP).
+# Maximum number of tasks per worker (benchmarks/constants.py: DEEP).
 DEEP = 64
 # Bytes of arguments and results that a worker may have, if that is more than `ahead` tasks
 # (benchmarks/constants.py: WINDOW_BYTES).
@@ -46,7 +46,7 @@ class Placement:
         self._with_room: deque[WorkerHandle] = deque()
 
     def depth(self, nbytes: float) -> int:
-        """How many tasks of so many bytes, and as long as recent ones, a worker may have."""
+        """The maximum number of tasks per worker for this size and the duration of recent tasks."""
         most = min(DEEP, WINDOW_SECONDS / self.seconds) if self.seconds > 0 else DEEP
         if nbytes:
             most = min(most, WINDOW_BYTES / nbytes)
@@ -68,13 +68,13 @@ class Placement:
     # --- under the lock of the workers ---
 
     def forget(self, worker: WorkerHandle) -> None:
-        """Keep nothing of a worker that has ended; its process has descriptors."""
+        """Forget a worker that has ended, because its process object has descriptors."""
         for queue in (self._idle, self._with_room):
             while worker in queue:
                 queue.remove(worker)
 
     def find(self, depth: int) -> WorkerHandle | None:
-        """An idle worker, or else one that has fewer than `depth` tasks."""
+        """An idle worker, or otherwise one that has fewer than `depth` tasks."""
         while self._idle:
             worker = self._idle[0]
             if not worker.in_flight and self._workers.may_have_more(worker):
@@ -96,11 +96,11 @@ class Placement:
         count = len(worker.in_flight)
         if count >= depth or not self._workers.may_have_more(worker):
             return False
-        # One that has not answered for some time runs a slow task: nothing more has to wait behind it.
+        # A worker that has not answered for some time runs a slow task; no other task should wait behind it.
         return count < self.ahead or time.monotonic() - worker.since < 4 * WINDOW_SECONDS
 
     def given(self, worker: WorkerHandle) -> None:
-        """Note that a worker found has got a task: the next goes to another."""
+        """Note that the chosen worker has got a task, so that the next one goes to another worker."""
         if self._idle and self._idle[0] is worker:
             self._idle.popleft()
             self.offer(worker)

@@ -35,7 +35,7 @@ from shmarray.pool.engine.feeder import Feeder
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.interrupts import deferred
 
-# Seconds that a worker has to end after SIGTERM, and a generator of the user's to give up its thread.
+# Seconds that a worker has to end after SIGTERM, and that a user's generator has to release its thread.
 _GRACE = 1.0
 
 
@@ -56,7 +56,7 @@ class Scheduler:
         self.tasks = state.tasks
 
     def start(self) -> None:
-        """Start the workers and the threads; whatever starting a process raises, with nothing left."""
+        """Start the workers and the threads; errors from starting a process are raised, with nothing left behind."""
         try:
             with deferred():
                 # First the workers: a process with threads should not fork.
@@ -91,14 +91,14 @@ class Scheduler:
 
     @property
     def failure(self) -> BaseException | None:
-        """Why the pool can be used no more."""
+        """Why the pool can no longer be used."""
         return self._state.failure
 
     def wake(self) -> None:
         self._state.waker.wake()
 
     def spawn_missing(self) -> None:
-        """Start what workers are missing; raises what starting a process raises."""
+        """Start missing workers; raise any error from starting a process."""
         self._collector.spawn_missing()
 
     def fail_for_good(self, error: BaseException) -> None:
@@ -110,17 +110,17 @@ class Scheduler:
         self._state.calls.fail(job, index, error)
 
     def put(self, _: None) -> None:
-        """As the notifier that the stdlib's dictionary of calls has: it is empty now."""
+        """Notify that the dictionary of calls is empty; the stdlib's dictionary calls this."""
         self.wake()
 
     def close(self) -> None:
-        """Let the workers finish and end; no tasks come any more."""
+        """Let the workers finish and end; no more tasks follow."""
         self._state.phase = CLOSE
         self.tasks.put(None)
         self.wake()
 
     def terminate(self) -> None:
-        """End the workers now, whatever they do, and free everything.
+        """End the workers now, even if they are busy, and free everything.
 
         Also called by the garbage collector, in any thread: in one of ours, or in one that holds
         the lock of forks, the collecting thread does the rest on its own.
@@ -130,11 +130,11 @@ class Scheduler:
             self.join(_GRACE)
 
     def begin_to_terminate(self) -> None:
-        """Have the collecting thread end everything, without waiting for it."""
+        """Make the collecting thread end everything, without waiting for it."""
         self._state.terminate()
 
     def join(self, patience: float | None = None) -> None:
-        """Wait for the end; for the user's generators only so many seconds."""
+        """Wait for the end; wait for the user's generators only for a limited time."""
         feeder, collector = self._feeder.thread, self._collector.thread
         if threading.get_ident() in {feeder.ident, collector.ident}:
             return
@@ -146,9 +146,9 @@ class Scheduler:
     # --- the end ---
 
     def end(self) -> None:
-        """Free everything; in the collecting thread, or if that was never started."""
+        """Free everything; called in the collecting thread, or if that was never started."""
         self._state.phase = TERMINATE
-        with ExitStack() as steps:  # in reverse; each is done whatever another raises: no call may wait for ever
+        with ExitStack() as steps:  # in reverse; all run even if one raises, so that no call waits forever
             steps.callback(self._state.calls.terminated)
             if self._state.lending.allocator is not None:
                 steps.callback(self._state.lending.allocator.close)

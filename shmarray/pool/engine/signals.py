@@ -22,7 +22,7 @@ _INTERRUPT = (signal.SIGINT,)
 
 @contextmanager
 def blocked_in_children(start_method: str) -> Iterator[None]:
-    """Start processes that get no signal which the program handles until they ask for it.
+    """Start processes with the program's handled signals blocked until they unblock them.
 
     They inherit what this thread blocks.  A new interpreter has no handlers of the program's,
     so only SIGINT counts there.  The forkserver must not be started so: it serves others too.
@@ -41,7 +41,7 @@ def blocked_in_children(start_method: str) -> Iterator[None]:
 
 @contextmanager
 def blocked_from_the_first(process: Any) -> Iterator[None]:
-    """Start this process so that it blocks SIGINT by the first thing that it unpickles, which is its name.
+    """Start this process so that it blocks SIGINT when it unpickles its name, the first object it receives.
 
     Before that a KeyboardInterrupt ends a child of the forkserver silently.  After it come the
     imports, in which it would write a traceback.
@@ -78,7 +78,7 @@ def _handled() -> Iterator[int]:
 
 
 def begin_with_defaults() -> None:
-    """Forget the handlers of the program that forked this worker; what it ignores stays ignored.
+    """Reset the handlers of the program that forked this worker; ignored signals stay ignored.
 
     Except SIGCHLD: ignored, it would take the exit status of a task's own children away.
     """
@@ -91,19 +91,19 @@ def begin_with_defaults() -> None:
 
 
 def unblock(*, interrupt: bool) -> None:
-    """Let the signals come that were blocked while this worker started."""
+    """Unblock the signals that were blocked while this worker started."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked if interrupt else blocked - {signal.SIGINT})
 
 
 class InterruptibleCalls:
-    """Calls the user's functions, during which alone Ctrl-C raises KeyboardInterrupt."""
+    """Calls the user's functions; Ctrl-C raises KeyboardInterrupt only during these calls."""
 
     def __init__(self) -> None:
         self._active = False
 
     def install(self) -> None:
-        """Decide from now on what SIGINT does, unless the program ignores it."""
+        """Install the SIGINT handler, unless the program ignores SIGINT."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             with suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGINT, self._handle)

@@ -13,7 +13,7 @@ from shmarray.pool.engine.workers import ProcessRegistry, WorkerSet
 
 
 class Calls(Protocol):
-    """The calls of a pool that are not done, by number.  None of these methods raises.
+    """The pending calls of a pool, by number.  None of these methods raises.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Calls(Protocol):
         """All calls fail at once."""
 
     def terminated(self) -> None:
-        """The pool has ended; nothing must wait for a call that is left."""
+        """The pool has ended; nothing may wait for a remaining call."""
 
 
 class PoolState:
@@ -94,7 +94,7 @@ class PoolState:
 
     @property
     def phase(self) -> Any:
-        # Two flags that are only ever set: any thread may do so, and none can undo another's.
+        # Two flags that are set, but never cleared, so that threads cannot undo each other's changes.
         return TERMINATE if self._is_terminated else CLOSE if self._is_closed else RUN
 
     @phase.setter
@@ -105,20 +105,20 @@ class PoolState:
             self._is_closed = True
 
     def terminate(self) -> None:
-        """Have both threads end."""
+        """Make both threads end."""
         self.phase = TERMINATE
         self.tasks.put(None)
         self.waker.wake()
 
     def fail_all(self, error: BaseException) -> None:
-        """Fail the calls that are there; others may follow."""
+        """Fail all current calls; others may follow."""
         self.calls.fail_all(error)
         self.waker.wake()
 
     def fail_for_good(self, error: BaseException) -> None:
         """End the pool because of an error; all calls fail with it, and later ones too."""
-        # A copy: raised to a user, the error holds frames that may hold the pool, which this would
-        # keep for ever, as finalizers hold this.
+        # A copy, because the raised error refers to frames that may refer to the pool, which would
+        # then live forever, since finalizers refer to this object.
         self.failure = copy(error) if isinstance(error, ShmArrayError) else RuntimeError(repr(error))
         self.terminate()
         self.calls.fail_all(error)

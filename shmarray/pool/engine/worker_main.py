@@ -15,14 +15,14 @@ from shmarray.pool.engine.channel import Channel, socket_of
 
 
 class Descriptor:
-    """A descriptor on its way to a process that is being started, by whatever start method."""
+    """A descriptor for a process that is being started, with any start method."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     @classmethod
     def copy_of(cls, fd: int, until: ExitStack) -> "Descriptor":
-        """One for the process alone; the caller's copy is closed when it has it."""
+        """A descriptor for the process alone; the caller's copy is closed once the process has it."""
         copy = os.dup(fd)
         until.callback(os.close, copy)
         return cls(copy)
@@ -38,7 +38,7 @@ def _received(duplicate: Any) -> Descriptor:
 
 
 class WorkerSpec(NamedTuple):
-    """What all workers of a pool have in common.
+    """The options that all workers of a pool share.
 
     Attributes
     ----------
@@ -124,13 +124,13 @@ def _initialize(inheritance: Inheritance, spec: WorkerSpec, calls: signals.Inter
 
 
 def die_with_caller(fd: int) -> None:
-    """End this process when the caller ends, also in the middle of a task.
+    """End this process when the caller ends, even during a task.
 
     By the kernel where it can, without a thread: os.fork() in a task would warn of it.
     """
     if not kill_at_hangup(fd):
         threading.Thread(target=_watch, args=(fd,), name="shmarray-caller", daemon=True).start()
-    elif has_hung_up(fd, 0):  # it ended before we asked
+    elif has_hung_up(fd, 0):  # the caller ended earlier
         os._exit(1)
 
 
@@ -148,7 +148,7 @@ def _work(channel: Channel, runner: TaskRunner, most: int | None) -> None:
             return
         answer = runner.run(data)
         if os.getpid() != owner:
-            os._exit(0)  # a child that the task forked, and that came back from it
+            os._exit(0)  # a child that the task forked, and that returned from the task
         if not _send(channel, answer):
             return
         del data, answer  # not while waiting for the next task

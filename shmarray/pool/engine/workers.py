@@ -22,9 +22,9 @@ from shmarray.pool.engine.worker_main import Inheritance, WorkerSpec, worker_mai
 from shmarray.pool.interrupts import deferred
 from shmarray.pool.threads import Fence
 
-# So many more than there are workers may die before they are ready, one after the other.
+# The number of consecutive deaths before a worker is ready, beyond the number of workers, that is tolerated.
 _TRIES = 3
-# Seconds that idle workers have to end by themselves when their sockets are closed.
+# Seconds that idle workers have to end after their sockets are closed.
 _POLITE = 0.5
 # Seconds to wait for the exit status of a process that has ended.
 _STATUS = 1.0
@@ -34,20 +34,20 @@ _GUARD = 'put the code that starts processes or sets the start method under `if 
 
 
 class ProcessRegistry(Protocol):
-    """Where a pool shows its processes to those who look at them."""
+    """Where a pool publishes its processes."""
 
     def add(self, process: Any, others: list[Any]) -> None:
-        """Show a process that was started; `others` are those that still run."""
+        """Add a process that was started; `others` are those that are still running."""
 
     def remove(self, process: Any) -> None:
-        """A process has ended."""
+        """Remove a process that has ended."""
 
     def clear(self) -> None:
-        """All have."""
+        """Remove all processes."""
 
 
 class WorkerHandle:
-    """A worker, as its caller sees it.
+    """The caller's view of a worker.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class WorkerHandle:
 
     @property
     def has_failed_import(self) -> bool:
-        """Whether it ended as a process does whose main module cannot be imported, which no other try will change."""
+        """Whether it ended because the main module cannot be imported, which another attempt would not change."""
         return not self.is_ready and not self.trouble and exit_status.exit_code(self.process) == 1
 
     @property
@@ -97,7 +97,7 @@ class WorkerHandle:
 
     @property
     def first(self) -> InFlightTask | None:
-        """What it runs, or is about to run; also without the lock."""
+        """The task that it runs or is about to run; may be called without the lock."""
         with suppress(IndexError):  # sending it has failed meanwhile
             return self.in_flight[0]
         return None
@@ -114,7 +114,7 @@ class WorkerHandle:
         self.sent -= 1
 
     def has_long_task(self) -> bool:
-        """Whether it has a task whose message nothing may follow before it is answered."""
+        """Whether it has a task that must be answered before anything else is sent."""
         try:
             return self.in_flight[-1].is_long
         except IndexError:  # the last may be answered at any moment
@@ -205,9 +205,9 @@ class WorkerSet:
 
     def _spawn(self) -> WorkerHandle:
         if is_importing_main():
-            os._exit(_MISSING_GUARD)  # the caller of this process says why; multiprocessing would in 60 lines
-        # Under the lock of forks, so that no other thread's child inherits the ends meant
-        # for this worker; it closes its copies of all the others (after_fork_in_child).
+            os._exit(_MISSING_GUARD)  # the caller reports the reason; multiprocessing would print a long traceback
+        # Under the fork lock, so that another thread's child does not inherit this worker's
+        # sockets; the worker closes its copies of all others (after_fork_in_child).
         with deferred(), forks.lock, ExitStack() as until_started, ExitStack() as undo:
             channel, far = Channel.pair()
             undo.callback(channel.close)
@@ -250,7 +250,7 @@ class WorkerSet:
         self._failures = 0
 
     def has_failed_to_start(self, worker: WorkerHandle) -> bool:
-        """Whether, with this one, too many workers have died before they were ready; then no more are started."""
+        """Whether too many workers, including this one, have died before they were ready; then no more are started."""
         if worker.is_ready:
             return False
         if worker.process.exitcode == _MISSING_GUARD or (worker.has_failed_import and not self._has_been_ready):
@@ -277,12 +277,12 @@ class WorkerSet:
         )
 
     def has_quota(self, worker: WorkerHandle) -> bool:
-        """Whether it has been given as many tasks as a worker may run, and so ends by itself."""
+        """Whether it has received its maximum number of tasks, and so will end."""
         return self._spec.max_tasks is not None and worker.sent >= self._spec.max_tasks
 
     def give(self, worker: WorkerHandle, task: InFlightTask) -> bool:
-        """Send a short task, if there is room for it now."""
-        worker.add(task)  # first: the answer may be there before the call returns
+        """Send a short task if there is room for it."""
+        worker.add(task)  # first, because the answer may arrive before the call returns
         try:
             if worker.channel.send_now(task.data):
                 return True
@@ -298,7 +298,7 @@ class WorkerSet:
         return False
 
     def take_back_from_busiest(self, idle: WorkerHandle) -> list[InFlightTask]:
-        """Half of what the worker with most to do has not read yet."""
+        """Half of the unread tasks of the busiest worker."""
         busiest = max(self.workers, key=lambda worker: len(worker.in_flight))
         if busiest is idle or len(busiest.in_flight) < 2:
             return []
@@ -324,7 +324,7 @@ class WorkerSet:
     # --- the end ---
 
     def remove_worker(self, worker: WorkerHandle) -> list[InFlightTask]:
-        """Forget a worker that has ended; returns what it had not read.  In flight stays what it was running."""
+        """Forget a worker that has ended, and return its unread tasks.  The task that it ran stays in flight."""
         worker.is_alive = False
         back = self._take_back(worker, len(worker.in_flight))
         self._reap(worker)
@@ -333,7 +333,7 @@ class WorkerSet:
 
     def _reap(self, worker: WorkerHandle) -> None:
         """Take the exit status of a worker that has ended."""
-        # A forkserver that inherited a blocked SIGCHLD never tells it.
+        # A forkserver that inherited a blocked SIGCHLD never reports it.
         worker.process.join(_STATUS if self._start_method == "forkserver" else None)
 
     def _remove(self, worker: WorkerHandle) -> None:
@@ -348,16 +348,16 @@ class WorkerSet:
         if worker.end is not None:
             worker.end.close()
             if worker.process.exitcode is None:
-                disown([worker.process])  # its status was taken elsewhere; its pid may be another's by now
+                disown([worker.process])  # its status was taken elsewhere, so its pid may have been reused
 
     def close_inputs(self) -> None:
-        """Let the workers end when they have done what they have."""
+        """Let the workers end after their current tasks."""
         for worker in list(self.workers):
             with suppress(OSError):
                 worker.channel.sock.shutdown(socket.SHUT_WR)
 
     def end_all(self, grace: float) -> list[WorkerHandle]:
-        """End all workers: by their closed sockets, by SIGTERM if they are busy, and at last by SIGKILL."""
+        """End all workers: close their sockets, send SIGTERM if they are busy, and finally SIGKILL."""
         self.close_inputs()
         ends = {worker.end: worker for worker in self.workers if worker.end is not None}
         busy = {end for end, worker in ends.items() if worker.in_flight or not worker.is_ready}
@@ -375,7 +375,7 @@ class WorkerSet:
                 self._remove(worker)
             self._registry.remove(worker.process)
         self._registry.clear()
-        # What the user gave is not kept until the garbage collector runs.
+        # So that the user's objects do not live until the garbage collector runs.
         self._spec = self._spec._replace(initializer=None, initargs=())
         return gone
 
