@@ -144,7 +144,7 @@ def _attached_without_worker(about: Description) -> Copy:
         time.sleep(_PAUSE)
     if copy is None:
         raise ArrayNotFoundError(
-            f"the shared array {about.key!r} is not in this host's memory: it is no longer shared, or this process is "
+            f"the shared array {about.key!r} is not in this host's memory: its share is closed, or this process is "
             "neither a worker of the cluster nor a child of one (in a child, get handle.array in the task first)",
             about.key,
         )
