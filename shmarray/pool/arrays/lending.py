@@ -470,4 +470,5 @@ def _loads(payload: Payload, buffers: list[Octets]) -> tuple[bool, tuple[bool, A
 
 def _failure(error: BaseException) -> Payload:
     kind = MemoryError if isinstance(error, MemoryError) else RuntimeError
-    return Payload(pickling.dumps((False, kind(f"the result cannot be received: {error!r}"))).pickle)
+    reason = str(error) or repr(error)  # numpy's have a text, but a repr that names no bytes
+    return Payload(pickling.dumps((False, kind(f"the result cannot be received: {reason}"))).pickle)
