@@ -1,8 +1,8 @@
-"""Sections that Ctrl-C must not interrupt."""
+"""Sections that Ctrl-C, or any signal, must not interrupt."""
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from shmarray.pool._stdlib import getsignal, set_signal
@@ -10,33 +10,50 @@ from shmarray.pool._stdlib import getsignal, set_signal
 T = TypeVar("T")
 
 
-class deferred:  # noqa: N801 - it is used as a function
-    """Have Ctrl-C wait until the end of the with-block; in other threads than the main one it never comes.
+CTRL_C = (signal.SIGINT,)
+EVERY_SIGNAL = tuple(sorted(signal.valid_signals()))
 
-    A class, and by what the signal module wraps, because every `submit` needs it.
+
+class deferred:  # noqa: N801 - it is used as a function
+    """Have Ctrl-C, or other signals, wait until the end of the with block.
+
+    Signal handlers run in the main thread only, so in other threads this does nothing.  Only
+    handlers that are written in Python wait: they may raise.  A class, and by the functions that
+    the signal module wraps, because every `submit` needs it.
     """
 
-    __slots__ = ("_arrived", "handler")
+    __slots__ = ("_arrived", "_handlers", "_signals")
+
+    def __init__(self, signals: Iterable[int] = CTRL_C) -> None:
+        self._signals = signals
+        self._handlers: dict[int, Any] = {}
+        self._arrived: list[tuple[Any, ...]] = []
 
     def __enter__(self) -> None:
-        self._arrived: Any = None
-        self.handler = None
         if threading.get_ident() == threading.main_thread().ident:
-            handler = getsignal(signal.SIGINT)
-            if callable(handler):
-                self.handler = handler
-                set_signal(signal.SIGINT, self)
+            for number in self._signals:
+                handler = getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    set_signal(number, self)
 
     def __exit__(self, *_: object) -> None:
-        handler = self.handler
-        if handler is not None:
-            set_signal(signal.SIGINT, handler)
-            if self._arrived is not None:
-                handler(*self._arrived)
+        for number, handler in self._handlers.items():
+            set_signal(number, handler)
+        if self._arrived:
+            self._deliver()
 
     def __call__(self, *arguments: Any) -> None:
-        """Replaces the handler."""
-        self._arrived = arguments
+        """Replaces the handlers."""
+        self._arrived.append(arguments)
+
+    def _deliver(self) -> None:
+        arguments = self._arrived.pop(0)
+        try:
+            self._handlers[arguments[0]](*arguments)
+        finally:  # all of them, whatever one raises
+            if self._arrived:
+                self._deliver()
 
 
 def uninterrupted(function: Callable[..., T], *arguments: Any) -> T:

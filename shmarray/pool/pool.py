@@ -18,7 +18,7 @@ from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
-from shmarray.pool.interrupts import deferred, uninterrupted
+from shmarray.pool.interrupts import EVERY_SIGNAL, deferred, uninterrupted
 from shmarray.pool.progress import ShowsProgress
 from shmarray.pool.threads import WeakObjects
 
@@ -114,11 +114,16 @@ class Pool(ShowsProgress):
         self._owner = os.getpid()
         encoder = ExceptionEncoder(wraps_encoding_errors=True)
         spec = WorkerSpec(initializer, tuple(initargs), maxtasksperchild, encoder)
-        with deferred():  # an interrupt would leave workers without a pool
-            self._scheduler = scheduler = self._made(spec, task_timeout)
-            scheduler.start()
-            self._terminate = util.Finalize(self, Scheduler.terminate, args=(scheduler,), exitpriority=15)
-            self._state = RUN
+        try:
+            with deferred(EVERY_SIGNAL):  # an interrupt would leave workers without a pool
+                self._scheduler = scheduler = self._made(spec, task_timeout)
+                scheduler.start()
+                self._terminate = util.Finalize(self, Scheduler.terminate, args=(scheduler,), exitpriority=15)
+                self._state = RUN
+        except BaseException:  # perhaps it came at the end: nobody has the pool
+            if self._state == RUN:
+                self.terminate()
+            raise
 
     def _made(self, spec: WorkerSpec, task_timeout: float | None) -> Scheduler:
         allocator = BlockAllocator.create(self._processes)
@@ -219,7 +224,7 @@ class Pool(ShowsProgress):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
-        with deferred():  # after this, the termination continues on its own
+        with deferred(EVERY_SIGNAL):  # after this, the termination continues on its own
             self._calls.fail_when_terminated = True
             self._scheduler.begin_to_terminate()
         self._close_bars()

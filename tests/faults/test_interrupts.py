@@ -1,6 +1,8 @@
 """Ctrl-C: the whole foreground process group gets SIGINT, at any moment."""
 
+import gc
 import json
+import multiprocessing
 import os
 import random
 import select
@@ -13,6 +15,7 @@ from contextlib import suppress
 
 import pytest
 
+import shmarray
 from tests.helpers.processes import ROOT, wait_until
 from tests.pool.tasks import START_METHODS, make, wait_for_file
 
@@ -122,3 +125,41 @@ def test_a_call_that_ctrl_c_interrupts_as_it_begins_runs_or_is_not_waited_for(st
         joined.start()
         joined.join(20)
         assert not joined.is_alive()
+
+
+class AlarmingProcess(multiprocessing.context.ForkProcess):
+    """A signal comes as soon as it has started, whose handler raises."""
+
+    def start(self):
+        super().start()
+        signal.raise_signal(signal.SIGALRM)
+
+
+class AlarmingContext(multiprocessing.context.ForkContext):
+    Process = AlarmingProcess
+
+
+class TimeIsOverError(Exception):
+    pass
+
+
+def time_is_over(*_):
+    raise TimeIsOverError
+
+
+def test_a_handler_that_raises_while_workers_start_leaves_nothing(kind):
+    before = signal.signal(signal.SIGALRM, time_is_over)
+    try:
+        if kind == "Pool":
+            with pytest.raises(TimeIsOverError):
+                shmarray.Pool(2, context=AlarmingContext())
+        else:
+            with shmarray.ProcessPoolExecutor(2, mp_context=AlarmingContext()) as executor:
+                with pytest.raises(TimeIsOverError):
+                    executor.submit(abs, -1)
+                with suppress(TimeIsOverError):  # of the second worker
+                    assert executor.submit(abs, -1).result() == 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    gc.collect()
+    wait_until(lambda: not multiprocessing.active_children())

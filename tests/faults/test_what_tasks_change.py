@@ -212,3 +212,16 @@ def test_the_same_worker_goes_on(kind, what):
         pool.join()
     else:
         pool.shutdown()
+
+
+def limit_address_space():
+    """Below what the process has already."""
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 27, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def test_an_initializer_that_limits_the_address_space_leaves_small_tasks_their_way(kind):
+    with make(kind, "fork", initializer=limit_address_space) as pool:
+        assert call(pool, abs, -5) == 5
+        with pytest.raises((MemoryError, OSError)):
+            call(pool, tasks.double, np.ones(20_000_000))
+        assert call(pool, abs, -5) == 5

@@ -112,7 +112,7 @@ class BlockAllocator(BlockMap):
     def __init__(self, files: Sequence[SparseFile]) -> None:
         super().__init__(files)
         self._closed = True  # for __del__, if the next line fails
-        self._control()
+        self.control_words()
         count = len(self.files)
         # Block 0 holds the words, so arguments begin in the second row of file 0.
         self._free_lists = FreeList(count, count, 1), FreeList(1, count, count - 1)

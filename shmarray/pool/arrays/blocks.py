@@ -231,13 +231,14 @@ class BlockMap:
         0 if it has not begun, then its pid; negative if it has forked.  A positive number
         that says nothing, if there is no word for so many blocks.
         """
-        return self._control()[index] if index < _WORDS else os.getpid()
+        return self.control_words()[index] if index < _WORDS else os.getpid()
 
     def set_word(self, index: int, value: int) -> None:
         if index < _WORDS:
-            self._control()[index] = value
+            self.control_words()[index] = value
 
-    def _control(self) -> memoryview:
+    def control_words(self) -> memoryview:
+        """All words, mapped; of those whose memory was not reserved yet, none may be touched."""
         if self._words is None:
             self._words = memoryview(self.shared(0, 8 * _WORDS).octets()).cast("q")  # type: ignore[arg-type]
         return self._words

@@ -107,6 +107,8 @@ class TaskRunner:
 
     def __init__(self, blocks: BlockMap | None, encoder: ExceptionEncoder, invoke: Invoke) -> None:
         self._blocks = blocks
+        if blocks is not None:
+            blocks.control_words()  # mapped now: an initializer may limit the address space
         self._memory = None if blocks is None else ResultMemory(blocks)
         self._encoder = encoder
         self._invoke = invoke

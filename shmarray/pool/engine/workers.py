@@ -19,7 +19,7 @@ from shmarray.pool.engine.channel import Channel
 from shmarray.pool.engine.exit_status import ProcessEnd
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.worker_main import Inheritance, WorkerSpec, worker_main
-from shmarray.pool.interrupts import deferred
+from shmarray.pool.interrupts import EVERY_SIGNAL, deferred
 from shmarray.pool.threads import Fence
 
 # The number of consecutive deaths before a worker is ready, beyond the number of workers, that is tolerated.
@@ -208,7 +208,7 @@ class WorkerSet:
             os._exit(_MISSING_GUARD)  # the caller reports the reason; multiprocessing would print a long traceback
         # Under the fork lock, so that another thread's child does not inherit this worker's
         # sockets; the worker closes its copies of all others (after_fork_in_child).
-        with deferred(), forks.lock, ExitStack() as until_started, ExitStack() as undo:
+        with deferred(EVERY_SIGNAL), forks.lock, ExitStack() as until_started, ExitStack() as undo:
             channel, far = Channel.pair()
             undo.callback(channel.close)
             undo.callback(far.close)
