@@ -10,6 +10,7 @@ From top to bottom; each layer imports only those below it::
 All public names are here.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from shmarray import pool
@@ -54,8 +55,8 @@ else:
         value = globals()[name] = getattr(pool, name)
         return value
 
-    def __dir__() -> tuple[str, ...]:
-        return (*globals(), *__all__)
+    def __dir__() -> Iterable[str]:
+        return {*globals(), *__all__} - {"Any", "Iterable", "TYPE_CHECKING"}
 
 
 __version__ = "0.1.0"

@@ -201,14 +201,39 @@ class ProcessPoolExecutor(StockExecutor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
+        """Call a function with the items of iterables, as `concurrent.futures.Executor.map` does.
+
+        Parameters
+        ----------
+        fn : callable
+        *iterables : iterable
+            As many as `fn` has arguments; the shortest ends it.
+        timeout : float, optional
+            Seconds from this call in which each result must be there.
+        chunksize : int
+            Items that are sent together.
+        buffersize : int, optional
+            How many chunks may be submitted whose results have not been taken.  By default the
+            iterables are read at once.
+
+        Returns
+        -------
+        iterator
+            The results, in order.
+
+        Raises
+        ------
+        TimeoutError
+            From the iterator.
+        TypeError, ValueError
+            If `chunksize` or `buffersize` is not a positive integer.
+        """
         arrays: RepeatedArrays = {}
         if chunksize >= 1:
             for iterable in iterables:
                 arrays.update(repeated_arrays(iterable, chunksize))
         function = _MapFunction(fn, arrays, -next(self._numbers), self._lending)
         return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
-
-    map.__doc__ = StockExecutor.map.__doc__  # noqa: A003 - the stdlib's name
 
     def _check_running(self) -> None:
         if self._owner != os.getpid():
