@@ -26,7 +26,7 @@ from shmarray.pool import forks
 
 # Seconds to wait for the helper, which has nothing else to do.
 _PATIENCE = 5.0
-# It imports nothing that is not loaded already, to start in 10 ms.  A line holds a sign (whether
+# It imports only what is loaded already, so that it starts quickly.  A line holds a sign (whether
 # the name is in use from now on), device, inode, and the path in hexadecimal digits.
 _PROGRAM = """
 import os

@@ -95,9 +95,8 @@ def populate(address: int, size: int) -> bool:
 def fault_in(address: int, size: int) -> None:
     """Enter pages that exist already into the page table, in one call instead of a fault for each.
 
-    Measured, 16 MB of a shared mapping: 1.2 ms, and writing it then 0.8; writing it without,
-    5.1 (a fault for every page; reading takes them in by sixteen).  Populating for writing
-    takes 3.5, and is not needed: pages of shared memory become writable when they are read.
+    For reading, which takes pages in by sixteen: pages of shared memory become writable when they
+    are read, and populating for writing takes three times as long.
 
     Advice: kernels before 5.14 refuse it, and nothing is lost.
     """
@@ -152,10 +151,8 @@ def free_bytes(fd: int) -> int | None:
 def huge_pages_on_advice(*, anonymous: bool) -> bool:
     """Whether shared memory has huge pages only for those who fault them in through an advised mapping.
 
-    Measured, 64 MB in a tmpfs mounted huge=advise: reserved with posix_fallocate and
-    copied into, 52 ms; advised, populated and copied into, 7 ms.  With huge=always or
-    within_size, posix_fallocate and pwrite take huge pages by themselves (5 ms); with
-    huge=never populating costs twice as much as posix_fallocate and gains nothing.
+    Then an advised mapping is worth it.  With huge=always or within_size, posix_fallocate and
+    pwrite take huge pages by themselves; with huge=never, populating gains nothing.
     """
     try:
         if anonymous:
