@@ -18,7 +18,7 @@ test-newest:
 # Which lines the tests run, also in workers, and a failure below the floor in pyproject.toml. Python 3.12 or later:
 # only sys.monitoring has no lock that a forked child may find held.
 coverage: $(VENV)/coverage.stamp
-	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -q -n auto --dist worksteal --cov tests/core tests/command tests/pool \
+	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -q -n auto --dist worksteal --cov=shmarray tests/core tests/command tests/pool \
 		--ignore tests/pool/test_portable_pools.py --ignore tests/pool/test_stdlib_suites.py $(ARGS)
 
 # SHMARRAY_SOAK_SECONDS (120 by default) for each of the two front doors, SHMARRAY_SEED to repeat a run.

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from shmarray.errors import SharedMemoryFullError
 from shmarray.pool._stdlib import TERMINATE
 from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps
 from shmarray.pool.engine.state import PoolState
@@ -175,8 +174,8 @@ class Feeder:
                 raise
 
     def _not_sent(self, job: int, index: int, error: BaseException) -> None:
-        if isinstance(error, SharedMemoryFullError):
-            traceback.clear_frames(error.__traceback__)  # they hold the arguments, and the call holds the error
+        # They hold the arguments, and the call holds the error: in a cycle, once that was raised.
+        traceback.clear_frames(error.__traceback__)
         self._calls.not_sent(job, index, error)
 
     def _may_begin(self, job: int) -> bool:
