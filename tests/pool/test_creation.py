@@ -419,8 +419,7 @@ def test_full_memory_is_the_error_of_that_task_alone(monkeypatch):
         with pytest.raises(shmarray.SharedMemoryFullError):
             call(pool, placed, 8 * MB)
         assert np.array_equal(call(pool, ramp, MB), ramp(MB))
-        # The thread that delivered the result lets go of it a moment after that.
-        wait_until(lambda: all(lease() is None for lease in list(tasks.allocator_of(pool)._leased.values())))
+        wait_until(lambda: tasks.results_are_dropped(pool))
         assert np.array_equal(call(pool, placed, MB // 2), ramp(MB // 2))  # there is memory in that block
     pool.join()
 

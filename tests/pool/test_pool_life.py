@@ -615,6 +615,7 @@ def test_after_tiny_tasks_an_idle_worker_still_gets_the_next(kind):
 def test_what_is_unused_is_given_back_before_memory_is_said_to_be_full(monkeypatch):
     with make("Pool", "fork", 1) as pool:
         assert call(pool, tasks.double, np.ones(1_000_000))[0] == 2
+        wait_until(lambda: tasks.results_are_dropped(pool))
         in_use = []
         write = SparseFile.write
 
