@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -163,15 +164,11 @@ class Feeder:
 
     def _feed_packed(self, task: InFlightTask) -> None:
         self._job = task.job
-        try:
-            if task.job in self._calls:
-                self._send(task, self._placement.depth(self._lending.result_bytes))
-            else:
-                self._lending.lost(task.blocks, ran=False)
-        except (_Terminated, _CallFailed) as end:
+        if task.job not in self._calls:
             self._lending.lost(task.blocks, ran=False)
-            if isinstance(end, _Terminated):
-                raise
+            return
+        with suppress(_CallFailed):
+            self._send_or_give_back(task, self._placement.depth(self._lending.result_bytes))
 
     def _not_sent(self, job: int, index: int, error: BaseException) -> None:
         # They hold the arguments, and the call holds the error: in a cycle, once that was raised.
@@ -208,6 +205,10 @@ class Feeder:
         if pickled.buffers:
             self._wait(depth)  # before it takes memory
         task.data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
+        self._send_or_give_back(task, depth)
+
+    def _send_or_give_back(self, task: InFlightTask, depth: int) -> None:
+        """Send a packed task; if it need not be sent any more, its blocks are given back."""
         try:
             self._send(task, depth)
         except (_Terminated, _CallFailed):
