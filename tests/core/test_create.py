@@ -422,8 +422,8 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_half_made(name, system)
         signal.signal(signal.SIGALRM, interrupt)
         source = np.ones(96 << 20, "u1")
         for microseconds in range(500, 20_000, 2000):
-            signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
             try:
+                signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
                 shmarray.create(name, data=source)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 shmarray.delete(name)

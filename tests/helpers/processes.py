@@ -53,14 +53,14 @@ class Child:
         """Receive the outcome that is there and keep it; what the function raised is raised here."""
         self.outcome = self.receive(0)
         if self.outcome[0] == "raised":
-            raise self.outcome[1]
+            _raise(self.outcome[1])
 
     def result(self, timeout=30.0):
         """What the function returned; what it raised is raised here."""
         kind, value = self.outcome or self.receive(timeout)
         self.wait()
         if kind == "raised":
-            raise value
+            _raise(value)
         return value
 
     def kill(self):
@@ -72,6 +72,12 @@ class Child:
         if self.status is None:
             _, self.status = os.waitpid(self.pid, 0)
         return self.status
+
+
+def _raise(error):
+    if not isinstance(error, Exception):  # a KeyboardInterrupt raised here would end the whole run
+        raise RuntimeError(f"the child ended with {error!r}") from error
+    raise error
 
 
 def _run(channel, function, args):
