@@ -284,20 +284,57 @@ def test_the_end_by_a_callback():
 def test_an_exit_status_that_nobody_tells_holds_up_nobody():
     """A forkserver that has inherited a blocked SIGCHLD knows of no end of its children."""
     program = """
-import multiprocessing, signal
+import signal
+from multiprocessing import forkserver
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+forkserver.ensure_running()
+""" + DIE_AND_END.format("forkserver")
+    assert run_script(program) == "None\n1\nNone\n1\nended at once\n"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_program_that_blocks_all_signals(method):
+    """Its forkserver inherited that and reported no exit status; the end of the pool took a second for each worker."""
+    program = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+""" + DIE_AND_END.format(method)
+    assert run_script(program) == "-9\n1\n-9\n1\nended at once\n"
+
+
+DIE_AND_END = """
+import time
 import shmarray
 from tests.pool import tasks
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-with shmarray.Pool(2, context=multiprocessing.get_context("forkserver")) as pool:
+with shmarray.Pool(8, context="{}") as pool:
     for _ in range(2):
         try:
             pool.apply_async(tasks.kill_self).get(20)
         except shmarray.WorkerDiedError as error:
             print(error.exitcode)
         print(pool.apply_async(abs, (-1,)).get(20))
+    began = time.monotonic()
 pool.join()
+seconds = time.monotonic() - began
+print("ended at once" if seconds < 1 else seconds)
 """
-    assert run_script(program) == "None\n1\nNone\n1\n"
+
+
+def test_a_blocked_signal_of_a_child_waits_until_the_program_asks_for_it():
+    run_script("""
+import signal, subprocess
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+import shmarray
+child = subprocess.Popen(["true"], stdout=subprocess.PIPE)
+child.stdout.read()
+while signal.SIGCHLD not in signal.sigpending():
+    pass
+with shmarray.Pool(1, context="forkserver") as pool:
+    assert pool.apply(abs, (-1,)) == 1
+    assert signal.sigtimedwait([signal.SIGCHLD], 20)
+pool.join()
+child.communicate()
+""")
 
 
 def test_a_hook_of_threads_that_raises_ends_none(monkeypatch):

@@ -7,14 +7,17 @@ program's handlers, nor write to the descriptor that notifies an event loop of s
 """
 
 import operator
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from typing import Any
 
 from shmarray.pool._stdlib import getsignal
 
 _INTERRUPT = (signal.SIGINT,)
+_CHILD = (signal.SIGCHLD,)
 
 
 # --- in the caller, while a worker starts --------------------------------------------
@@ -66,8 +69,28 @@ class _Blocking:
         return signal.pthread_sigmask, (signal.SIG_BLOCK, _INTERRUPT)
 
 
+def start_forkserver() -> None:
+    """Start the forkserver, if necessary, so that it notices the ends of its children.
+
+    It inherits what this thread blocks, and with SIGCHLD blocked it reports no exit status.
+    """
+    if not _is_blocked(signal.SIGCHLD):
+        return  # multiprocessing starts it as well
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILD)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD)
+        # One that arrived meanwhile is lost, and the program may wait for it.
+        os.kill(os.getpid(), signal.SIGCHLD)
+
+
 def is_interrupt_blocked() -> bool:
-    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return _is_blocked(signal.SIGINT)
+
+
+def _is_blocked(number: int) -> bool:
+    return number in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def _handled() -> Iterator[int]:

@@ -26,8 +26,9 @@ from shmarray.pool.threads import Fence
 _TRIES = 3
 # Seconds that idle workers have to end after their sockets are closed.
 _POLITE = 0.5
-# Seconds to wait for the exit status of a process that has ended.
+# Seconds to wait for the exit status of a process that has ended, and for those of all at the end of a pool.
 _STATUS = 1.0
+_LAST_STATUS = 0.2
 # The exit status of a child whose main module starts processes while it is imported.
 _MISSING_GUARD = 113
 _GUARD = 'put the code that starts processes or sets the start method under `if __name__ == "__main__":`'
@@ -235,11 +236,13 @@ class WorkerSet:
         return worker
 
     def _start(self, process: Any) -> None:
+        if self._start_method != "forkserver":
+            process.start()
+            return
+        signals.start_forkserver()
         try:
             process.start()
         except (ConnectionError, EOFError):
-            if self._start_method != "forkserver":
-                raise
             # In Python 3.14 the forkserver itself imports the main module, and ends if that fails.
             message = f"the forkserver died; if it died while importing the main module, {_GUARD}"
             raise WorkerDiedError(message) from None
@@ -327,14 +330,14 @@ class WorkerSet:
         """Forget a worker that has ended, and return its unread tasks.  The task that it ran stays in flight."""
         worker.is_alive = False
         back = self._take_back(worker, len(worker.in_flight))
-        self._reap(worker)
+        self._reap(worker, _STATUS)
         self._remove(worker)
         return back
 
-    def _reap(self, worker: WorkerHandle) -> None:
+    def _reap(self, worker: WorkerHandle, patience: float) -> None:
         """Take the exit status of a worker that has ended."""
         # A forkserver that inherited a blocked SIGCHLD never reports it.
-        worker.process.join(_STATUS if self._start_method == "forkserver" else None)
+        worker.process.join(patience if self._start_method == "forkserver" else None)
 
     def _remove(self, worker: WorkerHandle) -> None:
         with self.lock, suppress(ValueError):
@@ -369,8 +372,9 @@ class WorkerSet:
         for end in exit_status.wait_for_all(left | busy, grace):
             end.signal(signal.SIGKILL)
         gone = self.workers.copy()
+        deadline = time.monotonic() + _LAST_STATUS
         for worker in gone:
-            self._reap(worker)
+            self._reap(worker, max(0.0, deadline - time.monotonic()))
             with self.lock:
                 self._remove(worker)
             self._registry.remove(worker.process)
