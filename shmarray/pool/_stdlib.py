@@ -15,6 +15,8 @@ supported Python version (tests/pool/test_stdlib_suites.py).
 ``threading``
     The callbacks at the end of the main thread, before other threads are joined; who holds a
     reentrant lock, and that nobody does after a fork.
+``multiprocessing.popen_fork``
+    The pipes of a process, in the frame of a failed fork.
 ``multiprocessing.process``
     The set of all children, and whether this process is a child that still imports the main module.
 ``_signal``
@@ -25,13 +27,15 @@ supported Python version (tests/pool/test_stdlib_suites.py).
 
 import atexit
 import multiprocessing
+import os
 import threading
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import process
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from multiprocessing import pool, reduction
+from multiprocessing import pool, popen_fork, reduction
 from multiprocessing import process as processes
 from multiprocessing.pool import Pool as StockPool
 from typing import Any
@@ -39,6 +43,7 @@ from typing import Any
 # Private names are in no stubs.
 _pool: Any = pool
 _signal: Any = import_module("_signal")
+_popen_fork: Any = popen_fork
 _process: Any = process
 _processes: Any = processes
 _ForkingPickler: Any = reduction.ForkingPickler
@@ -158,12 +163,21 @@ def free_in_child(lock: Any) -> None:
     lock._at_fork_reinit()
 
 
-# --- multiprocessing.process ---------------------------------------------------------
+# --- multiprocessing.popen_fork and process ------------------------------------------
 
 
 def disown(children: Iterable[Any]) -> None:
     """These are not children of this process, or not any more: it does not end them at its exit."""
     _processes._children.difference_update(children)
+
+
+def close_pipes_of_failed_fork(error: OSError) -> None:
+    """Close what multiprocessing leaves open if it could not fork: only the error's traceback refers to it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is _popen_fork.Popen._launch.__code__:
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                if name in frame.f_locals:
+                    os.close(frame.f_locals[name])
 
 
 def is_importing_main() -> bool:
@@ -184,6 +198,7 @@ __all__ = [
     "call_at_end_of_main_thread",
     "chunk_function",
     "chunks_expected",
+    "close_pipes_of_failed_fork",
     "disown",
     "drop_callbacks",
     "encoding_error",

@@ -36,11 +36,6 @@ class BufferedResults(Iterator[Any]):
         at least.
     ordered : bool
 
-    Raises
-    ------
-    TypeError, ValueError
-        For a bad size, before the iterable is asked for anything.
-
     Notes
     -----
     Safe to use from many threads.
@@ -51,17 +46,11 @@ class BufferedResults(Iterator[Any]):
         submit: Submit,
         func: Callable[..., Any],
         iterable: Iterable[Any],
-        chunksize: Any,
-        buffersize: Any,
+        chunksize: int,
+        buffersize: int,
         *,
         ordered: bool,
     ) -> None:
-        if not isinstance(buffersize, int):
-            raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
-        if buffersize < 1:
-            raise ValueError(f"buffersize must be None or > 0, not {buffersize}")
-        if chunksize is None or chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
         self._submit = submit
         self._func = func
         self._chunksize = chunksize
@@ -149,15 +138,9 @@ def buffered_map(
     iterables: tuple[Iterable[Any], ...],
     timeout: float | None,
     chunksize: int,
-    buffersize: Any,
+    buffersize: int | None,
 ) -> Iterator[Any]:
     """`ProcessPoolExecutor.map` of Python 3.14, with its `buffersize`, which counts chunks; the same on all Pythons."""
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-    if chunksize < 1:
-        raise ValueError("chunksize must be >= 1.")
     deadline = None if timeout is None else timeout + time.monotonic()
     # Without zip and for loops, which keep a reference to the last item, which may be given away.
     items = map(_together, *iterables) if iterables else iter(())

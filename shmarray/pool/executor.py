@@ -23,7 +23,14 @@ from shmarray.pool._stdlib import (
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.buffered import buffered_map
 from shmarray.pool.engine.feeder import NO_EXTRA, Extra
-from shmarray.pool.engine.frontend import checked_context, checked_limits, default_workers, guarded
+from shmarray.pool.engine.frontend import (
+    checked_context,
+    checked_size,
+    checked_timeout,
+    checked_workers,
+    default_workers,
+    guarded,
+)
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
@@ -117,16 +124,13 @@ class ProcessPoolExecutor(StockExecutor):
         replace_workers: bool = False,
         task_timeout: float | None = None,
     ) -> None:
-        if max_workers is None:
-            max_workers = default_workers()
-        elif max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
+        max_workers = checked_workers("max_workers", default_workers() if max_workers is None else max_workers)
         mp_context = checked_context(mp_context or ("spawn" if max_tasks_per_child is not None else None))
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._forks = mp_context.get_start_method(allow_none=False) == "fork"
         _check_quota(max_tasks_per_child, forks=self._forks)
-        checked_limits(_TASKS_AHEAD, task_timeout)
+        task_timeout = checked_timeout(task_timeout)
         # Monitoring programs read the next four attributes.
         self._max_workers = max_workers
         self._mp_context: Any = mp_context
@@ -228,10 +232,12 @@ class ProcessPoolExecutor(StockExecutor):
         TypeError, ValueError
             If `chunksize` or `buffersize` is not a positive integer.
         """
+        chunksize = checked_size("chunksize", chunksize)
+        if buffersize is not None:
+            buffersize = checked_size("buffersize", buffersize)
         arrays: RepeatedArrays = {}
-        if chunksize >= 1:
-            for iterable in iterables:
-                arrays.update(repeated_arrays(iterable, chunksize))
+        for iterable in iterables:
+            arrays.update(repeated_arrays(iterable, chunksize))
         function = _MapFunction(fn, arrays, -next(self._numbers), self._lending)
         return buffered_map(self.submit, function, iterables, timeout, chunksize, buffersize)
 
@@ -321,10 +327,7 @@ class ProcessPoolExecutor(StockExecutor):
 def _check_quota(max_tasks_per_child: Any, *, forks: bool) -> None:
     if max_tasks_per_child is None:
         return
-    if not isinstance(max_tasks_per_child, int):
-        raise TypeError("max_tasks_per_child must be an integer")
-    if max_tasks_per_child <= 0:
-        raise ValueError("max_tasks_per_child must be >= 1")
+    checked_size("max_tasks_per_child", max_tasks_per_child)
     if forks:
         raise ValueError(
             "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "

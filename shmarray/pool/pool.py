@@ -13,7 +13,14 @@ from shmarray.pool import _stdlib
 from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.engine.feeder import Extra
-from shmarray.pool.engine.frontend import checked_context, checked_limits, default_workers, guarded
+from shmarray.pool.engine.frontend import (
+    checked_context,
+    checked_size,
+    checked_timeout,
+    checked_workers,
+    default_workers,
+    guarded,
+)
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
@@ -104,13 +111,14 @@ class Pool(ShowsProgress):
         self._change_notifier = None
         self._shown = WeakObjects()
         self._ctx = checked_context(context)
-        if processes is None:
-            processes = default_workers()
-        _check(processes, initializer, maxtasksperchild)
+        self._processes = checked_workers("processes", default_workers() if processes is None else processes)
+        _check(initializer, maxtasksperchild)
         if tasks_ahead is not None:
             self.tasks_ahead = tasks_ahead
-        checked_limits(self.tasks_ahead, task_timeout)
-        self._processes = processes
+        if isinstance(self.tasks_ahead, bool):
+            raise TypeError(f"tasks_ahead must be an int, not {self.tasks_ahead}")
+        self.tasks_ahead = checked_size("tasks_ahead", self.tasks_ahead)
+        task_timeout = checked_timeout(task_timeout)
         self._owner = os.getpid()
         encoder = ExceptionEncoder(wraps_encoding_errors=True)
         spec = WorkerSpec(initializer, tuple(initargs), maxtasksperchild, encoder)
@@ -157,6 +165,8 @@ class Pool(ShowsProgress):
         error_callback: Callable[..., object] | None = None,
     ) -> Any:
         self._check_running()
+        if chunksize is not None:
+            chunksize = checked_size("chunksize", chunksize)
         if not hasattr(iterable, "__len__"):
             iterable = list(iterable)  # here, where Ctrl-C interrupts it
         if type(iterable) in (list, tuple):
@@ -239,11 +249,9 @@ class Pool(ShowsProgress):
         self._scheduler.join()
 
 
-def _check(processes: int, initializer: Any, maxtasksperchild: Any) -> None:
-    if processes < 1:
-        raise ValueError("Number of processes must be at least 1")
+def _check(initializer: Any, maxtasksperchild: Any) -> None:
     if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
-        raise ValueError("maxtasksperchild must be a positive int or None")
+        raise ValueError(f"maxtasksperchild must be a positive int or None, not {maxtasksperchild!r}")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
 

@@ -1,7 +1,9 @@
 """What is scarce x what is done: an error that says so or the slower way, nothing lost, all as before afterwards."""
 
 import json
+import os
 import resource
+import shutil
 import warnings
 from contextlib import nullcontext
 
@@ -224,7 +226,7 @@ def descriptors():
 def try_with(room):
     resource.setrlimit(resource.RLIMIT_NOFILE, (room, 4096))
     try:
-        with tasks.make({kind!r}, "spawn") as pool:
+        with tasks.make({kind!r}, {method!r}) as pool:
             return tasks.call(pool, tasks.total, np.ones(20_000)) == 20_000
     except OSError as error:
         assert error.errno == errno.EMFILE, error
@@ -242,6 +244,67 @@ assert room < 100
 """
 
 
-def test_a_pool_is_made_with_all_its_descriptors_or_leaves_none(kind):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pool_is_made_with_all_its_descriptors_or_leaves_none(kind, method):
     """However many there are: from none to enough."""
-    run_script(MAKE_WITH_FEW_DESCRIPTORS.format(kind=kind))
+    run_script(MAKE_WITH_FEW_DESCRIPTORS.format(kind=kind, method=method))
+
+
+MAKE_WITH_FEW_PROCESSES = """
+import errno, gc, os, resource
+import shmarray
+from tests.helpers.processes import children
+from tests.pool import tasks
+
+def limit(more):
+    there = sum(len(os.listdir(f"/proc/{{pid}}/task")) for pid in ("self", *children()))
+    resource.setrlimit(resource.RLIMIT_NPROC, (there + more, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
+
+def left():
+    gc.collect()
+    return children(), set(os.listdir("/proc/self/fd"))
+
+before = left()
+for more in range(3):
+    limit(more)
+    try:
+        tasks.call(tasks.make({kind!r}, "fork", 4), abs, -1)
+    except OSError as error:
+        assert error.errno == errno.EAGAIN, error
+        assert " of 4 workers could be started; use fewer, or raise the limit of processes" in str(error), error
+    else:
+        raise SystemExit("there was no limit")
+    assert left() == before
+
+limit(10)
+with tasks.make({kind!r}, "fork", 2, **{options}) as pool:
+    assert tasks.call_each(pool, abs, [-1, -2]) == [1, 2]
+    there = len(os.listdir("/proc/self/fd"))
+    limit(-4)
+    for _ in range(2):
+        try:
+            tasks.call(pool, tasks.kill_self)
+        except shmarray.WorkerDiedError:
+            pass
+    for _ in range(3):
+        try:
+            tasks.call(pool, abs, -1)
+        except shmarray.WorkerDiedError as error:
+            assert "raise the limit of processes" in str(error), error
+    assert len(os.listdir("/proc/self/fd")) < there
+    limit(10)
+    assert tasks.call_each(pool, abs, [-1, -2]) == [1, 2]
+if {kind!r} == "Pool":
+    pool.join()
+del pool
+assert left() == before
+"""
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv(1) and another user")
+def test_a_pool_is_made_with_all_its_processes_or_leaves_none(kind):
+    """Nor does it hang when there are none left; a failed fork left four descriptors of multiprocessing's open."""
+    # Root may have any number of processes, and others may be tests of this user's.
+    other = ("setpriv", f"--ruid={100_000 + os.getpid()}", "--bounding-set=-sys_resource,-sys_admin")
+    options = {} if kind == "Pool" else {"replace_workers": True}
+    run_script(MAKE_WITH_FEW_PROCESSES.format(kind=kind, options=options), prefix=other)

@@ -2,10 +2,13 @@
 
 import os
 import pickle
+import re
 import signal
 import threading
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 
 import shmarray
@@ -127,3 +130,60 @@ def test_the_context_may_be_the_name_of_a_start_method():
         shmarray.Pool(1, context="spoon")
     with pytest.raises(TypeError, match=r"the context must be .*, not 5"):
         shmarray.ProcessPoolExecutor(1, 5)
+
+
+REFUSED = {
+    "processes": [10**30, 0, -1, 2.5, "2"],
+    "maxtasksperchild": [0, 2.5, "2"],
+    "tasks_ahead": [0, 2.5, "2", True],
+    "task_timeout": [0, -1, float("nan"), "2", True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in REFUSED for value in REFUSED[name]])
+def test_a_bad_number_is_named_before_anything_is_there(name, value, monkeypatch):
+    monkeypatch.setattr(os, "pipe", None)
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must .*not {re.escape(repr(value))}"):
+        shmarray.Pool(**{name: value})
+    name = {"processes": "max_workers", "maxtasksperchild": "max_tasks_per_child"}.get(name, name)
+    if name != "tasks_ahead":
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must .*not {re.escape(repr(value))}"):
+            shmarray.ProcessPoolExecutor(**{name: value})
+
+
+def test_numbers_as_others_have_them():
+    two = np.int64(2)
+    limit = Fraction(1, 8)
+    with shmarray.Pool(two, context="fork", tasks_ahead=two, task_timeout=limit) as pool:
+        assert pool.map(abs, range(-9, 0), two) == list(range(9, 0, -1))
+        assert list(pool.imap(abs, range(-9, 0), two, buffersize=two)) == list(range(9, 0, -1))
+        with pytest.raises(TaskTimeoutError, match=r"0\.125 s"):
+            pool.apply(misbehave, (-BAD,))
+    with shmarray.ProcessPoolExecutor(two, "spawn", max_tasks_per_child=two, task_timeout=10**400) as executor:
+        assert list(executor.map(abs, range(-9, 0), chunksize=two, buffersize=two)) == list(range(9, 0, -1))
+    with shmarray.Pool(True, context="fork") as pool:  # as with the stdlib
+        assert pool.apply(abs, (-1,)) == 1
+
+
+SIZED = {
+    "Pool.map": lambda pool, size: pool.map(abs, [-1, -2], size),
+    "Pool.starmap": lambda pool, size: pool.starmap(abs, [(-1,), (-2,)], size),
+    "Pool.map_async": lambda pool, size: pool.map_async(abs, [-1, -2], size).get(60),
+    "Pool.imap": lambda pool, size: list(pool.imap(abs, [-1, -2], size)),
+    "Pool.imap_unordered": lambda pool, size: sorted(pool.imap_unordered(abs, [-1, -2], size)),
+    "Pool.imap, buffered": lambda pool, size: list(pool.imap(abs, [-1, -2], size, buffersize=4)),
+    "Executor.map": lambda pool, size: list(pool.map(abs, [-1, -2], chunksize=size)),
+    "Pool.imap, buffersize": lambda pool, size: list(pool.imap(abs, [-1, -2], buffersize=size)),
+    "Executor.map, buffersize": lambda pool, size: list(pool.map(abs, [-1, -2], buffersize=size)),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_bad_size_is_named(name):
+    """A chunk size of 0 gave a map of None, and NaN one that never ended."""
+    argument = "buffersize" if name.endswith("buffersize") else "chunksize"
+    with make(name.split(".")[0], "fork") as pool:
+        for size in (0, -1, 2.5, float("nan"), "2"):
+            with pytest.raises((TypeError, ValueError), match=f"^{argument} must .*not {size!r}"):
+                SIZED[name](pool, size)
+        assert SIZED[name](pool, 10**30) == [1, 2]

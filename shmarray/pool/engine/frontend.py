@@ -1,12 +1,18 @@
 """Code that Pool and ProcessPoolExecutor share: the default size, checks of arguments, a guard around callbacks."""
 
+import math
 import multiprocessing
+import operator
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from numbers import Real
 from typing import Any
+
+# Linux has no more process IDs, whatever its limits.
+_MOST_WORKERS = 1 << 22
 
 # Not by attribute: the class of the error may have a property of that name, which raises.
 _traceback_of: Any = vars(BaseException)["__traceback__"].__get__
@@ -52,19 +58,40 @@ def checked_context(context: Any) -> Any:
     return context
 
 
-def checked_limits(tasks_ahead: Any, task_timeout: Any) -> None:
-    """Refuse limits that cannot be kept.
+def checked_size(name: str, value: Any) -> int:
+    """A number of things, at least 1, as an int; more than `sys.maxsize`, which itertools refuses, is as good as that.
 
     Raises
     ------
     TypeError, ValueError
     """
-    if not isinstance(tasks_ahead, int) or isinstance(tasks_ahead, bool):
-        raise TypeError(f"tasks_ahead must be an int, not {tasks_ahead!r}")
-    if tasks_ahead < 1:
-        raise ValueError(f"tasks_ahead must be at least 1, not {tasks_ahead}")
-    if task_timeout is not None:
-        if not isinstance(task_timeout, Real) or isinstance(task_timeout, bool):
-            raise TypeError(f"task_timeout must be a number of seconds or None, not {task_timeout!r}")
-        if not float(task_timeout) > 0:
-            raise ValueError(f"task_timeout must be greater than 0 seconds, not {task_timeout}")
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {value!r}") from None
+    if size < 1:
+        raise ValueError(f"{name} must be greater than 0, not {size}")
+    return min(size, sys.maxsize)
+
+
+def checked_workers(name: str, value: Any) -> int:
+    """A number of workers that is possible on some system; raises as `checked_size` does."""
+    workers = checked_size(name, value)
+    if workers > _MOST_WORKERS:
+        raise ValueError(f"{name} must be at most {_MOST_WORKERS}, not {value}: no system has more processes")
+    return workers
+
+
+def checked_timeout(task_timeout: Any) -> float | None:
+    """A number of seconds; TypeError or ValueError if it is none that a task can take."""
+    if task_timeout is None:
+        return None
+    if not isinstance(task_timeout, Real) or isinstance(task_timeout, bool):
+        raise TypeError(f"task_timeout must be a number of seconds or None, not {task_timeout!r}")
+    try:
+        seconds = float(task_timeout)
+    except OverflowError:
+        seconds = math.inf
+    if not seconds > 0:
+        raise ValueError(f"task_timeout must be greater than 0 seconds, not {task_timeout}")
+    return seconds

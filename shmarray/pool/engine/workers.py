@@ -1,5 +1,6 @@
 """The workers of a pool: start them, send them tasks, take tasks back, replace and end them."""
 
+import errno
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from shmarray.errors import WorkerDiedError
 from shmarray.pool import forks, main_module
-from shmarray.pool._stdlib import disown, is_importing_main
+from shmarray.pool._stdlib import close_pipes_of_failed_fork, disown, is_importing_main
 from shmarray.pool.arrays import BlockAllocator, RetainedBlocks, messages
 from shmarray.pool.engine import exit_status, signals
 from shmarray.pool.engine.channel import Channel
@@ -31,6 +32,13 @@ _STATUS = 1.0
 _LAST_STATUS = 0.2
 # The exit status of a child whose main module starts processes while it is imported.
 _MISSING_GUARD = 113
+# What limits the number of workers.
+_REMEDIES = {
+    errno.EAGAIN: "use fewer, or raise the limit of processes (ulimit -u, or pids.max of the control group)",
+    errno.EMFILE: "use fewer, or raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "use fewer, or raise the system's limit of open files",
+    errno.ENOMEM: "use fewer, or free memory",
+}
 _GUARD = 'put the code that starts processes or sets the start method under `if __name__ == "__main__":`'
 
 
@@ -202,7 +210,16 @@ class WorkerSet:
     def spawn_missing(self) -> Iterator[WorkerHandle]:
         """Start the workers that are missing."""
         while len(self.workers) < self.size and self.is_willing:
-            yield self._spawn()
+            try:
+                worker = self._spawn()
+            except OSError as error:
+                close_pipes_of_failed_fork(error)
+                remedy = _REMEDIES.get(error.errno or 0)
+                if remedy is None:
+                    raise
+                message = f"{error.strerror}: {len(self.workers)} of {self.size} workers could be started; {remedy}"
+                raise OSError(error.errno, message) from error
+            yield worker
 
     def _spawn(self) -> WorkerHandle:
         if is_importing_main():
