@@ -13,7 +13,7 @@ from shmarray.errors import ShmArrayError
 
 # The library raises its own exceptions for full memory and missing arrays, so these errors
 # concern the output.
-_OF_THE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+_OF_THE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|h|d)")
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}  # seconds

@@ -12,14 +12,15 @@ def run() -> int:
     """The command ``shmarray``: use the arguments of this process and return its exit code."""
     # A child inherits an ignored SIGCHLD, as from a daemon, and then cannot see how its own children ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if sys.stdout is None:  # closed; this one fails as that would, when it is written to
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # None if it was closed, or a stand-in
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = _status()
         # Here, because at exit an error could neither be reported nor change the exit code.
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _silence()
         return 128 + signal.SIGINT
@@ -43,6 +44,5 @@ def _status() -> int:
 
 def _silence() -> None:
     """Discard what is left in the buffer; otherwise the interpreter would report an error at exit."""
-    if sys.stdout is not None:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

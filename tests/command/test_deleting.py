@@ -95,6 +95,11 @@ def test_what_is_not_there_is_an_error_and_the_others_go(three, shm_name, delete
     assert left(three) == (three if dry else three[2:])
 
 
+def test_a_pattern_without_a_match_is_said_once(three, delete):
+    status, out, err = delete(f"{three[0]}x*")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+
+
 def test_what_was_meant(three, delete):
     assert f"did you mean '{three[2]}'" in delete(three[2][:-1])[2]
 

@@ -98,11 +98,21 @@ def test_a_full_disk_is_said_once():
     assert (done.returncode, done.stderr) == (1, "shmarray: the output cannot be written: No space left on device\n")
 
 
-def test_no_stdout_at_all(name):
-    with shmarray.scoped(3, name=name):
-        command = ["/bin/sh", "-c", f"{' '.join(COMMAND)} info {name} >&-"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("command", ["list", "info", "delete", "doctor", "list --json", "--version", "--help"])
+def test_no_stdout_at_all(command, name):
+    shmarray.create(name, 3)
+    command = f"{command} {name}" if command in ("info", "delete") else command
+    shell = ["/bin/sh", "-c", f"{' '.join(COMMAND)} {command} >&-"]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (1, "shmarray: the output cannot be written: Bad file descriptor\n")
+    assert bool(raw.names(name)) == ("delete" not in command)
+
+
+def test_what_says_nothing_needs_no_stdout(name):
+    shell = ["/bin/sh", "-c", f"{' '.join(COMMAND)} info {name} >&-"]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "there is no shared array" in done.stderr
 
 
 def test_a_terminal_of_little_alphabet(shm_name):
