@@ -94,6 +94,10 @@ class Pool(ShowsProgress):
     # More costs memory and gains nothing (benchmarks/constants.py: tasks_ahead).
     tasks_ahead: int = 2
 
+    # __del__ uses them, even if there was a wrong argument.
+    _state = INIT
+    _change_notifier = None
+
     def __init__(
         self,
         processes: int | None = None,
@@ -105,10 +109,7 @@ class Pool(ShowsProgress):
         tasks_ahead: int | None = None,
         task_timeout: float | None = None,
     ) -> None:
-        # First the attributes that __del__ uses.
         self._pool: list[Any] = []
-        self._state = INIT
-        self._change_notifier = None
         self._shown = WeakObjects()
         self._ctx = checked_context(context)
         self._processes = checked_workers("processes", default_workers() if processes is None else processes)
@@ -247,6 +248,11 @@ class Pool(ShowsProgress):
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
         self._scheduler.join()
+
+
+# Errors about their arguments, and help(), name the class that the user knows.
+for _method in (Pool.map, Pool.starmap, Pool.imap, Pool.imap_unordered):
+    _method.__module__, _method.__qualname__ = Pool.__module__, f"Pool.{_method.__name__}"
 
 
 def _check(initializer: Any, maxtasksperchild: Any) -> None:

@@ -41,8 +41,13 @@ class ShowsProgress(StockPool):
         chunksize: int | None = None,
         *,
         progress: bool | str = False,
+        buffersize: None = None,
     ) -> list[T]:
-        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk."""
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk.
+
+        Only `imap` and `imap_unordered` take a `buffersize`: a list holds all results.
+        """
+        _refuse("map", buffersize)
         return self._map_showing(super().map_async, func, iterable, chunksize, progress)
 
     def starmap(
@@ -52,8 +57,13 @@ class ShowsProgress(StockPool):
         chunksize: int | None = None,
         *,
         progress: bool | str = False,
+        buffersize: None = None,
     ) -> list[T]:
-        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk."""
+        """As the stdlib's; with `progress`, True or a label, shows a tqdm bar, chunk by chunk.
+
+        Only `imap` and `imap_unordered` take a `buffersize`: a list holds all results.
+        """
+        _refuse("starmap", buffersize)
         return self._map_showing(super().starmap_async, func, iterable, chunksize, progress)
 
     def imap(
@@ -140,6 +150,11 @@ class ShowsProgress(StockPool):
     def _close_bars(self) -> None:
         for shown in self._shown.alive():
             shown.close()
+
+
+def _refuse(method: str, buffersize: object) -> None:
+    if buffersize is not None:
+        raise TypeError(f"Pool.{method}() takes no buffersize, because it returns all results at once: use Pool.imap()")
 
 
 def bar_maker(progress: bool | str) -> _BarMaker:

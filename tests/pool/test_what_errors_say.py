@@ -187,3 +187,24 @@ def test_a_bad_size_is_named(name):
             with pytest.raises((TypeError, ValueError), match=f"^{argument} must .*not {size!r}"):
                 SIZED[name](pool, size)
         assert SIZED[name](pool, 10**30) == [1, 2]
+
+
+@pytest.mark.parametrize("door", [shmarray.Pool, shmarray.ProcessPoolExecutor])
+def test_a_wrong_option_is_said_once(door):
+    """What __del__ raised was printed as well."""
+    with pytest.raises(
+        TypeError, match=rf"^{door.__name__}\.__init__\(\) got an unexpected keyword argument 'workers'"
+    ):
+        door(workers=2)
+
+
+@pytest.mark.parametrize("name", ["map", "starmap", "imap", "imap_unordered"])
+def test_a_wrong_argument_is_said_of_the_method_that_the_user_called(name):
+    method = getattr(shmarray.Pool, name)
+    assert pickle.loads(pickle.dumps(method)) is method
+    with make("Pool", "fork") as pool:
+        with pytest.raises(TypeError, match=rf"^Pool\.{name}\(\) got an unexpected keyword argument 'chunk'"):
+            getattr(pool, name)(abs, [(-1,)], chunk=2)
+        if "imap" not in name:
+            with pytest.raises(TypeError, match=rf"^Pool\.{name}\(\) takes no buffersize, .*: use Pool\.imap\(\)"):
+                getattr(pool, name)(abs, [(-1,)], buffersize=2)
