@@ -210,18 +210,42 @@ def block(seconds):
     threading.Event().wait(seconds)
 
 
-def close_all_descriptors(_):
-    os.closerange(3, 5000)
+def close_all_descriptors(first):
+    os.closerange(first, 5000)
 
 
-def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, capfd):
-    pool = make(kind, "fork", **({} if kind == "Pool" else {"replace_workers": True}))
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, start_method, first, capfd):
+    pool = make(kind, start_method, **({} if kind == "Pool" else {"replace_workers": True}))
     with pytest.raises(shmarray.WorkerDiedError, match="close_all_descriptors"):
-        start(pool, close_all_descriptors, 0)(LIMIT)
+        start(pool, close_all_descriptors, first)(LIMIT)
     for _ in range(4):
         assert (start(pool, tasks.double, np.ones(SMALL))(LIMIT) == 2).all()
     terminate(pool)
-    capfd.readouterr()  # its worker complains
+    assert capfd.readouterr().err == ""
+
+
+def test_a_program_that_closes_all_descriptors_fails_its_calls(kind):
+    """As one does that becomes a daemon; the calls of a Pool hung."""
+
+    def program():
+        pool = make(kind, "fork", task_timeout=0.1)
+        waiting = start(pool, block, 60)
+        assert start(pool, abs, -1)(LIMIT) == 1
+        os.closerange(3, 5000)
+        with pytest.raises((OSError, RuntimeError), match="Bad file|has ended|ended before"):
+            waiting(LIMIT)
+        with pytest.raises(RuntimeError, match="has ended because of an error"):
+            start(pool, abs, -1)
+        os._exit(0)
+
+    child = os.fork()
+    if not child:
+        try:
+            program()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_thousands_of_arrays_in_one_argument(kind):

@@ -22,7 +22,7 @@ class Waker:
         return self._reader
 
     def wake(self) -> None:
-        with self._lock, suppress(BlockingIOError):
+        with self._lock, suppress(OSError):  # it is full, or the program has closed all descriptors
             if self._writer >= 0:
                 os.write(self._writer, b"x")
 

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
@@ -113,7 +113,8 @@ def worker_main(inheritance: Inheritance, spec: WorkerSpec) -> None:
         sys.exit(1)
     if _send(channel, messages.ready()):
         _work(channel, runner, spec.max_tasks)
-    channel.close()
+    with suppress(OSError):  # a task has closed it
+        channel.close()
 
 
 def _initialize(inheritance: Inheritance, spec: WorkerSpec, calls: signals.InterruptibleCalls) -> None:
