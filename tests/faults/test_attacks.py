@@ -233,7 +233,7 @@ def test_a_program_that_closes_all_descriptors_fails_its_calls(kind):
         waiting = start(pool, block, 60)
         assert start(pool, abs, -1)(LIMIT) == 1
         os.closerange(3, 5000)
-        with pytest.raises((OSError, RuntimeError), match="Bad file|has ended|ended before"):
+        with pytest.raises((OSError, RuntimeError), match=r"Bad file|has ended|ended before"):
             waiting(LIMIT)
         with pytest.raises(RuntimeError, match="has ended because of an error"):
             start(pool, abs, -1)

@@ -130,6 +130,27 @@ def test_a_stopped_task_is_a_stuck_one(kind):
     end(pool)
 
 
+def test_a_time_limit_frees_a_worker_that_is_stopped_at_any_stage(kind):
+    """A call that it had not begun is done by the next worker."""
+    for stage in STAGES.keys() - {"initializer"}:
+        pool = make(kind, "fork", 1, task_timeout=0.2)
+        func, argument = STAGES[stage]
+        if type(argument) is tuple:
+            argument = StopsWhen(*argument, os.getpid())
+        if stage in ("idle", "long argument", "long result"):
+            assert start(pool, abs, -1)(LIMIT) == 1
+            os.kill(worker_of(pool), signal.SIGSTOP)
+            wait_until(lambda pool=pool: is_stopped(worker_of(pool)))
+        get, behind = start(pool, func, argument), start(pool, tasks.double, np.ones(10_000))
+        if stage in ("task", "argument", "result"):
+            with pytest.raises(shmarray.TaskTimeoutError):
+                get(LIMIT)
+        else:
+            get(LIMIT)
+        assert (behind(LIMIT) == 2).all(), stage
+        end(pool)
+
+
 def test_a_caller_that_is_stopped_while_its_tasks_end(kind):
     """What was done in time is done, though the caller looks too late."""
 
