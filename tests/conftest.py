@@ -1,4 +1,4 @@
-"""What every test has: names of its own, and the proof that nothing was left."""
+"""Fixtures for all tests: unique names, and a check that every test cleans up after itself."""
 
 import ctypes
 import errno
@@ -17,7 +17,7 @@ import shmarray
 from shmarray.core.posix import files, libc, pages
 from tests.helpers import processes, raw
 
-# The times of a shared machine say nothing, and every example makes names of its own.
+# Timings on a shared machine are meaningless; the function-scoped fixtures serve all examples of a test.
 settings.register_profile(
     "default",
     deadline=None,
@@ -28,26 +28,26 @@ settings.load_profile("default")
 
 
 def pytest_configure():
-    """Have Ctrl-C work as in a terminal: a shell has what it starts in the background ignore it."""
+    """Restore the handler of Ctrl-C: a shell ignores SIGINT in commands that it starts in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """How many processes `-n auto` is: most tests wait for processes of their own half of the time."""
+    """Return the number of processes for `-n auto`: most tests spend half of their time waiting for child processes."""
     return 2 * (os.process_cpu_count if hasattr(os, "process_cpu_count") else os.cpu_count)() + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _lasting_helpers():
-    """Start what multiprocessing and scopes keep until the end, so that it is no leak of one test."""
+    """Start the helper processes that live until exit, so that they do not count as a leak of one test."""
     resource_tracker.ensure_running()
     multiprocessing.set_forkserver_preload(["tests.helpers.workers"])
     forkserver.ensure_running()
     with shmarray.scoped(1, name=f"t{os.getpid()}-watched"):  # starts the name reaper
         pass
-    gc.freeze()  # what pytest and numpy are made of need not be looked through again and again
+    gc.freeze()  # the collector need not scan the objects of pytest and numpy again in every test
 
 
 @pytest.hookimpl(wrapper=True)
@@ -85,13 +85,13 @@ def _target(fd):
 
 @pytest.fixture(autouse=True)
 def no_leaks(request, _lasting_helpers):
-    """Names, descriptors, children, threads and mapped ranges: none is there that was not before."""
+    """Check that a test leaves no names, descriptors, children, threads or mapped ranges behind."""
     before = _state()
     yield
     if getattr(request.node, "failed", False):
-        return  # its traceback holds what its frames held
+        return  # the traceback keeps the frames' objects alive
     if _left(before):
-        gc.collect()  # only now: it costs more than most tests
+        gc.collect()  # only when needed: a collection takes longer than most tests
     assert not _left(before)
 
 
@@ -100,7 +100,7 @@ _count = iter(range(1_000_000))
 
 @pytest.fixture
 def shm_name(no_leaks):
-    """Make names that no other test or process has; what is left under them goes away at the end."""
+    """Return a function that makes unique names; whatever exists under them is removed at the end."""
     given = []
 
     def new(ending=""):
@@ -113,13 +113,13 @@ def shm_name(no_leaks):
 
 
 def _remove(path):
-    with suppress(FileNotFoundError):  # as it should be
+    with suppress(FileNotFoundError):  # usually the test has removed it
         os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
 
 @pytest.fixture
 def name(shm_name):
-    """One name of its own."""
+    """A unique name."""
     return shm_name()
 
 
@@ -130,16 +130,16 @@ def start_method(request):
 
 @pytest.fixture(params=["Pool", "Executor"])
 def kind(request):
-    """Which of the two front doors."""
+    """The kind of pool: one of the two public interfaces."""
     return request.param
 
 
 def _native(monkeypatch):
-    """The system as it is."""
+    """The system unchanged."""
 
 
 def _link_through_proc(monkeypatch):
-    """Kernels before 6.10 want a capability for linkat(AT_EMPTY_PATH)."""
+    """Kernels before 6.10 require a capability for linkat(AT_EMPTY_PATH)."""
 
     def linkat(*_):
         ctypes.set_errno(errno.ENOENT)
@@ -149,19 +149,19 @@ def _link_through_proc(monkeypatch):
 
 
 def _no_unnamed_files(monkeypatch):
-    """/dev/shm is there, O_TMPFILE and memfd_create are not."""
+    """/dev/shm exists, but O_TMPFILE and memfd_create do not."""
     monkeypatch.setattr(files, "UNNAMED_FILES", False)
     monkeypatch.setattr(files, "MEMFD", False)
 
 
 def _posix_alone(monkeypatch):
-    """Nothing but shm_open, ftruncate and mmap, as on macOS and the BSDs."""
+    """Only shm_open, ftruncate and mmap, as on macOS and the BSDs."""
     _no_unnamed_files(monkeypatch)
     monkeypatch.setattr(files, "SHM_DIRECTORY", None)
 
 
 def _all_refused(monkeypatch):
-    """The kernel has the calls, and a policy refuses them: the error decides, not what is there."""
+    """The kernel has the calls, but a security policy refuses them."""
 
     def refused(*_args, **_options):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -181,12 +181,12 @@ SYSTEMS = [_native, _link_through_proc, _no_unnamed_files, _all_refused, _posix_
 
 @pytest.fixture(params=SYSTEMS, ids=[system.__name__.lstrip("_") for system in SYSTEMS])
 def system(request, monkeypatch):
-    """Each way in which the library works with the kernel; forked children inherit it."""
+    """Each way in which the library uses the kernel; forked children inherit it."""
     request.param(monkeypatch)
     return request.param.__name__.lstrip("_")
 
 
 @pytest.fixture
 def portable(monkeypatch):
-    """The system that has only what POSIX promises."""
+    """A system that has only what POSIX guarantees."""
     _posix_alone(monkeypatch)

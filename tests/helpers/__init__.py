@@ -1,1 +1,1 @@
-"""What the tests share; functions that run in spawned children must be importable, so they are here."""
+"""Code shared by the tests; functions that run in spawned children are here because they must be importable."""

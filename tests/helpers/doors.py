@@ -1,6 +1,6 @@
-"""What users do, each at a front door of its own: done when something is scarce, and again when it is there.
+"""Uses every public operation ("door") while a resource is scarce, and again when it is available.
 
-A program of its own, because what is scarce is so for a whole process: see `main`.
+It is a separate program because a limit applies to a whole process: see `main`.
 """
 
 import atexit
@@ -27,7 +27,7 @@ MB = 1 << 20
 NAME = f"t{os.getpid()}-doors"
 METHOD = "fork"
 
-# --- doors: each uses arrays of so many bytes -----------------------------------------
+# --- doors: each uses arrays of the given number of bytes -------------------------------
 
 
 def create(size):
@@ -65,7 +65,7 @@ def pool_out(size):
 
 
 def pool_shared(_):
-    older = pool("Pool")  # so its workers have not inherited the array
+    older = pool("Pool")  # created first, so that its workers do not inherit the array
     with shmarray.scoped(data=[6, 7]) as array:
         assert tasks.call(older, tasks.total, array) == 13
 
@@ -105,7 +105,7 @@ given = {}
 
 
 def source(size):
-    """An array that does not fit where a result of that size was."""
+    """Return an array that does not fit where a result of that size was."""
     return given[size] if size in given else np.ones(size // 8 + size // 32)
 
 
@@ -183,7 +183,7 @@ def plenty():
 
 
 def outcome(door, size):
-    """What came of it: 'ok', 'pipe' if the arrays took that, 'full', or the error."""
+    """Return the outcome: 'ok', 'pipe' if the arrays went through a pipe, 'full', or the error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
@@ -203,12 +203,12 @@ def outcome(door, size):
 
 
 def main(size, before, after, in_workers):
-    """Use every door, for so many bytes, when that is scarce: before there are pools, once there are, in their workers.
+    """Use every door for so many bytes, with limits set before pools exist, after that, and in the workers.
 
-    Then, when nothing is, use every door again; print what came of each, both times.
+    Then remove the limits and use every door again; print the outcomes of both rounds.
     """
     given["in workers"] = in_workers
-    # There before, where there would be no memory for it afterwards.
+    # Create it first: there would be no memory for it afterwards.
     if after == "address_space":
         given[size] = source(size)
     start_lasting_helpers()

@@ -1,6 +1,6 @@
-"""Executes the cells that standard input has, as JSON, in a Jupyter kernel; writes what came of them.
+"""Executes the cells in the JSON on standard input in a Jupyter kernel, and writes their outputs.
 
-A program of its own: Jupyter keeps threads and sockets until its process ends.
+It is a separate program because Jupyter keeps threads and sockets until its process ends.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Children that are always reaped, and scripts in a fresh interpreter."""
+"""Child processes that are always reaped, and scripts in a new interpreter."""
 
 import os
 import signal
@@ -9,22 +9,22 @@ import warnings
 from contextlib import suppress
 from multiprocessing import Pipe
 
-# All are errors in scripts, but that one, which the start method fork earns with any pool.
+# All warnings are errors in scripts, except the one that any pool causes with the start method fork.
 WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# Longer than any child needs, shorter than a test's own limit.
+# Long enough for every child, but shorter than the time limit of a test.
 LIFETIME = 60  # seconds
 
 
 class Child:
-    """A forked child that runs ``function(channel, *args)``; at the end of the with-block it is dead and reaped."""
+    """A forked child that runs ``function(channel, *args)``; the end of the with-block kills and reaps it."""
 
     def __init__(self, function, *args):
         self.channel, other = Pipe()
         with warnings.catch_warnings():
-            # pytest-xdist runs tests beside a thread of its own, of which a forked child knows nothing.
+            # pytest-xdist has a thread of its own; a forked child does not use it.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             self.pid = os.fork()
         if not self.pid:
@@ -42,21 +42,21 @@ class Child:
         self.channel.close()
 
     def receive(self, timeout=30.0):
-        """What the child sent next."""
-        assert self.channel.poll(timeout), "the child said nothing"
+        """Return the child's next message."""
+        assert self.channel.poll(timeout), "the child sent nothing"
         return self.channel.recv()
 
     def tell(self, message=None):
         self.channel.send(message)
 
     def peek(self):
-        """Receive the outcome that is there and keep it; what the function raised is raised here."""
+        """Receive the result if it has arrived, and keep it; raise what the function raised."""
         self.outcome = self.receive(0)
         if self.outcome[0] == "raised":
             _raise(self.outcome[1])
 
     def result(self, timeout=30.0):
-        """What the function returned; what it raised is raised here."""
+        """Return what the function returned; raise what it raised."""
         kind, value = self.outcome or self.receive(timeout)
         self.wait()
         if kind == "raised":
@@ -85,7 +85,7 @@ def _run(channel, function, args):
     try:
         try:
             outcome = ("returned", function(channel, *args))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent raises it
+        except BaseException as error:  # noqa: BLE001 - the parent raises it, whatever it is
             outcome = ("raised", error)
         channel.send(outcome)
     finally:
@@ -93,13 +93,13 @@ def _run(channel, function, args):
 
 
 def in_child(function, *args):
-    """Call a function in a forked child and give what it returned or raised."""
+    """Call a function in a forked child; return what it returned, or raise what it raised."""
     with Child(lambda _: function(*args)) as child:
         return child.result()
 
 
 def run_script(code, *args, timeout=60, status=0, stderr="", prefix=()):
-    """Run code in a fresh interpreter; exit status and stderr must be as said.  Gives its stdout."""
+    """Run code in a new interpreter, check its exit status and stderr, and return its stdout."""
     done = subprocess.run(
         [*prefix, sys.executable, "-X", "faulthandler", *WARNINGS, "-c", code, *map(str, args)],
         capture_output=True,
@@ -115,15 +115,15 @@ def run_script(code, *args, timeout=60, status=0, stderr="", prefix=()):
 
 
 def wait_until(condition, seconds=20.0):
-    """Look again and again until it is so; AssertionError after the deadline."""
+    """Wait until the condition is true; raise AssertionError after the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.001)
 
 
 def children(pid="self"):
-    """Process ids of a process's children, zombies too."""
+    """Return the process ids of a process's children, including zombies."""
     found = set()
     for thread in os.listdir(f"/proc/{pid}/task"):
         try:
@@ -135,7 +135,7 @@ def children(pid="self"):
 
 
 def runs(pid):
-    """Whether a process is there, and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", encoding="ascii") as stat:
         return stat.read().rpartition(")")[2].split()[0] not in "ZX"
     return False

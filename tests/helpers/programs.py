@@ -1,8 +1,8 @@
-"""Runs programs, each as a file of its own in a forked child of one interpreter that has imported what takes long.
+"""Runs each program in a forked child of one interpreter that has already imported the slow modules.
 
-``python programs.py a.py b.py ...`` leaves ``a.py.out``, ``a.py.err`` and ``a.py.status`` beside each.  The child is
-what ``python a.py`` would be: `__main__` is the file (spawned workers import it again), and
-its end is an interpreter's end.
+``python programs.py a.py b.py ...`` writes ``a.py.out``, ``a.py.err`` and ``a.py.status`` beside each program.
+The child behaves like ``python a.py``: `__main__` is the file (spawned workers import it again), and the
+child ends as an interpreter does.
 """
 
 import os
@@ -10,7 +10,7 @@ import runpy
 import signal
 import sys
 
-import numpy  # noqa: F401 - a start of numpy takes longer than most programs
+import numpy  # noqa: F401 - importing numpy takes longer than most programs
 
 import shmarray  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""The back door: look at and write into shared memory without the library."""
+"""Reads and writes shared memory without the library."""
 
 import io
 import os
@@ -14,12 +14,12 @@ def path(name):
 
 
 def names(prefix):
-    """What is there under names with this prefix, sorted."""
+    """Return the sorted names in shared memory that have this prefix."""
     return sorted(name for name in os.listdir(SHM) if name.startswith(prefix))
 
 
 def put(name, content, permissions=0o600):
-    """Make a file of these bytes in shared memory."""
+    """Create a file with these bytes in shared memory."""
     fd = os.open(path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, permissions)
     with open(fd, "wb") as file:
         file.write(content)
@@ -31,19 +31,19 @@ def get(name):
 
 
 def saved(array, version=None):
-    """The bytes that numpy itself writes for an array."""
+    """Return the bytes that numpy itself writes for an array."""
     file = io.BytesIO()
     np.lib.format.write_array(file, array, version)
     return file.getvalue()
 
 
 def memory(array):
-    """A contiguous array's bytes as they lie, padding too, which tobytes() of column-major ones makes up."""
+    """Return the bytes of a contiguous array as they are in memory; tobytes() may invent the padding."""
     return array.view(np.ndarray).reshape(-1, order="A").view(np.uint8).tobytes() if array.nbytes else b""
 
 
 def framed(text, version=1, length=None):
-    """A header around any text, with a true length or a lie."""
+    """Return a header around any text, with its true length or a wrong one."""
     body = text if isinstance(text, bytes) else text.encode("utf-8" if version == 3 else "latin-1")
     field = 2 if version == 1 else 4
     return MAGIC + bytes((version, 0)) + (len(body) if length is None else length).to_bytes(field, "little") + body
@@ -54,7 +54,7 @@ def header(descr="'<f8'", fortran="False", shape="(2,)", version=1):
 
 
 def mapped_ranges():
-    """The addresses at which this process has shared memory or .npy files mapped, as the kernel tells them."""
+    """Return the addresses at which this process has mapped shared memory or .npy files, as the kernel reports them."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             if "/dev/shm/" in line or "/memfd:shmarray" in line or ".npy" in line:
@@ -62,6 +62,6 @@ def mapped_ranges():
 
 
 def mapped_inodes(pid="self"):
-    """The inodes of all files that a process has mapped."""
+    """Return the inodes of all files that a process has mapped."""
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
         return {int(line.split()[4]) for line in lines} - {0}

@@ -1,6 +1,6 @@
-"""Runs a command to which the kernel refuses system calls, and to all its children.
+"""Runs a command for which, and for whose children, the kernel refuses some system calls.
 
-``python refusing.py ERRNO CALL,CALL,... COMMAND ...``: a seccomp filter, as containers have.
+``python refusing.py ERRNO CALL,CALL,... COMMAND ...`` installs a seccomp filter, as container runtimes do.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import platform
 import struct
 import sys
 
-# Numbers on x86-64 and arm64; which argument must be, or have a bit of, what value.
+# Numbers on x86-64 and arm64; the index of the argument to check, how, and the value or bits.
 CALLS = {
     "seqpacket": [((53, 199), 1, "equal", 5 | 0o2000000)],
     "memfd_create": [((319, 279), None, "any", 0)],
@@ -59,17 +59,17 @@ def _filter(calls, code):
 
 
 def refuse(calls, code):
-    """From now on these calls fail so in this process and its children; OSError if there are no such filters."""
+    """Make these calls fail in this process and its future children; raise OSError if that is not supported."""
     if platform.machine() not in _ARCHITECTURES:
-        raise OSError(errno.ENOSYS, "numbers of system calls are known for x86-64 and arm64")
+        raise OSError(errno.ENOSYS, "system call numbers are known only for x86-64 and arm64")
     instructions = b"".join(_filter(calls, code))
     memory = ctypes.create_string_buffer(instructions, len(instructions))
     program = _Program(len(instructions) // 8, ctypes.cast(memory, ctypes.c_void_p))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.prctl(_SECCOMP, _FILTER, ctypes.byref(program), 0, 0):
-        raise OSError(ctypes.get_errno(), "no seccomp filters here")
+        raise OSError(ctypes.get_errno(), "seccomp filters are not available here")
 
 
 if __name__ == "__main__":
     refuse(sys.argv[2].split(","), getattr(errno, sys.argv[1]))
-    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - the command that was given
+    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - runs the given command

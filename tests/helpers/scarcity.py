@@ -1,4 +1,4 @@
-"""Control groups and mounts of a test's own, where the tests may make them."""
+"""Control groups and mounts for single tests, where the tests are allowed to create them."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ UNSHARE = shutil.which("unshare")
 
 
 def mounted(commands):
-    """What to put before a command, so that it runs in a mount namespace of its own, after those commands of sh."""
+    """Return the prefix that runs a command in its own mount namespace, after these shell commands."""
     return (UNSHARE, "-m", "sh", "-c", f'{commands} && exec "$@"', "sh")
 
 
@@ -24,11 +24,11 @@ def _may_mount():
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-needs_mount = pytest.mark.skipif(not _may_mount(), reason="needs unshare(1) and the right to mount a tmpfs")
+needs_mount = pytest.mark.skipif(not _may_mount(), reason="needs unshare(1) and permission to mount a tmpfs")
 
 
 def _own_group():
-    """The directory of this process's memory control group, and the names of its limit and of its swap's."""
+    """Return the directory of this process's memory control group, and the names of its memory and swap limits."""
     with open("/proc/self/cgroup", encoding="ascii") as lines:
         groups = [line.rstrip("\n").split(":", 2) for line in lines]
     for _, controllers, path in groups:
@@ -39,13 +39,13 @@ def _own_group():
 
 @contextmanager
 def memory_group(limit):
-    """A control group with so many bytes of memory; what to put before a command, so that it runs there."""
+    """Create a control group limited to so many bytes; yield the prefix that runs a command in it."""
     parent, file = _own_group()
     group = f"{parent}/shmarray-test-{os.getpid()}"
     try:
         os.mkdir(group)
     except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
+        pytest.skip(f"cannot create a control group here: {error}")
     try:
         try:
             with open(f"{group}/{file}", "w", encoding="ascii") as setting:
@@ -53,7 +53,7 @@ def memory_group(limit):
             with open(f"{group}/cgroup.procs", "rb+"):
                 pass
         except OSError as error:
-            pytest.skip(f"memory cannot be limited by a control group here: {error}")
+            pytest.skip(f"cannot limit memory with a control group here: {error}")
         yield ("sh", "-c", f'echo 0 > {group}/cgroup.procs && exec "$@"', "sh")
     finally:
         wait_until(lambda: _removed(group))
@@ -62,6 +62,6 @@ def memory_group(limit):
 def _removed(group):
     try:
         os.rmdir(group)
-    except OSError:  # the last process is not quite gone
+    except OSError:  # the last process has not quite ended
         return False
     return True

@@ -1,4 +1,4 @@
-"""hypothesis strategies: dtypes that the .npy format keeps, arrays of them, and how an array may lie in memory."""
+"""hypothesis strategies: dtypes that the .npy format supports, arrays of them, and memory layouts."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -65,7 +65,7 @@ shapes = st.one_of(npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_sid
 
 @st.composite
 def layouts(draw):
-    """An array of numbers that lies in memory in any way that views make."""
+    """Generate an array of numbers with any memory layout that views can produce."""
     shape = draw(npst.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=5))
     array = np.arange(np.prod(shape, dtype=int) or 1, dtype=draw(st.sampled_from(["i4", "<f8", ">i2", "c16"])))
     array = array[: np.prod(shape, dtype=int)].reshape(shape)
@@ -97,14 +97,14 @@ def _fortran(array, draw):
 
 _TURNS = [_permuted, _sliced, _broadcast, _newaxis, _fortran]
 
-# What a name may be, and what it may not.
+# Valid and invalid names.
 good_names = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="/\0:"), min_size=1, max_size=20)
 
 
 def same_dtype(a, b):
-    """Equality that sees byte order, titles and the align flag, at every depth.
+    """Compare dtypes including byte order, titles and the align flag, at every depth.
 
-    long and long long are one: they differ in name alone, and no reader of the format tells them apart.
+    long and long long are equal: only their names differ, and no reader of the format distinguishes them.
     """
     if a != b or a.str != b.str or a.isalignedstruct != b.isalignedstruct or (a.type is b.type) < (a.kind == "V"):
         return False

@@ -1,4 +1,4 @@
-"""Functions that run in children, importable under spawn and forkserver."""
+"""Functions that run in child processes; spawn and forkserver can import them."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ import shmarray
 
 
 def describe(array):
-    """All by which a receiver can tell a view."""
+    """Return everything by which a receiver can tell a view."""
     return array.shape, array.strides, array.dtype, array.flags.writeable, array.tobytes()
 
 
@@ -19,7 +19,7 @@ def describe_handle(handle):
 
 
 def increment(handle):
-    """Write through a handle; the pid, to prove that it was another process."""
+    """Write through a handle and return the pid, which proves that another process did it."""
     handle.array[...] += 1
     return os.getpid()
 
@@ -33,7 +33,7 @@ def try_write(handle):
 
 
 def open_stale(handle):
-    """The error that a stale handle raises when it is used, not before."""
+    """Return the error that a stale handle raises when it is used, not earlier."""
     try:
         handle.array  # noqa: B018 - the property raises
     except OSError as error:
@@ -42,7 +42,7 @@ def open_stale(handle):
 
 
 def fill_part(task):
-    """Write one part of a shared result."""
+    """Fill one part of a shared result."""
     source, result, start, stop = task
     result.array[start:stop] = np.sqrt(source.array[start:stop])
     return start
@@ -56,7 +56,7 @@ def attach_and_add(name):
 
 
 def answer_handles(queue, answers):
-    """Take handles until None comes; answer with the content and write to it."""
+    """Take handles until None arrives; answer with their content, and write to it."""
     for handle in iter(queue.get, None):
         answers.put(handle.array.copy())
         handle.array[...] = -1

@@ -1,8 +1,8 @@
-"""Takes away what other systems lack, in every Python that is started with this directory on its path.
+"""Removes what other systems lack from every Python that is started with this directory on its path.
 
-``SHMARRAY_TEST_LACKS`` names the functions below, separated by commas; children inherit it,
-whatever their start method.  What is taken away is gone before the library is imported, or
-refused to it alone.
+``SHMARRAY_TEST_LACKS`` names functions of this module, separated by commas; children inherit it, whatever
+their start method.  A feature is either removed before the library is imported, or refused only to the
+library.
 """
 
 import builtins
@@ -28,7 +28,7 @@ def _absent(module, *names):
 
 
 def _for_the_library(module, name, replacement):
-    """Replace a function for calls from the library; `replacement` also gets the true one."""
+    """Replace a function for calls from the library; `replacement` also receives the original function."""
     true = getattr(module, name)
 
     def call(*args, **options):
@@ -60,12 +60,12 @@ def o_tmpfile():
 
 
 def madv_remove():
-    """Nor its relatives, whose numbers mean other things elsewhere."""
+    """Also remove related advice: the numbers have other meanings on other systems."""
     _absent(mmap, "MADV_REMOVE")
 
 
 def hole_punching():
-    """The library finds it by its name in libc."""
+    """The library looks the function up by name in libc."""
     _hide_in_libc("fallocate")
 
 
@@ -95,7 +95,7 @@ def f_setsig():
 
 
 def proc():
-    """As if it were not mounted."""
+    """As if /proc were not mounted."""
     _hide(_PROC)
 
 
@@ -144,19 +144,19 @@ def sock_cloexec():
 
 
 def epoll():
-    """The selector is a poll object then, as where there is no kqueue either."""
+    """The selector is then a poll object, as on systems without kqueue."""
     _absent(select, "epoll")
     selectors.DefaultSelector = selectors.PollSelector
 
 
 def fault_counters():
-    """As in gVisor, where they are always 0."""
+    """As in gVisor, where the counters are always 0."""
     usage = resource.struct_rusage([0] * 16)
     _for_the_library(resource, "getrusage", lambda _, who: usage)
 
 
 def shm_directory():
-    """Shared memory objects are in no directory, have a size that is set once, and can be mapped and nothing else."""
+    """Shared memory objects are in no directory, can be sized only once, and support only mmap."""
     _for_the_library(os.path, "isdir", lambda true, path: path != "/dev/shm" and true(path))
     for name in {"pread", "preadv", "pwrite"} & set(dir(os)):
         _for_the_library(os, name, lambda true, fd, *args: _on_file(true, fd, args, errno.ENXIO))

@@ -1,3 +1,3 @@
-"""First in the path, it makes a Python of one that has cloudpickle one that has not."""
+"""First in the path, it makes an installed cloudpickle look missing."""
 
 raise ModuleNotFoundError("hidden by the tests", name="cloudpickle")
