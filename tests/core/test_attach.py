@@ -1,4 +1,4 @@
-"""attach: the same memory, in three modes."""
+"""attach: access to the same memory in three modes."""
 
 import os
 
@@ -12,7 +12,7 @@ from tests.helpers.processes import in_child
 pytestmark = pytest.mark.usefixtures("system")
 
 
-def test_both_are_the_same_memory(name):
+def test_created_and_attached_arrays_share_memory(name):
     a = shmarray.create(name, 3)
     b = shmarray.attach(name)
     b[1] = 5
@@ -31,7 +31,7 @@ def test_another_process_has_the_same_memory(name):
     assert a[1] == 5
 
 
-def test_there_is_nothing_to_attach(name):
+def test_attaching_a_missing_array_is_an_error(name):
     with pytest.raises(shmarray.ArrayNotFoundError, match=name) as caught:
         shmarray.attach(name)
     assert caught.value.name == caught.value.filename == name
@@ -131,7 +131,7 @@ def test_what_numpy_wrote_is_attached(name, tmp_path, version, kind, order):
     assert shmarray.attach(name, "r")["b"][0, 0] == 77
 
 
-def test_what_other_writers_pad_otherwise_is_attached(name):
+def test_files_that_other_writers_pad_differently_are_attached(name):
     text = "{'descr': '<i4', 'fortran_order': False, 'shape': (2,)}"
     for padding in (0, 3, 30):
         raw.put(name, raw.framed(text + " " * padding + "\n") + np.array([5, 6], "<i4").tobytes())
@@ -144,7 +144,7 @@ def test_bytes_after_the_data_do_not_matter(name):
     assert shmarray.attach(name).tolist() == [0, 1, 2]
 
 
-def test_a_name_that_another_array_has_now_gives_that_one(name):
+def test_a_reused_name_gives_the_new_array(name):
     a = shmarray.create(name, data=[1, 2])
     shmarray.delete(name)
     b = shmarray.create(name, data=[3, 4, 5])
@@ -153,7 +153,7 @@ def test_a_name_that_another_array_has_now_gives_that_one(name):
     assert np.shares_memory(shmarray.attach(name), b)
 
 
-def test_the_names_of_fields_changed_on_one_array_are_not_those_of_the_next(name):
+def test_renamed_fields_of_one_array_do_not_affect_the_next(name):
     shmarray.create(name, 3, [("a", "i4"), ("b", "i4")])
     first = shmarray.attach(name)
     first.dtype.names = ("u", "v")
@@ -161,7 +161,7 @@ def test_the_names_of_fields_changed_on_one_array_are_not_those_of_the_next(name
 
 
 def test_dtypes_that_compare_equal_and_differ_are_told_apart(name):
-    """A cache of headers must not take one for another."""
+    """The cache of headers must not confuse them."""
     for align in (False, True, False):
         dtype = np.dtype([("a", "i4"), ("b", "i4")], align=align)
         shmarray.create(name, 3, dtype)

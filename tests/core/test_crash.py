@@ -1,4 +1,4 @@
-"""Killed at any moment inside create, nothing half-made is left."""
+"""create leaves no partial array, whenever it is killed."""
 
 import os
 import time
@@ -29,7 +29,7 @@ def make(channel, maker, name):
 
 
 def kill_after(delay, maker, name):
-    """Kill a maker so many seconds after it began: whatever it was doing then."""
+    """Kill the maker so many seconds after it started, whatever it is doing."""
     with Child(make, maker, name) as child:
         child.tell()
         deadline = time.monotonic() + delay
@@ -56,7 +56,7 @@ def test_a_killed_create_leaves_all_or_nothing(shm_name, maker):
 
 @pytest.mark.parametrize("kind", ["shm", "file"])
 def test_the_name_appears_only_when_all_is_there(shm_name, tmp_path, kind):
-    """Look all the time while it is being made."""
+    """Check repeatedly while the array is being created."""
     bare = shm_name()
     name, path = (bare, raw.path(bare)) if kind == "shm" else (f"file://{tmp_path}/a.npy", f"{tmp_path}/a.npy")
     with Child(make, lambda name: shmarray.create(name, data=_SOURCE), name) as child:
@@ -75,7 +75,7 @@ def test_the_name_appears_only_when_all_is_there(shm_name, tmp_path, kind):
     shmarray.delete(name)
 
 
-def test_a_process_killed_while_it_has_arrays_leaves_them_whole(name):
+def test_a_killed_process_leaves_its_arrays_intact(name):
     array = shmarray.create(name, data=[1, 2])
 
     def die(channel):

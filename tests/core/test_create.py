@@ -1,4 +1,4 @@
-"""create: what it makes, from what, and what it refuses before anything exists."""
+"""create: the arrays that it makes, their sources, and the requests that it refuses before anything exists."""
 
 import operator
 import os
@@ -39,7 +39,7 @@ def test_any_shape_that_numpy_has(name, shape, order):
 
     assert array.shape == again.shape == expected.shape
     assert array.strides == again.strides
-    assert array.strides == expected.strides or not array.size  # numpy's releases differ where there are no items
+    assert array.strides == expected.strides or not array.size  # numpy's releases differ for empty arrays
     np.testing.assert_array_equal(again, expected)
 
 
@@ -62,7 +62,7 @@ def test_any_shape_that_numpy_has(name, shape, order):
         pytest.param(((2, 3),), TypeError, "ints", id="nested"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused(name, shape, error, reason):
+def test_an_impossible_shape_is_refused(name, shape, error, reason):
     with pytest.raises(error, match=reason):
         shmarray.create(name, shape)
     assert not raw.names(name)
@@ -241,7 +241,7 @@ def test_ragged_data_leaves_nothing(name):
 
 
 class Failing:
-    """Data that fails while it is asked for."""
+    """Data that fails when it is converted."""
 
     def __array__(self, dtype=None, copy=None):
         raise KeyboardInterrupt
@@ -306,7 +306,7 @@ def test_the_order_is_that_of_a_numpy_copy(shm_name, source, order):
     shmarray.delete(name)
 
     np.testing.assert_array_equal(array, source, strict=True)
-    if expected.flags.forc:  # the format knows no other order
+    if expected.flags.forc:  # the format supports no other order
         assert array.flags.c_contiguous == expected.flags.c_contiguous
         assert array.flags.f_contiguous == expected.flags.f_contiguous
     else:
@@ -356,7 +356,7 @@ def test_permissions_are_exact_whatever_the_umask(name, tmp_path, umask, permiss
 
 
 @pytest.mark.parametrize("permissions", [-1, 0o1000, 0o7777])
-def test_permissions_that_chmod_has_not_are_a_value_error(name, permissions):
+def test_permissions_unknown_to_chmod_are_a_value_error(name, permissions):
     with pytest.raises(ValueError, match="permissions"):
         shmarray.create(name, 3, permissions=permissions)
     assert not raw.names(name)
@@ -381,7 +381,7 @@ def test_a_directory_that_may_not_be_written_is_a_permission_error(tmp_path):
         in_child(as_nobody)
 
 
-def test_a_directory_that_is_not_there_is_said(tmp_path):
+def test_a_missing_directory_is_named_in_the_error(tmp_path):
     with pytest.raises(shmarray.ArrayNotFoundError) as caught:
         shmarray.create(f"file://{tmp_path}/nowhere/a.npy", 3)
     assert "directory" in str(caught.value)
@@ -397,7 +397,7 @@ def test_the_memory_beside_the_data_is_one_page_at_most(name):
 
 
 def test_signals_do_not_stop_it(name):
-    """posix_fallocate gives up when a signal arrives, pwrite stops early: a timer must not make create fail or loop."""
+    """Signals interrupt posix_fallocate and shorten pwrite; create must then neither fail nor loop for ever."""
 
     def under_a_timer():
         ticks = []
@@ -414,7 +414,7 @@ def test_signals_do_not_stop_it(name):
     assert in_child(under_a_timer)
 
 
-def test_an_exception_of_a_signal_handler_leaves_nothing_half_made(name, system):
+def test_an_exception_of_a_signal_handler_leaves_no_partial_array(name, system):
     def interrupted():
         def interrupt(*_):
             raise KeyboardInterrupt
@@ -430,7 +430,7 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_half_made(name, system)
             except KeyboardInterrupt:
                 for left in raw.names(name):
                     if system in {"native", "link_through_proc"}:
-                        assert shmarray.attach(left)[-1] == 1  # it came after the name was given
+                        assert shmarray.attach(left)[-1] == 1  # the interrupt came after the array got its name
                     shmarray.delete(left)
 
     in_child(interrupted)

@@ -1,4 +1,4 @@
-"""delete: the name goes, the memory stays for whoever has it."""
+"""delete: the name is removed; the memory remains for those who have it mapped."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ def test_the_name_is_free_again(name):
     assert (a[0], b[0]) == (1, 2)
 
 
-def test_there_is_nothing_to_delete(name):
+def test_deleting_a_missing_array_is_an_error(name):
     with pytest.raises(shmarray.ArrayNotFoundError, match=name) as caught:
         shmarray.delete(name)
     assert caught.value.name == name
@@ -44,7 +44,7 @@ def test_a_process_that_never_attached_deletes(name):
     assert a[0] == 1
 
 
-def test_an_empty_file_is_left_alone_where_no_maker_leaves_one(name, system, tmp_path):
+def test_an_empty_file_is_left_alone_if_no_killed_maker_can_have_left_it(name, system, tmp_path):
     if system in {"no_unnamed_files", "posix_alone"}:
         pytest.skip("a maker that was killed leaves an empty file here")
     raw.put(name, b"")
@@ -85,7 +85,7 @@ def test_what_is_no_array_is_left_alone(name, content):
     assert raw.get(name) == content
 
 
-def test_zeros_are_left_alone_where_no_maker_leaves_them(name, system):
+def test_zeros_are_left_alone_if_no_killed_maker_can_have_left_them(name, system):
     if system == "posix_alone":
         pytest.skip("a maker that was killed leaves zeros here")
     raw.put(name, b"\0" * 100)
@@ -156,7 +156,7 @@ def test_files_are_deleted_by_their_path(tmp_path):
 
 
 def test_an_empty_file_that_becomes_an_array_is_deleted(name):
-    """As where nothing can be made under no name: a maker has the name first."""
+    """On systems without unnamed files, a maker creates the name first."""
     with open(raw.path(name), "xb") as file:
         timer = threading.Timer(0.05, lambda: (file.write(b"\x93NUMPY"), file.flush()))
         timer.start()

@@ -1,4 +1,4 @@
-"""Hostile or damaged content is an ArrayFormatError: nothing outside is read, nothing evaluated, no time lost."""
+"""Hostile or damaged content raises ArrayFormatError, with no read out of bounds, no evaluation and no delay."""
 
 import os
 import socket
@@ -131,7 +131,7 @@ def test_hostile_content_is_refused(name, content):
 
 
 def test_hostile_headers_print_no_warning(shm_name):
-    """Python's parser warns of odd literals; a program that lists shared memory must not print that."""
+    """Python's parser warns about odd literals; a program that lists shared memory must not print such warnings."""
     odd = [r"'\d'", "1(2)", "'a'(1)", "()[0]", "1 if 1else 2", "0xfor 1", "(1)(2)", "1 is 1", "{'a':1}[0]", "[1][0, 1]"]
     names = [shm_name() for _ in odd]
     for name, text in zip(names, odd, strict=True):
@@ -188,7 +188,7 @@ def test_a_link_to_a_file_is_followed(tmp_path):
 
 
 def attached_or_refused(name, content):
-    """The only two outcomes; an array lies wholly inside its file."""
+    """Check the only two permitted outcomes; an attached array must be inside its file."""
     raw.put(name, content)
     try:
         array = shmarray.attach(name, "r")

@@ -1,4 +1,4 @@
-"""A Ctrl-C at any moment, also in the middle of a system call, loses no descriptor, no mapping and no lock."""
+"""An interrupt at any moment, even in a system call, loses no descriptor, no mapping and no lock."""
 
 import pytest
 
@@ -40,7 +40,7 @@ before = held()
 for number in range(1500):
     try:
         signal.setitimer(signal.ITIMER_REAL, (3 + number % 60) * 1e-6)
-        while True:  # until it comes
+        while True:  # until the interrupt
             with contextlib.suppress(shmarray.ArrayNotFoundError):
                 {call}
     except KeyboardInterrupt:
@@ -58,6 +58,6 @@ assert free == [True], "a lock between threads is still held"
 @pytest.mark.parametrize("native", [True, False], ids=["native", "posix alone"])
 def test_an_interrupt_at_any_moment_loses_nothing(shm_name, call, native):
     if call == "create" and not native:
-        return  # there the name of an unfinished array may stay
+        return  # on such systems the name of an unfinished array may remain
     names = [shm_name() for _ in range(3)]
     run_script(PROGRAM.format(call=CALLS[call], native=native), *names)

@@ -1,4 +1,4 @@
-"""The bytes: a named array is a complete .npy file, whoever wrote it and whoever reads it."""
+"""The bytes: a named array is a complete .npy file, whoever writes or reads it."""
 
 import ast
 import os
@@ -37,7 +37,7 @@ def test_every_dtype_comes_back_exactly_and_numpy_reads_it(shm_name, tmp_path, d
         expected = np.empty(shape, dtype, order)
         assert array.flags.fnc == again.flags.fnc == loaded.flags.fnc == expected.flags.fnc
         assert not raw.memory(again).strip(b"\0")
-        # One writes bytes, all see them.
+        # Write bytes through one array; all the others see them.
         content = some_bytes(array.nbytes)
         if content.size:
             raw_view = again.view(np.ndarray) if again.ndim else again.reshape(1)
@@ -61,7 +61,7 @@ def test_what_numpy_saves_is_attached(shm_name, dtype, shape, version, fortran):
         assert array.dtype == expected.dtype
         assert array.shape == expected.shape
         assert array.flags.fnc == expected.flags.fnc
-        # Not `expected` itself: numpy.save writes whatever lies in the padding of its own copy.
+        # Not compared with `expected`: numpy.save writes the padding of its own copy, which is arbitrary.
         assert raw.memory(array) == raw.memory(np.load(raw.path(name)))
     finally:
         os.unlink(raw.path(name))
@@ -124,7 +124,7 @@ def test_the_align_flag_comes_back_however_deep(name):
 
 
 def test_headers_end_where_numpy_load_stops_reading(name):
-    """numpy.load refuses more than 10,000 bytes; all below are loaded, all above are a TypeError."""
+    """numpy.load refuses headers of more than 10,000 bytes: shorter ones are loaded, longer ones are a TypeError."""
     outcomes = set()
     for fields in (380, 400, 420, 430, 440, 450, 460, 480, 500):
         dtype = [(f"field-{number:04}", "<f8") for number in range(fields)]

@@ -1,4 +1,4 @@
-"""Memory lives as long as anything refers to it; nothing crashes or complains, at interpreter exit too."""
+"""Memory exists as long as anything refers to it; nothing crashes or prints, even at interpreter exit."""
 
 import errno
 import gc
@@ -20,7 +20,7 @@ from tests.helpers.processes import Child, in_child, run_script
 
 
 def is_mapped(path):
-    """Whether this process has the file mapped, as the kernel says."""
+    """Return whether this process has the file mapped, according to the kernel."""
     inode = str(os.stat(path).st_ino)
     with open("/proc/self/maps", encoding="utf-8") as maps:
         return any(line.split()[4] == inode for line in maps)
@@ -111,7 +111,7 @@ finally:
     assert not raw.names(prefix)
 
 
-def test_the_real_limit_is_named_when_it_is_reached(name):
+def test_the_error_names_the_limit_on_mappings(name):
     shmarray.create(name, 3)
     code = """
 import errno, sys, shmarray
@@ -192,7 +192,7 @@ def test_a_weak_reference_sees_the_array_go(name):
 
 
 def test_many_threads_attach_use_and_drop_the_same_array(name):
-    """A mapping that is being unmapped must not be handed to another thread."""
+    """A mapping that is being unmapped must not be given to another thread."""
     shmarray.create(name, data=np.arange(100))
     wrong = []
 
@@ -302,9 +302,9 @@ first = make()
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_interpreter_exit_is_silent_wherever_an_array_is(name, place):
+def test_interpreter_exit_is_silent_wherever_an_array_is_kept(name, place):
     run_script(PREAMBLE + place, name)
-    assert raw.names(name) == [name]  # a name outlives its process
+    assert raw.names(name) == [name]  # a name outlives the process that made it
 
 
 def test_sys_exit_with_a_status_keeps_it(name):
@@ -356,7 +356,7 @@ def test_msync_with_unknown_flags_is_the_kernels_einval(name):
 
 def test_mlock_beyond_the_limit_says_how_to_raise_it(name):
     if os.geteuid() != 0:
-        pytest.skip("only root can become another user, whom the limit binds")
+        pytest.skip("only root can become another user, to whom the limit applies")
     array = shmarray.create(name, 1 << 20, "u1")
 
     def limited():
@@ -369,7 +369,7 @@ def test_mlock_beyond_the_limit_says_how_to_raise_it(name):
 
 
 def test_an_interrupt_while_an_array_is_freed_is_not_lost(name):
-    """Freeing runs no Python code, in which an exception would be reported and dropped."""
+    """Freeing runs no Python code, where the exception would be reported and dropped."""
     code = """
 import signal, sys, shmarray
 def interrupt(*_):
@@ -391,7 +391,7 @@ assert caught == 200
     run_script(code, name)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="mmap.mmap looks at the size; before 3.13 it is not used")
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="mmap.mmap, which is used since Python 3.13, checks the size")
 def test_a_file_cut_off_before_it_is_mapped_is_an_error_and_no_bus_error(tmp_path):
     path = tmp_path / "short"
     path.write_bytes(b"x" * 10)
@@ -404,13 +404,13 @@ def test_a_private_mapping_shows_its_file_again(name):
         private = shmarray.attach(name, "c")
         mapping = owner(private)
         private.sum()
-        mapping.discard_writes()  # nothing to do
+        mapping.discard_writes()  # there are no writes to discard
         private[[0, 99_999]] = -1
         mapping.discard_writes()
         assert private[[0, 99_999]].tolist() == [0.0, 99_999.0]
 
 
-def test_where_the_kernel_does_not_tell_what_was_written_it_is_discarded_all_the_same(name, monkeypatch):
+def test_writes_are_discarded_even_if_the_kernel_does_not_report_them(name, monkeypatch):
     def refuse(*_):
         raise PermissionError
 

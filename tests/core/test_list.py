@@ -1,4 +1,4 @@
-"""list: what is there, and only arrays."""
+"""list: everything that exists, and only arrays."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ def listed(prefix):
     return [info for info in shmarray.list() if info.name.startswith(prefix)]
 
 
-def test_it_says_all_about_an_array(name):
+def test_it_reports_everything_about_an_array(name):
     shmarray.create(name, (3, 4), ">i2", order="F", permissions=0o640)
     (info,) = listed(name)
     assert info == shmarray.ArrayInfo(name, np.dtype(">i2"), (3, 4), "F", 24, 0o640, os.geteuid())
@@ -31,19 +31,19 @@ def test_it_is_sorted_by_name(shm_name):
     assert set(names) <= set(found)
 
 
-def test_it_says_nothing_of_what_is_deleted(name):
+def test_it_omits_deleted_arrays(name):
     array = shmarray.create(name, 1)
     shmarray.delete(name)
     assert not listed(name)
     del array
 
 
-def test_it_says_nothing_of_files(tmp_path):
+def test_it_omits_files(tmp_path):
     shmarray.create(f"file://{tmp_path}/a.npy", 1)
     assert not [info for info in shmarray.list() if "a.npy" in info.name]
 
 
-def test_it_passes_over_whatever_is_no_array(shm_name):
+def test_it_skips_everything_that_is_not_an_array(shm_name):
     prefix = shm_name("-")
     raw.put(prefix + "text", b"text")
     raw.put(prefix + "empty", b"")
@@ -68,7 +68,7 @@ def test_it_passes_over_whatever_is_no_array(shm_name):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_it_passes_over_what_may_not_be_read(shm_name):
+def test_it_skips_unreadable_files(shm_name):
     secret, open_ = shm_name("-secret"), shm_name("-open")
     shmarray.create(secret, 3)
     shmarray.create(open_, 3, permissions=0o644)

@@ -1,4 +1,4 @@
-"""lock: held by the kernel, between threads, processes and unrelated programs."""
+"""lock: the kernel excludes threads, processes and unrelated programs."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ FLOCK = shutil.which("flock")
 
 
 def hold(channel, name, shared=False):
-    """Hold the lock until the parent says something."""
+    """Hold the lock until the parent sends a message."""
     with shmarray.lock(name, shared=shared):
         channel.send("held")
         channel.recv()
 
 
 def is_free(name, shared=False):
-    """Whether a process that has nothing to do with this one could have the lock."""
+    """Return whether an unrelated process could take the lock."""
 
     def attempt():
         try:
@@ -60,7 +60,7 @@ def test_a_lock_is_given_back_on_an_exception(name):
     [(False, False, False), (True, False, False), (False, True, False), (True, True, True)],
     ids=["exclusive-exclusive", "shared-exclusive", "exclusive-shared", "shared-shared"],
 )
-def test_who_may_hold_it_together(name, first, second, both):
+def test_which_locks_can_be_held_together(name, first, second, both):
     shmarray.create(name, 3)
     with shmarray.lock(name, shared=first):
         assert is_free(name, shared=second) == both
@@ -149,7 +149,7 @@ def test_it_is_not_reentrant(name):
         pass
 
 
-@pytest.mark.skipif(FLOCK is None, reason="the program flock(1) is not there")
+@pytest.mark.skipif(FLOCK is None, reason="flock(1) is not installed")
 def test_the_program_flock_takes_part(name):
     array = shmarray.create(name, 1)
     with shmarray.lock(array):
@@ -182,7 +182,7 @@ def test_a_holder_that_dies_lets_go(name, number):
             pass
 
 
-def test_who_waits_gets_it_when_the_holder_is_killed(name):
+def test_a_waiter_gets_the_lock_when_the_holder_is_killed(name):
     shmarray.create(name, 3)
     with Child(hold, name) as child:
         child.receive()
@@ -194,7 +194,7 @@ def test_who_waits_gets_it_when_the_holder_is_killed(name):
 
 
 def test_a_child_forked_by_the_holder_does_not_keep_it(name):
-    """The holder is killed; its child lives on with copies of all its descriptors."""
+    """The holder is killed; its child survives, with copies of all its descriptors."""
     shmarray.create(name, 3)
 
     def hold_and_fork(channel):
@@ -224,7 +224,7 @@ def test_a_forked_child_does_not_hold_and_does_not_release(name):
     block.__enter__()
 
     def leave():
-        block.__exit__(None, None, None)  # as if the fork had been inside the block
+        block.__exit__(None, None, None)  # as if the fork had happened inside the block
 
     in_child(leave)
     assert not is_free(name)
@@ -233,7 +233,7 @@ def test_a_forked_child_does_not_hold_and_does_not_release(name):
 
 
 def test_a_fork_while_a_lock_is_given_back_keeps_nothing(name, monkeypatch):
-    """Between the entry's removal and the close another thread forks: its child must not keep a copy."""
+    """Another thread forks between the removal of the entry and the close: its child must not keep a copy."""
     shmarray.create(name, 3)
     forked = []
     really_close = os.close
@@ -246,7 +246,7 @@ def test_a_fork_while_a_lock_is_given_back_keeps_nothing(name, monkeypatch):
         if threading.current_thread() is threading.main_thread() and not forked and not threads:
             threads.append(threading.Thread(target=fork))
             threads[0].start()
-            threads[0].join(0.3)  # it may have to wait for us, and then comes after
+            threads[0].join(0.3)  # the fork may have to wait until the lock is released
         really_close(fd)
 
     threads = []
@@ -264,7 +264,7 @@ def test_a_fork_while_a_lock_is_given_back_keeps_nothing(name, monkeypatch):
         forked[0].__exit__()
 
 
-def test_deletion_while_waiting_is_said(name):
+def test_deletion_while_waiting_is_an_error(name):
     array = shmarray.create(name, 3)
     with Child(hold, name) as child:
         child.receive()

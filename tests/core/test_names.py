@@ -1,4 +1,4 @@
-"""What a name may be: what is refused is refused with the reason and the rule, and nothing is added."""
+"""Names: a refusal gives the reason and the rule, and nothing is added to a name."""
 
 import errno
 import os
@@ -115,6 +115,6 @@ def test_a_relative_path_belongs_to_the_working_directory(tmp_path, monkeypatch)
     array = shmarray.create("file://here.npy", data=[1, 2])
     monkeypatch.chdir("/")
     assert np.load(tmp_path / "here.npy").tolist() == [1, 2]
-    # What belongs to the array goes on: its lock, its handle.
+    # Whatever belongs to the array still works: here, its lock.
     with shmarray.lock(array, timeout=0):
         pass

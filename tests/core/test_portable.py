@@ -1,4 +1,4 @@
-"""What is different where names come first: attach waits, half-made arrays are seen for what they are."""
+"""Systems on which the name comes first: attach waits, and unfinished arrays are recognized."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def impatient(monkeypatch):
 
 @pytest.mark.usefixtures("portable", "impatient")
 @pytest.mark.parametrize("content", HALF_MADE.values(), ids=HALF_MADE)
-def test_a_half_made_array_is_waited_for_refused_and_can_be_deleted(name, content):
+def test_attach_waits_for_an_unfinished_array_then_refuses_it_and_delete_removes_it(name, content):
     raw.put(name, content)
     start = time.monotonic()
     with pytest.raises(shmarray.ArrayFormatError, match="still being created"):
@@ -71,7 +71,7 @@ def test_attach_waits_for_the_maker(name, content):
 
 
 @pytest.mark.usefixtures("portable")
-def test_whoever_attaches_never_sees_half_of_it(name):
+def test_attach_never_sees_a_partial_array(name):
     def make(channel):
         for _ in range(60):
             channel.recv()
@@ -109,7 +109,7 @@ def test_a_maker_that_is_killed_leaves_what_delete_removes(name):
 
 @pytest.mark.usefixtures("portable")
 def test_an_interrupted_maker_leaves_nothing(name):
-    """Not killed but interrupted: it tidies up behind itself."""
+    """An interrupted maker, unlike a killed one, cleans up."""
 
     def make(channel):
         signal.signal(signal.SIGUSR1, interrupt)
@@ -129,7 +129,7 @@ def test_an_interrupted_maker_leaves_nothing(name):
         os.kill(child.pid, signal.SIGUSR1)
         outcome = child.result()
     assert outcome == "interrupted" or raw.names(name)
-    if raw.names(name):  # it came when all was done
+    if raw.names(name):  # the interrupt came after the array was complete
         assert shmarray.attach(name).shape == (32 << 20,)
 
 
@@ -157,7 +157,7 @@ def test_an_interrupt_that_came_while_the_name_was_made_leaves_nothing(name, mak
 
 
 def test_attach_waits_for_a_maker_whose_calls_are_refused(name, shm_name):
-    """Its file is empty for a moment, although other programs here make unnamed files."""
+    """The maker's file is empty for a moment, although other programs on this system make unnamed files."""
     raw.put(name, b"")
     complete = raw.saved(np.arange(3))
     finished = shm_name()
@@ -171,7 +171,7 @@ def test_attach_waits_for_a_maker_whose_calls_are_refused(name, shm_name):
 
 
 def test_a_block_of_zeros_is_no_unfinished_array(name):
-    """It is somebody's shared memory, which attach does not wait for and delete does not take."""
+    """It is the shared memory of another program: attach does not wait for it, and delete does not remove it."""
     raw.put(name, b"\0" * 500)
     with pytest.raises(shmarray.ArrayFormatError, match="does not begin"):
         shmarray.attach(name)
@@ -182,7 +182,7 @@ def test_a_block_of_zeros_is_no_unfinished_array(name):
 
 @pytest.mark.parametrize("system_is", ["native", "portable"])
 def test_a_header_without_its_first_word_is_an_unfinished_array(name, system_is, request, monkeypatch):
-    """It is written last, so this is what a reader sees while the header is being written."""
+    """The first word is written last, so readers see this while the header is being written."""
     if system_is == "portable":
         request.getfixturevalue("portable")
     monkeypatch.setattr(arrays, "_PATIENCE", 0.1)
@@ -192,7 +192,7 @@ def test_a_header_without_its_first_word_is_an_unfinished_array(name, system_is,
 
 
 def test_files_on_a_system_without_unnamed_files(tmp_path, monkeypatch):
-    """A file system may refuse O_TMPFILE although the kernel knows it: the error decides."""
+    """A file system may refuse O_TMPFILE although the kernel supports it."""
     true_open = os.open
 
     def open_(path, flags, *args, **options):
@@ -216,7 +216,7 @@ def test_an_anonymous_scope_without_memfd_takes_a_name_and_gives_it_back(portabl
     assert not raw.names(prefix)
 
 
-def test_the_findings_are_as_this_system_is():
+def test_the_detected_features_match_this_system():
     code = """
 import os
 from shmarray.core.posix import files

@@ -1,4 +1,4 @@
-"""Many processes at one name: each sees only what is documented."""
+"""Many processes use one name at once, and each sees only documented results."""
 
 import os
 import threading
@@ -19,9 +19,9 @@ RACERS = 4
 
 
 def race(function, *args, racers=RACERS, rounds=ROUNDS):
-    """Call ``function(racer, *args)`` in several processes at once, again and again; what each gave, by round.
+    """Call ``function(racer, *args)`` in several processes at once, repeatedly; return their results by round.
 
-    A spinning barrier in shared memory lets them off together, nearer than any pipe would.
+    A spinning barrier in shared memory starts them closer together than a pipe could.
     """
     gate = f"t{os.getpid()}-gate"
     barrier = shmarray.create(gate, racers, "i8")
@@ -40,11 +40,11 @@ def race(function, *args, racers=RACERS, rounds=ROUNDS):
 
 
 def _await(children):
-    """Until all have answered, or one has failed: the others would wait for it for ever."""
+    """Wait until all have answered or one has failed, because the others would then wait for it for ever."""
     waiting = {child.channel: child for child in children}
     while waiting:
         ready = wait(waiting, 30)
-        assert ready, "the racers said nothing"
+        assert ready, "the racers sent nothing"
         for channel in ready:
             waiting.pop(channel).peek()
 
@@ -73,7 +73,7 @@ def create_once(number, current, prefix):
     return "created"
 
 
-def test_of_many_creators_one_succeeds(shm_name):
+def test_one_of_many_creators_succeeds(shm_name):
     prefix = shm_name("-")
     try:
         for current, outcomes in enumerate(race(create_once, prefix), 1):
@@ -91,7 +91,7 @@ def require_and_count(_, current, prefix):
     return array.shape
 
 
-def test_of_many_that_require_all_have_the_same_memory(shm_name):
+def test_many_calls_of_require_give_the_same_memory(shm_name):
     prefix = shm_name("-")
     try:
         for current, outcomes in enumerate(race(require_and_count, prefix), 1):
@@ -103,7 +103,7 @@ def test_of_many_that_require_all_have_the_same_memory(shm_name):
 
 
 def attach_while_created(number, _, name):
-    """Racer 0 creates; the others attach as soon as they can, and see all of it."""
+    """Racer 0 creates; the others attach as soon as they can, and must see the complete array."""
     if number == 0:
         shmarray.create(name, data=np.full(50_000, 7))
         return "whole"
@@ -115,7 +115,7 @@ def attach_while_created(number, _, name):
         return "whole" if array.shape == (50_000,) and (array == 7).all() else "half"
 
 
-def test_whoever_attaches_during_create_sees_the_whole(shm_name):
+def test_attach_during_create_sees_the_complete_array(shm_name):
     for _ in range(10):
         name = shm_name()
         (outcomes,) = race(attach_while_created, name, rounds=1)
@@ -131,7 +131,7 @@ def delete_once(_, current, prefix):
     return "deleted"
 
 
-def test_of_many_deleters_one_succeeds(shm_name):
+def test_one_of_many_deleters_succeeds(shm_name):
     prefix = shm_name("-")
     for current in range(1, ROUNDS + 1):
         shmarray.create(f"{prefix}{current}", 3)
@@ -141,7 +141,7 @@ def test_of_many_deleters_one_succeeds(shm_name):
 
 
 def anything(number, current, name):
-    """One call of four, chosen by racer and round; its outcome."""
+    """Make one of four calls, chosen by racer and round, and return its outcome."""
     try:
         match (number + current) % 4:
             case 0:
@@ -159,7 +159,7 @@ def anything(number, current, name):
         return type(error).__name__
 
 
-def test_all_at_once_see_only_documented_outcomes(name):
+def test_concurrent_calls_have_only_documented_outcomes(name):
     outcomes = Counter(outcome for answers in race(anything, name, rounds=100) for outcome in answers)
     assert set(outcomes) <= {
         "created",
@@ -176,7 +176,7 @@ def test_all_at_once_see_only_documented_outcomes(name):
 
 
 def scope_and_remake(number, current, name):
-    """Scopes under one name while another deletes whatever is there."""
+    """Use scopes under one name while another process deletes whatever exists under it."""
     try:
         with shmarray.scoped(3, name=name) as array:
             array[0] = number

@@ -1,7 +1,7 @@
-"""Whatever the system refuses, by whatever errno, the portable way keeps the contract.
+"""Whatever the system refuses, and with whatever errno, the portable fallback behaves as documented.
 
-Each call is taken away by force, with each errno with which kernels without it, seccomp,
-AppArmor, SELinux and file systems refuse it; and all of them at once.
+Each call is replaced by one that fails with each errno that old kernels, seccomp, AppArmor, SELinux and
+file systems return; finally all calls fail at once.
 """
 
 import ctypes
@@ -69,7 +69,7 @@ def no_punching(monkeypatch, code):
 
 
 def no_populating(monkeypatch, code):
-    """Nor posix_fallocate, in whose place it reserves."""
+    """Refuse posix_fallocate too, because populating is a substitute for it."""
     no_posix_fallocate(monkeypatch, code)
     true_madvise = libc.madvise
 
@@ -103,7 +103,7 @@ def everything(monkeypatch, code):
 
 
 def nothing_but_posix(monkeypatch, code):
-    """Nor a directory of shared memory: shm_open and mmap, but neither read nor write, as on macOS."""
+    """Allow only shm_open and mmap, as on macOS: no directory of shared memory, no read, no write."""
     everything(monkeypatch, code)
     monkeypatch.setattr(files, "SHM_DIRECTORY", None)
     monkeypatch.setattr(pages.os, "pwrite", refusing(errno.ENXIO))
@@ -111,7 +111,7 @@ def nothing_but_posix(monkeypatch, code):
 
 
 def the_contract_of_named_arrays(name, location):
-    """What a program sees of create, attach, require and delete, with small data, large data and none."""
+    """Check what a program sees of create, attach, require and delete, with small, large and no data."""
     rng = np.random.default_rng(0)
     for data in (rng.random(100), rng.random((300, 700)), rng.random((1000, 6000))[:, ::2]):
         array = shmarray.create(name, data=data)
@@ -169,7 +169,7 @@ def test_files_of_pools_do_without(call, code, monkeypatch):
     octets = file.map(5 << 36, 2 * MB).octets()
     octets[:] = 7
     assert file.allocated() == 2 * MB
-    file.reserve(5 << 36, 3 * MB)  # what is there stays
+    file.reserve(5 << 36, 3 * MB)  # existing content is kept
     assert (octets == 7).all()
     file.free(5 << 36, 3 * MB)
     assert file.allocated() == 0
@@ -178,7 +178,7 @@ def test_files_of_pools_do_without(call, code, monkeypatch):
 
 
 @pytest.mark.parametrize("code", ERRNOS, ids=errno.errorcode.get)
-def test_memory_that_nothing_gives_back_is_an_error_and_stays(code, monkeypatch):
+def test_memory_that_no_call_can_free_is_an_error_and_stays(code, monkeypatch):
     no_punching(monkeypatch, code)
     monkeypatch.setattr(libc, "madvise", refusing_in_c(code))
     file = SparseFile.create()
@@ -193,8 +193,8 @@ def test_memory_that_nothing_gives_back_is_an_error_and_stays(code, monkeypatch)
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", [no_unnamed_files, no_posix_fallocate], ids=lambda call: call.__name__)
-def test_what_is_no_refusal_is_raised_and_nothing_is_left(call, code, name, monkeypatch):
-    """No room, a broken disk or too many open files: another way would only hide it."""
+def test_other_errors_are_raised_and_nothing_is_left(call, code, name, monkeypatch):
+    """No space, a broken disk or too many open files: a fallback would only hide the error."""
     call(monkeypatch, code)
     with pytest.raises(OSError, match=r".") as caught:
         shmarray.create(name, 10)
@@ -203,7 +203,7 @@ def test_what_is_no_refusal_is_raised_and_nothing_is_left(call, code, name, monk
 
 
 @pytest.mark.parametrize("code", ERRNOS, ids=errno.errorcode.get)
-def test_an_error_of_the_portable_way_is_the_users(code, name, monkeypatch):
+def test_an_error_of_the_fallback_is_raised(code, name, monkeypatch):
     no_unnamed_files(monkeypatch, errno.EPERM)
     monkeypatch.setattr(files, "open_exclusive", refusing(code))
     with pytest.raises(OSError, match=r".") as caught:
@@ -231,7 +231,7 @@ def test_permissions_that_cannot_be_set_are_never_wider(name, monkeypatch):
 
 @pytest.fixture
 def short_names(portable, monkeypatch):
-    """PSHMNAMLEN: 31 bytes, of which the slash is one."""
+    """PSHMNAMLEN is 31 bytes, including the slash."""
     true_open = files._shm_open
 
     def shm_open(path, *args):
@@ -253,7 +253,7 @@ def test_names_too_long_for_the_system_are_refused_before_anything_exists(shm_na
 
 @pytest.mark.usefixtures("short_names")
 def test_names_that_the_library_makes_are_short_enough(monkeypatch):
-    monkeypatch.setattr(temporary.os, "getpid", lambda: 4_194_304)  # the largest that Linux has
+    monkeypatch.setattr(temporary.os, "getpid", lambda: 4_194_304)  # the largest pid on Linux
     with shmarray.scoped(3) as array:
         assert array.shape == (3,)
     file = SparseFile.create()
@@ -262,7 +262,7 @@ def test_names_that_the_library_makes_are_short_enough(monkeypatch):
 
 @pytest.mark.usefixtures("portable")
 def test_files_without_inodes_are_not_taken_for_one_another(shm_name, monkeypatch):
-    """Every shared memory object of macOS has device 0 and inode 0."""
+    """On macOS, every shared memory object has device 0 and inode 0."""
     monkeypatch.setattr(files, "identity", lambda _: (0, 0))
     first, second = shm_name(), shm_name()
     a = shmarray.create(first, data=[1, 2])

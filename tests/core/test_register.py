@@ -1,4 +1,4 @@
-"""Registers: processes agree under a lock that a dying holder lets go, and nothing stays of those that were killed."""
+"""Registers: a lock protects them, is released when its holder dies, and entries of killed processes are removed."""
 
 import os
 
@@ -48,7 +48,7 @@ def test_without_entries_the_file_is_removed(name):
     assert raw.names(name) == []
 
 
-def test_one_at_a_time_has_it_also_in_one_process(name):
+def test_only_one_holds_the_lock_even_within_one_process(name):
     with opened(name) as register:
         assert Register.try_open(name) is None
         register.store()
@@ -88,7 +88,7 @@ def test_a_forked_child_does_not_keep_the_lock(name):
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2", b"\xff\xfe", b"{}\n"])
-def test_what_makes_no_sense_is_no_entry(name, content):
+def test_invalid_content_is_ignored(name, content):
     raw.put(name, content)
     with opened(name) as register:
         assert register.entries == []
@@ -113,13 +113,13 @@ def test_a_symbolic_link_is_not_followed(name, tmp_path):
     target = tmp_path / "target"
     target.write_bytes(b"precious")
     os.symlink(target, raw.path(name))
-    # The directory for temporary files takes its place.
+    # The register is in the directory for temporary files instead.
     with opened(name) as register:
         register.store()
     assert target.read_bytes() == b"precious"
 
 
-def test_one_that_waits_gets_it(name):
+def test_a_waiter_gets_the_lock(name):
     with Child(hold, name) as child:
         child.receive()
         child.tell()

@@ -1,4 +1,4 @@
-"""require: attach if it is there and agrees, create if it is not."""
+"""require: attach a matching array if it exists, otherwise create it."""
 
 import os
 
@@ -32,7 +32,7 @@ def test_it_creates_and_then_attaches(name):
         pytest.param((2, 3), "i4", "F", id="order"),
     ],
 )
-def test_what_does_not_agree_is_refused_and_left_alone(name, shape, dtype, order):
+def test_a_mismatch_is_refused_and_the_array_left_alone(name, shape, dtype, order):
     a = shmarray.create(name, (2, 3), "<i4")
     a[:] = 1
     with pytest.raises(shmarray.ArrayExistsError, match="shape") as caught:
@@ -87,13 +87,13 @@ def test_a_bad_request_is_refused_although_the_array_is_there(name):
         shmarray.require(name, 3, order="K")
 
 
-def test_a_directory_that_is_not_there_is_said(tmp_path):
+def test_a_missing_directory_is_named_in_the_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         shmarray.require(f"file://{tmp_path}/nowhere/a.npy", 3)
 
 
 def test_a_dangling_link_is_refused_not_waited_for(tmp_path):
-    """Create says that the name is taken, attach that there is nothing: that must not go round for ever."""
+    """One call reports that the name is taken, the other that nothing is there: require must not loop for ever."""
     path = tmp_path / "link.npy"
     path.symlink_to(tmp_path / "nowhere.npy")
     with (

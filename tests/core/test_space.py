@@ -1,4 +1,4 @@
-"""Space is reserved, not hoped for: too little is an error at once, never a bus error, and nothing is left."""
+"""Space is reserved: a lack of space is an immediate error, never a bus error, and leaves nothing behind."""
 
 import errno
 import os
@@ -26,11 +26,11 @@ def _may_unshare():
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-needs_mount = pytest.mark.skipif(not _may_unshare(), reason="needs unshare(1) and the right to mount a tmpfs")
+needs_mount = pytest.mark.skipif(not _may_unshare(), reason="needs unshare(1) and permission to mount a tmpfs")
 
 
 def run_with_small_shm(code, options="size=64m"):
-    """Run code in a mount namespace of its own, where /dev/shm is a small tmpfs."""
+    """Run code in its own mount namespace, where /dev/shm is a small tmpfs."""
     mount = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"'
     return run_script(code, prefix=(UNSHARE, "-m", "sh", "-c", mount, "sh"))
 
@@ -74,7 +74,7 @@ refused(80 * MB, lambda: shmarray.create("x", data=np.ones((10, 2 * MB), "f4").T
 refused(80 * MB, lambda: shmarray.create("x", data=np.ones(20 * MB, "u1"), dtype="f4"))
 assert not os.listdir("/dev/shm") and free() == start
 
-# Just what fits, then small ones until it is full: below the size for which one looks before.
+# First a large array that fits, then arrays too small for the check in advance, until it is full.
 a = shmarray.create("a", 40 * MB, "u1")
 a[:] = 1
 arrays = []
@@ -95,7 +95,7 @@ for name in os.listdir("/dev/shm"):
     shmarray.delete(name)
 assert free() == start
 if not {portable}:
-    with shmarray.scoped(100 * MB, "u1") as anonymous:  # not bounded by the size of /dev/shm
+    with shmarray.scoped(100 * MB, "u1") as anonymous:  # not limited by the size of /dev/shm
         anonymous[::4096] = 1
 """
 
@@ -108,7 +108,7 @@ def test_a_shm_of_64_mb_refuses_what_does_not_fit(portable):
 
 @needs_mount
 def test_running_out_in_the_middle_leaves_nothing():
-    """Another takes the space between the look and the reservation: 32 MB and more go through two threads."""
+    """The space is taken between the check and the reservation; arrays of 32 MB or more use two threads."""
     code = """
 import os, numpy as np, shmarray
 from shmarray.core.posix import space
@@ -135,7 +135,7 @@ for make in (
 
 @needs_mount
 def test_a_pools_file_in_a_shm_that_is_too_small_says_that_there_may_be_memory_elsewhere():
-    """Then arrays go through the pipe, as they do where there is no shared memory at all."""
+    """Then arrays go through the pipe, as on systems without shared memory."""
     code = """
 import errno, numpy as np
 from shmarray.core.posix import SparseFile, files, space
@@ -158,7 +158,7 @@ assert file.allocated() == 40 << 20
 
 
 @needs_mount
-def test_running_out_of_names_is_full_too():
+def test_running_out_of_inodes_is_a_full_error():
     code = """
 import os, shmarray
 made = 0
@@ -199,14 +199,14 @@ assert sorted(os.listdir("/dev/shm")) == ["a", "b", "c"]
 
 @pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("size", [10, 5000, 3 * MB, 20 * MB])
-def test_all_pages_are_there(name, size):
+def test_all_pages_are_allocated(name, size):
     shmarray.create(name, size, "u1")
     status = os.stat(raw.path(name))
     assert status.st_blocks * 512 >= status.st_size >= size
 
 
-def test_all_pages_are_there_on_a_kernel_that_cannot_populate(name, monkeypatch):
-    """Before Linux 5.14 MADV_POPULATE_WRITE is EINVAL; huge=advise is as old as 4.7."""
+def test_all_pages_are_allocated_by_a_kernel_that_cannot_populate(name, monkeypatch):
+    """Before Linux 5.14, MADV_POPULATE_WRITE fails with EINVAL; huge=advise exists since 4.7."""
     monkeypatch.setattr(pages, "huge_pages_on_advice", lambda **_: True)
     monkeypatch.setattr(pages, "populate", lambda *_: False)
     for data in (None, np.ones(9 * MB, "u1")):
@@ -233,12 +233,12 @@ def test_a_limit_on_file_sizes_is_full(name, tmp_path, kind, with_data):
     assert not os.listdir(tmp_path)
 
 
-# --- the limits of the machine and of control groups, as files -----------------------------
+# --- files that state the limits of the machine and of control groups -----------------------
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine and its control groups in files, read in place of the true ones."""
+    """Files that are read instead of the real ones about the machine and its control groups."""
     (tmp_path / "meminfo").write_text("MemTotal: 999999 kB\nMemAvailable: 1048576 kB\nSwapFree: 0 kB\n")
     group = tmp_path / "group"
     group.mkdir()
@@ -293,7 +293,7 @@ def test_what_can_be_reclaimed_counts_as_free(name, machine):
     shmarray.create(name, 20 * MB, "u1")
 
 
-def test_the_sums_of_version_1_count_for_the_subtree(name, machine):
+def test_version_1_totals_count_the_subtree(name, machine):
     machine(memory_max=100 * MB, memory_current=95 * MB, memory_stat=f"active_file 0\ntotal_active_file {20 * MB}\n")
     assert refusal(name, 30 * MB).free == 25 * MB
 
@@ -327,13 +327,13 @@ def test_a_file_is_not_bound_by_memory(tmp_path, machine):
     shmarray.create(f"file://{tmp_path}/a.npy", 10 * MB, "u1")
 
 
-def test_a_group_above_its_limit_leaves_nothing_and_not_less(name, machine):
+def test_a_group_above_its_limit_has_no_free_memory_and_not_less(name, machine):
     machine(memory_max=10 * MB, memory_current=99 * MB)
     assert refusal(name, 30 * MB).free == 0
 
 
 @pytest.mark.parametrize("content", ["", "garbage", "max", "-5"])
-def test_files_that_say_nothing_are_passed_over(name, machine, content):
+def test_limit_files_without_a_number_are_ignored(name, machine, content):
     machine(meminfo=content, memory_max=content, memory_current=content, memory_stat=content)
     shmarray.create(name, 10 * MB, "u1")
 
@@ -356,5 +356,5 @@ def test_a_full_file_system_names_the_file(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_the_mark_of_the_unfinished_is_no_npy():
+def test_the_mark_of_an_unfinished_array_differs_from_the_npy_magic():
     assert not segment._UNFINISHED.startswith(raw.MAGIC)

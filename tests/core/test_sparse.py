@@ -1,4 +1,4 @@
-"""A file in memory, in parts: reserved, mapped shared and private, given back."""
+"""A memory file used in parts: they are reserved, mapped shared or private, and freed."""
 
 import errno
 import os
@@ -126,7 +126,7 @@ def test_without_memfd_the_name_is_gone_at_once_and_the_size_given_once(monkeypa
 
 
 @pytest.mark.usefixtures("portable")
-def test_a_size_that_is_too_large_for_the_system_is_a_smaller_one(monkeypatch):
+def test_a_smaller_size_is_used_if_the_system_refuses_a_large_one(monkeypatch):
     truncate = pages.truncate
 
     def limited(fd, size):
@@ -140,7 +140,7 @@ def test_a_size_that_is_too_large_for_the_system_is_a_smaller_one(monkeypatch):
 
 
 @pytest.mark.usefixtures("portable")
-def test_without_any_size_there_is_none_and_nothing_is_left(monkeypatch):
+def test_no_file_is_created_if_no_size_is_accepted(monkeypatch):
     def refused(*_):
         raise OSError(errno.EINVAL, "Invalid argument")
 

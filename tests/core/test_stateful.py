@@ -1,4 +1,4 @@
-"""The library against a dict of numpy arrays; the back door compares names and bytes after every step."""
+"""Compares the library with a dict of numpy arrays; names and bytes are checked after every step."""
 
 import os
 
@@ -17,7 +17,7 @@ DTYPES = st.sampled_from(["f8", ">i2", "S3", [("x", "i1"), ("y", "f4", (2,))]])
 
 
 class NamedArrays(RuleBasedStateMachine):
-    """`model` maps a name to what it must hold; `attached` pairs each array with the model's of its time."""
+    """`model` maps each name to its expected array; `attached` pairs each array with its expected content."""
 
     def __init__(self):
         super().__init__()

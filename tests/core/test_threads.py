@@ -1,4 +1,4 @@
-"""Many threads at once, switched as often as can be: what holds without the interpreter's lock holds with it."""
+"""Many threads that switch very often: what is correct without the GIL is correct with it."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ def often():
 
 
 def at_once(work, count=THREADS):
-    """Run work(number) in so many threads that begin together; what any of them raised is raised here."""
+    """Run work(number) in so many threads that start together; raise here what any of them raised."""
     barrier = Barrier(count)
     errors = []
 
@@ -32,7 +32,7 @@ def at_once(work, count=THREADS):
         barrier.wait()
         try:
             work(number)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised below
+        except Exception as error:  # noqa: BLE001 - raised again below, whatever it is
             errors.append(error)
 
     threads = [Thread(target=run, args=(number,)) for number in range(count)]
@@ -45,7 +45,7 @@ def at_once(work, count=THREADS):
 
 
 def test_arrays_are_made_attached_and_deleted(shm_name, monkeypatch):
-    """With a register of mappings that is pruned all the time."""
+    """The register of mappings is pruned all the time."""
     monkeypatch.setattr(mapping, "_FEW", 2)
     monkeypatch.setattr(mapping, "_limit", 2)
     names = [shm_name() for _ in range(THREADS)]
@@ -57,14 +57,14 @@ def test_arrays_are_made_attached_and_deleted(shm_name, monkeypatch):
             other = shmarray.attach(names[number])
             shmarray.delete(names[number])
             assert (other == turn).all()
-            # The name is gone: only the mapping that this process has leads there.
+            # The name is deleted: only the mapping of this process leads to the memory.
             assert np.shares_memory(pickle.loads(handle).array, array)
 
     at_once(work)
 
 
 def test_a_mapping_that_is_registered_while_others_are_pruned_stays(monkeypatch):
-    """The entry is replaced between the look at the old mapping and its removal."""
+    """The entry is replaced between the check of the old mapping and its removal."""
 
     class Gone:
         def __call__(self):
@@ -108,7 +108,7 @@ def test_a_lock_keeps_threads_apart(name):
 
 
 def test_a_file_is_closed_once(monkeypatch):
-    """Twice, and it would be another's file that has the number by then."""
+    """A second close would close whatever file has the number by then."""
     closed = []
     true_close = os.close
 
