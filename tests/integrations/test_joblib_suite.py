@@ -47,5 +47,5 @@ def test_joblibs_own_tests_pass_with_our_backend(tmp_path, part):
         for name, reason in joblib_suite.NOT_RUN.items()
     ],
 )
-def test_that_is_left_out(name):
+def test_left_out(name):
     """Only so that pytest's summary names each with its reason."""

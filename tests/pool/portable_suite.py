@@ -1,6 +1,6 @@
-"""The whole contract of both doors in a few tests, on the system that the interpreter was started with.
+"""The complete contract of both kinds of pool in a few tests, on the system that the interpreter was started with.
 
-Run by test_portable_pools.py, once for each call that is taken away.
+test_portable_pools.py runs them once for each call that is removed.
 """
 
 import gc
@@ -40,7 +40,7 @@ def method(request):
 
 @pytest.fixture(params=["memory", "pipe"])
 def carrier(request):
-    """With shared memory, and with none that can be had, when all goes through the sockets."""
+    """With shared memory, and without any, when everything goes through the sockets."""
     return nullcontext() if request.param == "memory" else patch.object(SparseFile, "create", lambda: None)
 
 
@@ -68,9 +68,9 @@ def what_was_taken():
 
 
 def test_the_tables_of_the_contract(kind, method, name, tmp_path, monkeypatch):
-    """Every test of test_contract.py, one after the other in the same workers."""
+    """Run every test of test_contract.py, one after the other, with the same workers."""
     given = {"name": name, "tmp_path": tmp_path, "monkeypatch": monkeypatch}
-    # Without /proc nothing says which file is mapped: the data goes, as a copy.
+    # Without /proc nothing tells which file is mapped, so the data is sent as a copy.
     lacks_proc = "proc" in os.environ["SHMARRAY_TEST_LACKS"].split(",")
     with make(kind, method) as given["pool"]:
         for function in CONTRACT:
@@ -84,7 +84,7 @@ def test_the_tables_of_the_contract(kind, method, name, tmp_path, monkeypatch):
 
 
 def test_arrays_in_many_tasks_are_written_to_by_each_alone(kind):
-    """They are mapped copy-on-write, and used again by the next task."""
+    """The arrays are mapped copy-on-write, and the mapping is used again by the next task."""
     with make(kind, "fork") as pool:
         array = np.full(MB, 5.0)
         for _ in range(2):
@@ -95,7 +95,7 @@ def test_arrays_in_many_tasks_are_written_to_by_each_alone(kind):
 
 
 def test_messages_of_all_lengths(kind, carrier):
-    """Around the size of a packet, of a length, and as long as no socket holds."""
+    """Lengths near the size of a packet and of a length field, and longer than any socket buffer."""
     lengths = [0, 1, 7, 8, 9, *range(32_600, 32_900, 37), 65_536, 300_000, 4 * MB]
     with carrier, make(kind, "fork") as pool:
         for length in lengths:
@@ -149,7 +149,7 @@ def test_errors_are_their_calls_own(kind):
 
 
 def test_memory_comes_back_when_it_is_not_used(kind):
-    """The words of the tasks stay, a page for each 512 blocks."""
+    """The words of the tasks remain: one page for every 512 blocks."""
     with make(kind, "fork") as pool:
         allocator = allocator_of(pool)
         results = call_each(pool, tasks.double, [np.ones(MB)] * 4)
@@ -160,7 +160,7 @@ def test_memory_comes_back_when_it_is_not_used(kind):
         wait_until(lambda: all_blocks_are_free(pool), LIMIT)
         most = allocator.memory()
         assert call_each(pool, tasks.double, [np.ones(MB)] * 4)[3][0] == 2
-        assert allocator.can_free or allocator.can_cut or allocator.memory() <= 1.5 * most  # used again
+        assert allocator.can_free or allocator.can_cut or allocator.memory() <= 1.5 * most  # memory is reused
         finish(pool)
     assert allocator.memory() == 0
 
@@ -204,7 +204,7 @@ def test_a_worker_that_dies_fails_its_call_alone(kind, method):
 
 
 def test_a_worker_dies_with_half_a_message_to_it(kind, tmp_path):
-    """The message goes to the other; it is longer than the socket holds."""
+    """The message goes to the other worker; it is longer than the socket buffer."""
     options = {"replace_workers": True} if kind == "Executor" else {}
     with patch.object(SparseFile, "create", lambda: None), make(kind, "fork", 1, **options) as pool:
         victim = call(pool, tasks.pid)
@@ -217,7 +217,7 @@ def test_a_worker_dies_with_half_a_message_to_it(kind, tmp_path):
 
 
 def test_a_worker_dies_with_half_a_message_from_it(kind):
-    """The thread that collects answers is held meanwhile, so that nobody reads the rest."""
+    """The thread that collects answers is blocked meanwhile, so nobody reads the rest."""
     reached, go = threading.Event(), threading.Event()
 
     def hold(_):
@@ -243,7 +243,7 @@ def test_a_worker_dies_with_half_a_message_from_it(kind):
 
 
 def start(pool, function, *args, callback=None):
-    """Begin a call; gives what waits for its result."""
+    """Start a call; return a function that waits for its result."""
     if isinstance(pool, shmarray.Pool):
         return pool.apply_async(function, args, callback=callback).get
     future = pool.submit(function, *args)
@@ -327,7 +327,7 @@ def test_workers_end_with_their_caller(kind, method, tmp_path):
 
 
 def test_no_signal_for_a_reader_that_is_gone():
-    """In a program that wants to end by SIGPIPE, as filters do."""
+    """In a program that leaves SIGPIPE at its default action, as filters do."""
     script = """
 import os, signal
 from tests.helpers import processes
@@ -347,7 +347,7 @@ if __name__ == "__main__":
     assert signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL and signal.SIGPIPE not in signal.sigpending()
     with shmarray.scoped(3, name=f"t{os.getpid()}-pipe"):
         from shmarray.pool import name_reaper
-        if name_reaper._reaper._process is not None:  # there is none where names are in no directory
+        if name_reaper._reaper._process is not None:  # there is none if names are not in a directory
             name_reaper._reaper._process.kill()
             name_reaper._reaper._process.wait()
 """

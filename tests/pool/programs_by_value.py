@@ -1,6 +1,6 @@
-"""What people type at a prompt, for both doors; a program for -c, standard input and ``python -i``.
+"""What people type at a prompt, for both kinds of pool; a program for -c, standard input and ``python -i``.
 
-No empty line inside a block and one after it: it is typed.
+Because it is typed, blocks contain no empty lines and end with one.
 """
 
 PROMPT = """

@@ -1,4 +1,4 @@
-"""Functions for the workers of the pool's tests, and what those share; importable under every start method."""
+"""Functions that workers run in the tests of pools, and shared helpers; importable under every start method."""
 
 import gc
 import multiprocessing
@@ -18,7 +18,7 @@ KEPT = []
 
 
 def make(kind, method, workers=2, **options):
-    """A Pool or an executor, by its name."""
+    """Make a Pool or an executor."""
     context = multiprocessing.get_context(method)
     if kind == "Pool":
         return shmarray.Pool(workers, context=context, **options)
@@ -107,7 +107,7 @@ def overwrite(x):
 
 
 def describe(x):
-    """What a task sees of an array."""
+    """Return what a task sees of an array."""
     return type(x).__name__, x.shape, x.dtype, x.flags.writeable, x.flags.c_contiguous, x.flags.f_contiguous
 
 
@@ -135,7 +135,7 @@ def total(*arrays):
 def total_item(item):
     array, number = item
     seen = float(array[0]), float(array[-1])
-    array[0] = number  # must be seen by nobody else
+    array[0] = number  # nobody else may see this
     return seen, number
 
 
@@ -149,7 +149,7 @@ def ones(size):
 
 
 def keep_argument(x):
-    """Keep the last few arguments, and say whether each is still of one value."""
+    """Keep the last few arguments, and return whether each still holds a single value."""
     KEPT.append(x)
     del KEPT[:-4]
     return [float(k[0]) for k in KEPT], all(bool((k == k[0]).all()) for k in KEPT)
@@ -175,7 +175,7 @@ def keep_in_cycle(x):
 
 
 def keep_in_thread(x):
-    """A thread goes on reading after the task: what it reads must stay."""
+    """A thread continues to read the argument after the task, so it must not change."""
     seen = KEPT
     first = float(x[0])
 
@@ -194,7 +194,7 @@ def what_was_kept(_):
 
 
 def fork_and_look(x):
-    """A child forked by the task looks at the argument later: it must be as at the fork."""
+    """A child forked by the task looks at the argument later: it must be as it was at the fork."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -208,7 +208,7 @@ def fork_and_look(x):
 
 
 def reap(_):
-    """What the forked children saw."""
+    """Return what the forked children saw."""
     seen = []
     for child, reader in KEPT:
         seen.append(os.read(reader, 1))
@@ -219,7 +219,7 @@ def reap(_):
 
 
 def fork_child(x):
-    """A task that forks as many do, and waits for its child."""
+    """Fork a child and wait for it."""
     child = os.fork()
     if child == 0:
         os._exit(0)
@@ -248,7 +248,7 @@ def leave(_):
 
 
 def block(path):
-    """Say where it runs, then wait for ever."""
+    """Write the pid to a file, then wait for ever."""
     with open(path + ".part", "w", encoding="ascii") as file:
         file.write(str(os.getpid()))
     os.rename(path + ".part", path)
@@ -265,7 +265,7 @@ def lambda_result(_):
 
 
 class TwoArgumentsError(Exception):
-    """Cannot be unpickled: its __init__ takes what its args do not say."""
+    """Cannot be unpickled: its __init__ requires an argument that is not in args."""
 
     def __init__(self, first, second):
         super().__init__(first)
@@ -277,7 +277,7 @@ def raise_two(_):
 
 
 class Hostile:
-    """Raises where it is told to: when pickled or when unpickled."""
+    """Raises when it is pickled or when it is unpickled, as requested."""
 
     def __init__(self, where, error=RuntimeError):
         self.where = where
@@ -298,14 +298,14 @@ def hostile_result(where):
 
 
 def limit_files():
-    """Initializer: this process may write no file larger than 1 MB."""
+    """Initializer that forbids this process to write files larger than 1 MB."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
 
 def make_own_pool(method):
-    """A pool inside a forked child: daemonic workers may have none, a forked helper may."""
+    """Make a pool inside a forked child: daemonic workers may not have one, but a forked helper may."""
     with make("Pool", method) as pool:
         return total(*pool.map(double, [np.ones(100_000)] * 3))
 
@@ -319,13 +319,13 @@ def command(code):
 
 
 def slow_double(x):
-    """Long enough for others to end meanwhile."""
+    """Take long enough for others to end meanwhile."""
     time.sleep(0.5)
     return x * 2
 
 
 def keep_and_meet(array, place):
-    """Keep the argument, and wait until another worker has come here too."""
+    """Keep the argument, and wait until another worker has arrived here too."""
     KEPT.append(array)
     with open(f"{place}/{os.getpid()}", "x", encoding="utf-8"):
         pass
@@ -344,7 +344,7 @@ def ends_of_kept(_):
 
 
 def wait_for_file(path):
-    """Keep the worker busy until there is such a file."""
+    """Keep the worker busy until the file exists."""
     wait_until(lambda: os.path.exists(path), 60)
 
 
@@ -356,7 +356,7 @@ def look_and_write_at(array, place):
 
 
 def map_and_delete(path, mode):
-    """A memory map of a file that is gone when it is sent."""
+    """Return a memory map of a file that no longer exists when the map is sent."""
     np.full(50_000, 1.0).tofile(path)
     mapped = np.memmap(path, float, mode, shape=50_000)
     if mode == "w+":
@@ -390,7 +390,7 @@ def halves(x):
 
 
 def scoped_result(name=None):
-    """What a task returns out of its block."""
+    """Return an array out of the with-block that created it."""
     with shmarray.scoped(data=[1.0, 2.0], name=name) as array:
         return array
 
@@ -402,7 +402,7 @@ def put_scoped(queue):
 
 
 def reraise_what_it_is(x):
-    """The type of what came in place of an array, and the error that its use raises."""
+    """Return the type of the object received in place of an array, and the error that its use raises."""
     try:
         np.sqrt(x)
     except OSError as error:

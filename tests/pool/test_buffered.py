@@ -1,4 +1,4 @@
-"""imap with a buffersize: how much is taken from the iterable, in what order results come, what becomes of errors."""
+"""imap with a buffersize: how much it takes from the iterable, the order of the results, and errors."""
 
 import gc
 import itertools
@@ -55,7 +55,7 @@ def test_a_producer_may_use_one_buffer_for_all_items(pool, method, size, buffers
 
 
 def test_items_that_wait_for_a_worker_take_no_memory_once_their_call_has_failed(pool, tmp_path):
-    """Packed, and not sent yet."""
+    """The items are packed, but not yet sent."""
     waiting = [pool.apply_async(tasks.wait_for_file, (str(tmp_path / "go"),)) for _ in range(4)]
     results = pool.imap(tasks.double, (np.full(BIG, i) for i in range(8)), buffersize=8)
     for job in [job for job in pool._cache if pool._cache[job] not in waiting]:
@@ -161,7 +161,7 @@ def test_many_threads_take_each_result_once(pool):
 @pytest.fixture(scope="module")
 def executor():
     with tasks.make("Executor", "fork") as made:
-        made.submit(abs, -1).result()  # starts it, for all tests
+        made.submit(abs, -1).result()  # starts the workers for all tests
         yield made
 
 
@@ -170,7 +170,7 @@ def executor():
 def test_an_executors_map(executor, chunksize, buffersize):
     taken, results = [], []
     for result in executor.map(tasks.double, counted(taken, 30), chunksize=chunksize, buffersize=buffersize):
-        # As with the stdlib: so many chunks, and one more while the next result is waited for.
+        # As in the stdlib: buffersize chunks, and one more while the next result is awaited.
         assert len(taken) <= len(results) + (buffersize + 1) * chunksize
         results.append(result)
     assert results == [2 * number for number in range(30)]

@@ -1,4 +1,4 @@
-"""Functions and classes that no module holds: lambdas, local ones, those of prompts and of scripts without a guard."""
+"""Functions and classes that are in no module: lambdas, local ones, and those of prompts and of scripts."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from tests.helpers import processes
 from tests.pool import tasks
 from tests.pool.programs_by_value import PROMPT, WITHOUT_THE_EXTRA
 
-pytest.importorskip("cloudpickle", reason="the extra cloudpickle is what is tested")
+pytest.importorskip("cloudpickle", reason="tests the extra cloudpickle")
 
 BIG = 100_000  # items of 8 bytes: travels in a block
 KINDS = ["Pool", "Executor"]
@@ -33,7 +33,7 @@ def pool(request, start_method):
 
 
 def run(*arguments, stdin="", timeout=60, **environment):
-    """Python with these arguments; its status, and what it wrote to both streams."""
+    """Run Python with these arguments; return its status, and what it wrote to both streams."""
     done = subprocess.run(
         [sys.executable, *processes.WARNINGS, *map(str, arguments)],
         input=stdin,
@@ -75,7 +75,7 @@ def test_lambdas_local_functions_and_local_classes_go_both_ways(pool):
     assert tasks.call(pool, functools.partial(lambda a, b: a - b, 5), 2) == 3
 
 
-def test_what_plain_pickle_sends_comes_between(pool):
+def test_arguments_that_plain_pickle_sends_can_be_mixed_in(pool):
     function = tasks.double
     assert [tasks.call(pool, call, 3) for call in (function, lambda x: x, function)] == [6, 3, 6]
 
@@ -85,7 +85,7 @@ def test_a_closure_is_as_it_is_when_the_task_is_packed(pool):
     small = [0]
 
     def seen(add, small_default=small):
-        numbers[0] += add  # the task's own copy
+        numbers[0] += add  # changes only the task's copy
         return float(numbers.sum()), small_default[0]
 
     for value in range(3):
@@ -122,7 +122,7 @@ def test_shared_arrays_in_a_closure_are_the_same_memory(pool):
         tasks.call_each(pool, write, range(3))
         assert shared[:4].tolist() == [1, 2, 3, 0]
         del write
-        assert tasks.call(pool, lambda: 0) == 0  # or the last task would still hold it
+        assert tasks.call(pool, lambda: 0) == 0  # otherwise the last task would still hold it
 
 
 def test_the_bytes_of_arrays_in_functions_are_not_pickled():
@@ -153,7 +153,7 @@ def test_initializers_may_be_local(kind_and_method):
     def initialize(thing):
         os.environ["SHMARRAY_TEST"] = str(amount[-1] + thing.value)
 
-    Thing = namedtuple("Thing", "value")  # noqa: PYI024 - not to be found in its module
+    Thing = namedtuple("Thing", "value")  # noqa: PYI024 - it must not be found in its module
     with tasks.make(kind, method, initializer=initialize, initargs=(Thing(4),)) as pool:
         assert tasks.call(pool, os.getenv, "SHMARRAY_TEST") == "7.0"
     if kind == "Pool":
@@ -165,7 +165,7 @@ def kind_and_method(request):
     return request.param
 
 
-def test_what_nothing_can_send_says_what_it_is(pool):
+def test_the_error_for_an_unsendable_object_names_it(pool):
     lock = threading.Lock()
     for function, arguments in ((tasks.identity, (lock,)), (lambda: lock, ())):
         with pytest.raises(TypeError, match="lock"):
@@ -175,7 +175,7 @@ def test_what_nothing_can_send_says_what_it_is(pool):
     assert tasks.call(pool, abs, -1) == 1
 
 
-def test_what_the_users_own_pickling_raises_is_raised_and_not_tried_again():
+def test_an_error_of_the_users_own_pickling_is_raised_without_a_second_try():
     class Hostile:
         tries = 0
 
@@ -194,7 +194,7 @@ import sys
 import shmarray
 import numpy as np
 if __name__ == "__main__":
-    sys.modules["cloudpickle"] = None  # an import of it would be an error
+    sys.modules["cloudpickle"] = None  # importing it would fail
     with shmarray.Pool(2) as pool, shmarray.ProcessPoolExecutor(2) as executor:
         for each in (pool.map, executor.map):
             assert list(each(np.sum, [np.ones(100_000)])) == [100_000]
@@ -216,11 +216,11 @@ def test_what_a_prompt_defines_works_with_both_doors(way, start_method):
     else:
         status, out, err = run("-i", "-q", stdin=code)
         assert (status, out) == (0, "fine\n"), err
-        assert "Error" not in err  # only prompts are there
+        assert "Error" not in err  # stderr contains only prompts
 
 
 def test_a_prompt_after_a_script(tmp_path, start_method):
-    """The functions of the script and those that are typed afterwards, together."""
+    """Functions of the script, and functions that are typed afterwards, work together."""
     script = tmp_path / "script.py"
     script.write_text("def of_script(x):\n    return 2 * x\n")
     typed = f"""
@@ -253,7 +253,7 @@ if __name__ == "__main__":
 
 
 def test_what_cannot_be_sent_by_value_goes_by_name_to_forked_workers():
-    """As without the extra: a forked worker has the lock."""
+    """As without the extra: a forked worker has inherited the lock."""
     code = """
 import multiprocessing, threading, shmarray
 lock = multiprocessing.get_context("fork").Lock()
@@ -291,7 +291,7 @@ if __name__ == "__main__":
     assert run(script) == (0, "fine\n", "")
 
 
-def test_a_function_that_the_worker_has_not_is_an_error_that_says_where_to_put_it(tmp_path, start_method):
+def test_the_error_for_a_function_missing_in_the_worker_says_where_to_put_it(tmp_path, start_method):
     script = tmp_path / "script.py"
     script.write_text(f"""
 import multiprocessing, shmarray
@@ -332,7 +332,7 @@ with shmarray.Pool(1, context=multiprocessing.get_context({start_method!r})) as 
 
 @pytest.fixture
 def without_extra():
-    """A path for Python that hides cloudpickle."""
+    """Return a path for Python that hides cloudpickle."""
     return f"{processes.ROOT}/tests/helpers/without_cloudpickle:{processes.ROOT}"
 
 
@@ -342,7 +342,7 @@ def test_without_the_extra_an_error_of_one_line_names_both_remedies(without_extr
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert len(lines) == 4
-    if start_method == "fork":  # as ever: a forked worker has what was defined before it
+    if start_method == "fork":  # a forked worker has everything that was defined before the fork
         assert lines[::2] == ["[2, 4]"] * 2
         lines = lines[1::2]
     for line in lines:
@@ -372,7 +372,7 @@ for method in ("spawn", "forkserver"):
     assert run("-c", code, PYTHONPATH=without_extra) == (0, "UnsendableError\n" * 8, "")
 
 
-def test_without_the_extra_a_result_says_so_as_well(monkeypatch):
+def test_without_the_extra_an_unsendable_result_is_an_error_too(monkeypatch):
     monkeypatch.setattr(by_value, "is_available", lambda: False)
     with tasks.make("Executor", "fork") as pool, pytest.raises(pickle.PicklingError, match=r"install cloudpickle"):
         tasks.call(pool, tasks.lambda_result, 0)
@@ -465,7 +465,7 @@ if __name__ == "__main__":
     assert err.count("in initialize") == 1
 
 
-# --- by itself ------------------------------------------------------------------------
+# --- hiding the main module -----------------------------------------------------------
 
 
 def test_a_main_module_of_which_there_is_no_file_is_shown_again_afterwards(monkeypatch):

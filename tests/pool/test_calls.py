@@ -1,4 +1,4 @@
-"""Calls are compact when they are pickled, and the same when they arrive."""
+"""Calls are compact when they are pickled, and unchanged when they arrive."""
 
 import math
 import pickle
@@ -42,7 +42,7 @@ def test_a_function_is_pickled_once_for_all_tasks():
 
 
 class Adds:
-    """A callable that changes."""
+    """A callable with changing state."""
 
     def __init__(self):
         self.amount = 0
@@ -51,7 +51,7 @@ class Adds:
         return self.amount + x
 
 
-def test_what_is_no_function_is_pickled_as_it_is_with_each_task(start_method):
+def test_callable_objects_are_pickled_with_each_task(start_method):
     add = Adds()
 
     def items():
@@ -63,7 +63,7 @@ def test_what_is_no_function_is_pickled_as_it_is_with_each_task(start_method):
         assert list(pool.imap(add, items())) == [1, 11, 21, 31, 41]
 
 
-def test_functions_of_the_stdlib_that_are_called_wrongly_fail_as_others_do(kind):
+def test_wrong_calls_of_the_stdlibs_functions_fail_normally(kind):
     with tasks.make(kind, "fork", 1) as pool:
         for func in (mapstar, stdlib.process_chunk):
             with pytest.raises((TypeError, IndexError)):

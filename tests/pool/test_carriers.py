@@ -1,6 +1,6 @@
-"""Arrays inside what people put them in: frames, sparse matrices, tables, models, containers of every kind.
+"""Arrays inside other objects: frames, sparse matrices, tables, models and all kinds of containers.
 
-The measure is the stdlib's own pickler: what a task and a caller would have with it, they have.
+Tasks and callers must get what they would get with the stdlib's own pickler.
 """
 
 import copyreg
@@ -19,10 +19,10 @@ import shmarray
 from shmarray.pool.arrays import pickling
 from tests.pool.tasks import call, make
 
-SIZE = 9_000  # items of 8 bytes: just more than the 56 KB from which arrays go in a block
-ROWS = 18_000  # of a table, whose strings have offsets of 4 bytes
+SIZE = 9_000  # items of 8 bytes: just above the 56 KB from which arrays go in a block
+ROWS = 18_000  # rows of a table, whose strings have offsets of 4 bytes
 KEPT: list[Any] = []
-optional = functools.partial(pytest.importorskip, reason="carries arrays, but shmarray does not need it")
+optional = functools.partial(pytest.importorskip, reason="tests an optional library whose objects contain arrays")
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def pool(kind, start_method):
         pool.join()
 
 
-# --- the arrays in an object, whatever it is ---
+# --- finding the arrays in an object ---
 
 
 class _Finder(pickle.Pickler):
-    """Notes each array that a pickler meets, in its order; the pickle itself is for nobody."""
+    """Records each array that a pickler meets, in order; the pickle itself is discarded."""
 
     def __init__(self):
         self.found = []
@@ -62,7 +62,7 @@ def arrays_in(thing):
 
 
 def as_stdlib(thing):
-    """The object as the stdlib's pool would deliver it."""
+    """Return the object as the stdlib's pool would deliver it."""
     return ForkingPickler.loads(ForkingPickler.dumps(thing))
 
 
@@ -71,7 +71,7 @@ def digests(thing):
 
 
 def _digest(array):
-    content = b"" if array.dtype.hasobject else np.asarray(array).tobytes()  # pointers
+    content = b"" if array.dtype.hasobject else np.asarray(array).tobytes()  # the bytes of an object array are pointers
     return type(array).__name__, str(array.dtype), array.shape, zlib.crc32(content)
 
 
@@ -83,7 +83,7 @@ def writable(thing):
 
 
 def overwrite(thing):
-    """Write to every array that can be written; what was there before, whether they could, and the object."""
+    """Write to every writable array; return the previous content, the writability and the object."""
     seen, could = digests(thing), writable(thing)
     for array in arrays_in(thing):
         if array.flags.writeable and not array.dtype.hasobject:
@@ -96,13 +96,13 @@ def identity(thing):
 
 
 def keep(thing):
-    """Keep it, and look at all that was kept."""
+    """Keep the object, and return the digests of everything kept so far."""
     KEPT.append(thing)
     return [digests(kept) for kept in KEPT]
 
 
 def assign(frame):
-    """Write as pandas' users do."""
+    """Assign to items as pandas users do."""
     if frame.ndim == 1:
         frame.iloc[0] = frame.iloc[-1]
     else:
@@ -320,7 +320,7 @@ def assert_equal(got, expected, name):
     assert digests(got) == digests(expected), name
     cls = type(expected)
     if cls.__module__.partition(".")[0] == "pandas":
-        assert got.equals(expected), name  # its own assertions take a hundred times as long
+        assert got.equals(expected), name  # pandas' and pyarrow's assertions are a hundred times slower
         assert str(got.dtypes) == str(expected.dtypes), name
     elif cls.__module__.partition(".")[0] == "pyarrow":
         got.validate(full=True)
@@ -334,11 +334,11 @@ def assert_equal(got, expected, name):
             assert_equal(one, other, f"{name}, {i}")
 
 
-# --- what they are to a task and to its caller ---
+# --- how they arrive in a task and at its caller ---
 
 
 def test_they_arrive_equal_and_writable_and_come_back_so(pool, carriers):
-    """A task writes to all it can, which its caller's own and what it kept before do not notice."""
+    """A task writes to everything it can; its caller's objects and those kept before must not change."""
     held = []
     for name, thing in carriers.items():
         before, own = as_stdlib(thing), digests(thing)
@@ -366,7 +366,7 @@ def _at_least(ours, theirs):
     return len(ours) == len(theirs) and all(mine or not other for mine, other in zip(ours, theirs, strict=True))
 
 
-def test_what_a_task_keeps_of_them_stays_as_it_was(kind, carriers):
+def test_what_a_task_keeps_of_them_does_not_change(kind, carriers):
     with make(kind, "fork", 1) as pool:
         expected = []
         for thing in carriers.values():
@@ -391,7 +391,7 @@ def test_frames_are_assigned_to_as_pandas_users_do(pool):
 def test_models_predict_the_same_in_the_caller(kind):
     with make(kind, "fork", 1) as pool:
         for name, model in of_sklearn().items():
-            if name == "clusters":  # its threads do not survive a fork, with whatever pool
+            if name == "clusters":  # its threads do not survive a fork, with any pool
                 continue
             data = np.random.default_rng(8).random((5, model.n_features_in_))
             answers = [call(pool, identity, model).predict(data), call(pool, model.predict, data)]
@@ -419,7 +419,7 @@ def test_arrays_come_with_the_function_and_by_keyword(pool):
     assert np.array_equal(array, before)
 
 
-# --- what of them is pickled ---
+# --- what is pickled ---
 
 
 def _goes_in_a_block(array):
@@ -436,12 +436,12 @@ def test_an_array_is_one_buffer_however_it_lies(layout):
 
 @pytest.mark.parametrize("group", [of_numpy, of_python, of_pandas, of_scipy, of_sklearn])
 def test_the_bytes_of_the_arrays_in_them_are_not_pickled(group):
-    """The pickle is as the stdlib's, less these bytes."""
+    """The pickle is like the stdlib's, without these bytes."""
     for name, thing in group().items():
         large = [array.nbytes for array in arrays_in(thing) if _goes_in_a_block(array)]
         pickled = pickling.dumps(thing)
         taken = sorted(buffer.nbytes for buffer in pickled.buffers)
-        if "strings" not in name and "mixed" not in name and "frame" not in name:  # pyarrow has those
+        if "strings" not in name and "mixed" not in name and "frame" not in name:  # pyarrow has more buffers
             assert taken == sorted(large), name
         assert sum(taken) >= sum(large), name
         rest = len(ForkingPickler.dumps(thing)) - sum(large)
@@ -452,16 +452,16 @@ def test_the_bytes_of_arrow_tables_are_not_pickled():
     for name, thing in of_pyarrow().items():
         pickled = pickling.dumps(thing)
         assert pickled.buffers, name
-        assert len(pickled.pickle) < 8192, name  # bitmaps of nulls
+        assert len(pickled.pickle) < 8192, name  # the bitmaps of nulls are pickled
 
 
 # --- numpy.memmap ---
 
-RECORDS = [("offset", "i8"), ("x", "f8", (3,)), ("filename", "S8")]  # as memmap's own attributes
+RECORDS = [("offset", "i8"), ("x", "f8", (3,)), ("filename", "S8")]  # includes names of memmap's own attributes
 
 
 def views_of(mapped):
-    """Views of a memory map of 200 by 300 float64."""
+    """Return views of a memory map of 200 by 300 float64."""
     flat = mapped.reshape(-1)
     return {
         "whole": mapped,
@@ -489,12 +489,12 @@ def first(array):
 
 
 def put_first(array, mark):
-    """Make every byte of the first item this."""
+    """Set every byte of the first item."""
     first(array)[...] = np.frombuffer(bytes([mark]) * array.itemsize, array.dtype)
 
 
 def look_and_mark(array, mark):
-    """What a task sees, before it writes if it may."""
+    """Return what a task sees; then write to the array if it is writable."""
     seen = np.asarray(array).tobytes()
     if array.flags.writeable and array.size:
         put_first(array, mark)
@@ -518,7 +518,7 @@ def test_views_of_memory_maps_are_the_same_part_of_the_file_in_their_mode(pool, 
         cls, *rest = call(pool, look_and_mark, view, mark)
 
         assert cls is type(view), name
-        if view.size:  # one without items has no mode
+        if view.size:  # an empty view has no mode
             assert tuple(rest) == expected, name
         if view.flags.writeable and view.size:
             assert first(view).tobytes() == bytes([mark]) * view.itemsize, name
@@ -588,7 +588,7 @@ def test_records_in_memory_maps_may_have_fields_named_like_its_attributes(pool, 
             assert np.array_equal(np.fromfile(path, RECORDS), content)
 
 
-def test_a_file_put_in_the_place_of_a_mapped_one_is_another_file(pool, tmp_path):
+def test_a_file_that_replaces_a_mapped_one_is_another_file(pool, tmp_path):
     path = tmp_path / "numbers"
     np.zeros(SIZE).tofile(path)
     mapped = np.memmap(path, float, "r")
@@ -599,7 +599,7 @@ def test_a_file_put_in_the_place_of_a_mapped_one_is_another_file(pool, tmp_path)
 
 
 class Appends:
-    """Changes what is pickled beside it."""
+    """Changes the object that is pickled next to it."""
 
     def __init__(self, octets):
         self.octets = octets
@@ -624,7 +624,7 @@ def from_list(items):
 
 
 @pytest.mark.parametrize("size", [3, SIZE])
-def test_what_is_registered_for_a_subclass_reduces_it(monkeypatch, size):
+def test_a_reduction_registered_for_a_subclass_is_used(monkeypatch, size):
     monkeypatch.setitem(copyreg.dispatch_table, Registered, lambda array: (from_list, (array.tolist(),)))
     pickled = pickling.dumps(np.ones(size).view(Registered))
     again = pickling.loads(pickled.pickle, pickled.buffers)

@@ -1,4 +1,4 @@
-"""What a task sees and what its caller gets: the two tables, line by line, by both front doors."""
+"""What a task sees and what its caller gets: the two tables of the contract, line by line, for both kinds of pool."""
 
 import dataclasses
 import gc
@@ -13,7 +13,7 @@ from shmarray.pool.arrays import allocator
 from tests.pool import tasks
 from tests.pool.tasks import call
 
-BIG = 50_000  # items of 8 bytes: well above the 56 KB from which arrays travel in blocks
+BIG = 50_000  # items of 8 bytes: well above the 56 KB from which arrays go in blocks
 
 
 @pytest.fixture(params=tasks.START_METHODS)
@@ -25,7 +25,7 @@ def pool(request, kind):
 
 
 def arrays():
-    """Arrays of every kind that numpy has, large enough for a block."""
+    """Return arrays of every kind that numpy has, large enough for a block."""
     rng = np.random.default_rng(7)
     plain = rng.random((250, 400))
     record = np.zeros(BIG, [("a", "i4"), ("b", "f8")])
@@ -80,7 +80,7 @@ with warnings.catch_warnings(action="ignore", category=PendingDeprecationWarning
 def assert_same(got, expected):
     assert type(got) is type(expected)
     assert got.dtype == expected.dtype
-    # Pickled by numpy 2.0, a date without metadata comes back with {}.
+    # A date without metadata that was pickled by numpy 2.0 comes back with {}.
     assert (got.dtype.metadata or None) == expected.dtype.metadata
     assert got.shape == expected.shape
     if expected.dtype == object:
@@ -110,7 +110,7 @@ def test_arrays_of_every_kind_arrive_equal_and_writable_and_come_back_so(pool):
 
 @dataclasses.dataclass
 class Holder:
-    """Something of the user's that holds arrays."""
+    """A user's object that holds arrays."""
 
     name: str
     array: np.ndarray
@@ -125,7 +125,7 @@ def test_arrays_anywhere_inside_the_arguments_are_found(pool):
     assert np.array_equal(got.array, a)
     assert np.array_equal(got.more["x"][0], b)
     assert np.array_equal(got.more["x"][1]["y"][1], b[::2])
-    assert got.more["x"][1]["y"][0] is got.array  # as pickle keeps it
+    assert got.more["x"][1]["y"][0] is got.array  # pickle preserves identity
 
 
 def test_a_write_of_a_task_is_its_own(pool):
@@ -137,7 +137,7 @@ def test_a_write_of_a_task_is_its_own(pool):
 
 
 def test_the_bytes_of_large_arrays_are_not_pickled():
-    """What crosses the pipe is small; so the socket's packets never grow with the array."""
+    """Only small messages cross the socket, so packets never grow with the array."""
     from shmarray.pool.arrays import pickling
 
     for name in ("strided", "fortran", "datetime64", "matrix", "masked", "recarray", "broadcast"):
@@ -153,7 +153,7 @@ def test_shared_arrays_and_their_views_are_the_same_memory(pool, name):
         call(pool, tasks.write_first, view)
         assert array[10, 0] == 99
         assert call(pool, tasks.describe_shared, view)[1] == view.strides
-        call(pool, tasks.write_first, array[5:6, :2])  # however small
+        call(pool, tasks.write_first, array[5:6, :2])  # views of any size
         assert array[5, 0] == 99
         back = call(pool, tasks.identity, view)
         back[1, 0] = 7
@@ -169,10 +169,10 @@ def test_scoped_arrays_are_the_same_memory(pool):
 
 
 def test_an_array_whose_scope_is_over_is_an_error_and_not_silently_copied(pool):
-    call(pool, abs, -1)  # forked later, workers would have it from their parent
+    call(pool, abs, -1)  # starts the workers now: if forked later, they would inherit the array
     with shmarray.scoped(BIG) as array:
         pass
-    over = "with block that created it has ended|there is no shared array"  # anonymous, or where it has a name
+    over = "with block that created it has ended|there is no shared array"  # the second message is for named arrays
     with pytest.raises(shmarray.ArrayNotFoundError, match=over):
         call(pool, tasks.write_first, array)
     assert call(pool, abs, -2) == 2
@@ -247,7 +247,7 @@ def test_a_result_that_is_an_argument_or_a_view_of_it_comes_back(pool):
 def test_results_are_their_holders_own(pool):
     held = [call(pool, tasks.double, np.full(200_000, float(i))) for i in range(12)]
     held[3][:] = -1
-    for i in range(12):  # the blocks of dropped results are used again
+    for i in range(12):  # reuses the blocks of dropped results
         call(pool, tasks.double, np.full(200_000, 100.0 + i))
     for i, result in enumerate(held):
         assert (result == (-1 if i == 3 else 2 * i)).all()

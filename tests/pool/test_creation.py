@@ -1,4 +1,4 @@
-"""empty, zeros and their likes: numpy's arrays, and in a task results that are not copied."""
+"""empty, zeros and the like: they return numpy arrays, and in a task their arrays are returned without a copy."""
 
 import gc
 import os
@@ -34,18 +34,18 @@ def one_worker():
 
 
 def ramp(nbytes, start=0.0):
-    """Numbers that rise by one."""
+    """Return numbers that increase by one."""
     return np.arange(start, start + nbytes // 8)
 
 
 def placed(nbytes, start=0.0):
-    """The same, made where the result goes."""
+    """Return the same numbers, created where the result goes."""
     array = shmarray.empty(nbytes // 8)
     array[:] = ramp(nbytes, start)
     return array
 
 
-# --- as numpy's -----------------------------------------------------------------------
+# --- compared with numpy --------------------------------------------------------------
 
 PROTOTYPES = {
     "plain": np.ones((300, 400)),
@@ -66,7 +66,7 @@ PROTOTYPES = {
 
 
 def likenesses():
-    """What differs from numpy's arrays, by the call."""
+    """Return the differences from numpy's arrays, by call."""
     wrong = []
     for name, prototype in PROTOTYPES.items():
         for ours, theirs in ((shmarray.empty_like, np.empty_like), (shmarray.zeros_like, np.zeros_like)):
@@ -89,7 +89,7 @@ def is_like(mine, expected, *, zeroed):
     )
 
 
-def test_they_are_as_numpys_outside_of_a_task():
+def test_outside_a_task_they_equal_numpys_arrays():
     assert likenesses() == []
     assert shmarray.empty(MB).base is None
 
@@ -98,7 +98,7 @@ def fill_with_rubbish(nbytes):
     shmarray.empty(nbytes, "u1")[:] = 255
 
 
-def test_they_are_as_numpys_in_a_task_whatever_was_in_the_memory(pool):
+def test_in_a_task_they_equal_numpys_arrays_whatever_was_in_the_memory(pool):
     call_each(pool, fill_with_rubbish, [32 * MB] * 8)
     assert call(pool, likenesses) == []
 
@@ -118,11 +118,11 @@ def test_bad_arguments_raise_what_numpy_raises(pool, arguments):
 
 
 def test_a_result_is_not_copied(one_worker):
-    """It needs memory once: copied behind the array, it would twice."""
+    """The array needs memory once; a copy would need twice as much."""
     result = call(one_worker, placed, 8 * MB)
     assert np.array_equal(result, ramp(8 * MB))
     assert 8 * MB <= tasks.shared_memory_of(one_worker) < 12 * MB
-    result += 1  # its own
+    result += 1  # the caller's own memory
     assert np.array_equal(call(one_worker, placed, 8 * MB), ramp(8 * MB))
     assert result[0] == 1
 
@@ -191,7 +191,7 @@ def test_results_of_every_shape_arrive_equal_and_writable(pool):
         assert same(result, right), kind
     for array in arrays_in(results):
         assert array.flags.writeable
-        array.fill(-1)  # nobody else's
+        array.fill(-1)  # writes to nobody else's memory
     assert all(map(same, call_each(pool, shapes_of_results, KINDS), expected))
 
 
@@ -223,14 +223,14 @@ def many_in_turn(count):
     return sum(placed(MB, k)[0] for k in range(count)), placed(MB, 7.0)
 
 
-def test_what_is_garbage_is_used_again_within_the_task(one_worker):
+def test_the_memory_of_garbage_is_reused_within_the_task(one_worker):
     total, array = call(one_worker, many_in_turn, 100)
     assert total == 4950
     assert np.array_equal(array, ramp(MB, 7.0))
     assert tasks.shared_memory_of(one_worker) < 8 * MB
 
 
-def test_what_is_not_returned_comes_back(one_worker):
+def test_memory_that_is_not_returned_is_freed(one_worker):
     kept = call_each(one_worker, shapes_of_results, ["some forgotten"] * 4)
     wait_until(lambda: tasks.shared_memory_of(one_worker) < 4 * 2.5 * MB)
     assert all(np.array_equal(array, ramp(MB, 3)) for array in kept)
@@ -275,11 +275,11 @@ def change_kept_and_tell(path):
 
 
 def test_a_result_that_the_task_keeps_is_as_it_was_returned(kind, tmp_path):
-    """The next task changes what was kept, before the caller has taken the result."""
+    """The next task changes the kept array before the caller has taken the result."""
     go, changed = tmp_path / "go", tmp_path / "changed"
     taken = threading.Event()
     with tasks.make(kind, "fork", 1) as pool:
-        # Its callback holds up the thread that takes all results.
+        # The callback blocks the thread that takes all results.
         if kind == "Pool":
             pool.apply_async(tasks.wait_for_file, (str(go),), callback=lambda _: taken.wait(60))
             later = pool.apply_async
@@ -315,7 +315,7 @@ def last_kept():
 
 
 def test_a_thread_that_the_task_has_left_has_memory_of_its_own(one_worker, tmp_path):
-    """What it makes after the task must not lie where the next task's result goes."""
+    """Arrays that the thread makes after the task must not be where the next task's result goes."""
     go, made = tmp_path / "go", tmp_path / "made"
     call(one_worker, leave_a_thread, str(go), str(made))
     go.touch()
@@ -335,14 +335,14 @@ def in_a_cycle():
     return array
 
 
-def test_an_array_in_a_cycle_is_no_array_that_is_kept(one_worker):
+def test_an_array_in_a_garbage_cycle_is_not_kept(one_worker):
     for _ in range(20):
         assert np.array_equal(call(one_worker, in_a_cycle), ramp(MB))
     gc.collect()
     wait_until(lambda: call(one_worker, abs, 1) and tasks.all_blocks_are_free(one_worker))
 
 
-# --- forks, deaths, scarcity -----------------------------------------------------------
+# --- forks, deaths, lack of memory -----------------------------------------------------
 
 
 def forked():
@@ -372,7 +372,7 @@ def die():
 
 
 def fork_and_make_more():
-    """Whether the child sees its array as it was, after the task has dropped its own and made others."""
+    """Return whether the child's array is unchanged after the task has dropped its own and made others."""
     array = placed(MB, 1.0)
     reader, writer = os.pipe()
     child = os.fork()
@@ -388,7 +388,7 @@ def fork_and_make_more():
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, others
 
 
-def test_what_a_child_of_the_task_still_has_is_not_used_for_the_next_array(one_worker):
+def test_memory_used_by_a_child_of_the_task_is_not_reused(one_worker):
     is_as_it_was, others = call(one_worker, fork_and_make_more)
     assert is_as_it_was
     assert all(np.array_equal(other, ramp(MB, float(i))) for i, other in enumerate(others))
@@ -403,7 +403,7 @@ def test_a_worker_that_dies_leaves_no_memory(one_worker):
 
 
 def scarce(errno):
-    """Have the system give no new memory for files of a worker."""
+    """Make the system refuse new memory for a worker's files."""
 
     def posix_fallocate(*_):
         raise OSError(errno, os.strerror(errno))
@@ -411,20 +411,20 @@ def scarce(errno):
     os.posix_fallocate = posix_fallocate
 
 
-def test_full_memory_is_the_error_of_that_task_alone(monkeypatch):
+def test_full_memory_fails_only_that_task(monkeypatch):
     import errno
 
-    monkeypatch.setattr(allocator, "IDLE", 60.0)  # seconds, or a busy machine gives the memory back before it is used
+    monkeypatch.setattr(allocator, "IDLE", 60.0)  # seconds, so that a busy machine does not free the memory too early
     with tasks.make("Pool", "fork", 1, initializer=scarce, initargs=(errno.ENOSPC,)) as pool:
         with pytest.raises(shmarray.SharedMemoryFullError):
             call(pool, placed, 8 * MB)
         assert np.array_equal(call(pool, ramp, MB), ramp(MB))
         wait_until(lambda: tasks.results_are_dropped(pool))
-        assert np.array_equal(call(pool, placed, MB // 2), ramp(MB // 2))  # there is memory in that block
+        assert np.array_equal(call(pool, placed, MB // 2), ramp(MB // 2))  # fits in the memory of the existing block
     pool.join()
 
 
-def test_where_shared_memory_cannot_be_had_they_are_numpys():
+def test_without_shared_memory_they_are_numpys_arrays():
     import errno
 
     with tasks.make("Pool", "fork", 1, initializer=scarce, initargs=(errno.EFBIG,)) as pool:

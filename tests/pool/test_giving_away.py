@@ -1,4 +1,4 @@
-"""Arrays that a caller makes with empty and its likes: given away with a task they are not copied, held they are."""
+"""Arrays that a caller makes with empty and the like: sent with a task, they are not copied unless they are held."""
 
 import ctypes
 import errno
@@ -27,7 +27,7 @@ KEPT = []
 
 
 def where(array):
-    """Which part of which file an array lies in; nothing like it is the same for memory that is no file's."""
+    """Return the inode and offset of an array's memory; a unique result if it belongs to no file."""
     address = array.__array_interface__["data"][0]
     with open("/proc/self/maps", encoding="ascii") as maps:
         for line in maps:
@@ -39,12 +39,12 @@ def where(array):
 
 
 def ramp(nbytes, first=0):
-    """Numbers that rise by one."""
+    """Return numbers that increase by one."""
     return np.arange(float(first), first + nbytes // 8)
 
 
 class Maker:
-    """Makes arrays, and notes where they lie without keeping them."""
+    """Makes arrays and records where they are, without keeping them."""
 
     def __init__(self, nbytes=MB):
         self._nbytes = nbytes
@@ -64,7 +64,7 @@ def make():
 
 @pytest.fixture(params=["fork", "spawn"])
 def pool(kind, request):
-    """With one worker, which has been at work: an executor has its memory from the first call on."""
+    """A pool with one worker, after a first call: executors create their memory with it."""
     yield from open_pool(kind, request.param)
 
 
@@ -88,7 +88,7 @@ def one():
 
 @pytest.fixture
 def busy(tmp_path):
-    """Occupy the worker of a pool and the feeding thread, until `go`: what is sent meanwhile is packed afterwards."""
+    """Occupy a pool's worker and feeding thread until `go`, so that later calls are packed after it."""
     path = tmp_path / "go"
 
     class Busy:
@@ -96,13 +96,13 @@ def busy(tmp_path):
         results = ()
 
         def __call__(self, pool):
-            # The first is at work; two with arrays, and no more, are sent; for the last there is no room.
+            # One call is running, two calls with arrays have been sent, and there is no room for the last.
             self.results = [start(pool, tasks.wait_for_file, str(path))]
             self.results += [start(pool, tasks.total, np.ones(4 * MB // 8)) for _ in range(3)]
 
     busy = Busy()
     yield busy
-    busy.results = ()  # they know the pool, and that what was not sent
+    busy.results = ()  # they refer to the pool and keep unsent calls alive
 
 
 def places_and_ends(array):
@@ -144,7 +144,7 @@ def test_what_an_iterable_makes_is_not_copied(how, method, iterable, make):
 
 
 def test_what_is_sent_with_calls_is_not_copied(pool, make, busy):
-    """The frames of the caller have returned when the task is packed."""
+    """The caller's frames have returned when the task is packed."""
     busy(pool)
     results = [start(pool, places_and_ends, make(number)) for number in range(COUNT)]
     busy.go()
@@ -195,7 +195,7 @@ def place_and_kind(array):
 
 
 def test_the_memory_is_used_again(one, make):
-    """Warm, as that of copies: of no more arrays than are on their way at once."""
+    """Memory is reused as for copies: there are only as many arrays as are in flight."""
     assert len(list(one.imap(tasks.total, map(make, range(40))))) == 40
     assert len(set(make.places)) < 10
     assert tasks.shared_memory_of(one) < 11 * MB
@@ -209,7 +209,7 @@ def test_a_task_may_return_what_it_was_given(pool, make, busy):
     assert [where(array) for array in arrays] == make.places
     for number, array in enumerate(arrays):
         assert np.array_equal(array, ramp(MB, number + 1))
-        array.fill(-1)  # the caller's
+        array.fill(-1)  # the caller's own array
     del array
     assert call(pool, tasks.total, ramp(MB)) == ramp(MB).sum()
     arrays.clear()
@@ -278,7 +278,7 @@ def arrays_in(value):
 
 
 def look_at_all(value):
-    """Where the arrays lie, their content, and the ends of each after another was written to."""
+    """Return the place and content of each array, and the ends of each after writing to another."""
     arrays = arrays_in(value)
     seen = [(where(array), array.tobytes()) for array in arrays]
     for number, array in enumerate(arrays):
@@ -294,7 +294,7 @@ def test_groups_of_arrays(one, kind_of_group):
     assert len(seen) == len(expected)
     for (_, content), right in zip(seen, expected, strict=True):
         assert content == right.tobytes()
-    last = [1, 1] if kind_of_group == "twice" else range(len(expected))  # there it is one array, too
+    last = [1, 1] if kind_of_group == "twice" else range(len(expected))  # both are one array in the task, too
     assert written == [[number, number] for number in last]
     (inode, offset), *_ = maker.places
     inside = [place for place, _ in seen if place[0] == inode and 0 <= place[1] - offset < 2 * MB]
@@ -361,7 +361,7 @@ HOLDERS = {
 
 
 def look_and_overwrite(array, begun, go):
-    """What is there once the caller has written; then write."""
+    """Wait until the caller has written, and return what the array holds; then write to it."""
     with open(begun, "x", encoding="ascii"):
         pass
     tasks.wait_for_file(go)
@@ -377,7 +377,7 @@ def test_what_is_held_is_copied(one, holder, make, tmp_path):
 
     def items():
         array = make(3)
-        # The memory itself, as its holder sees it, but without holding it.
+        # The memory as its holder sees it, without a reference to it.
         held.extend([HOLDERS[holder](array), memory_at(array)])
         array = (array, begun, go)
         held.append(in_items := [array])
@@ -416,7 +416,7 @@ def kept_by_a_variable(make):
         array[:] = -1
 
 
-def test_a_generator_that_goes_on_to_write_has_its_copy(one, make):
+def test_a_generator_that_continues_to_write_gets_a_copy(one, make):
     results = list(one.imap(places_and_ends, kept_by_a_variable(make)))
     assert [result[1:] for result in results] == ends(COUNT)
     assert are_copies(results, make)
@@ -438,8 +438,8 @@ def test_an_array_in_all_tasks_is_still_copied_once(forked):
     assert tasks.shared_memory_of(forked) < 20 * MB
 
 
-def test_a_holder_that_lets_go_while_the_array_is_copied_does_not_free_it(make):
-    """Deterministically: what another thread takes back meanwhile, and what it is used for then."""
+def test_an_array_released_while_it_is_copied_is_not_freed(make):
+    """Another thread takes back ended arrays and reuses their memory while this one is copied; made deterministic."""
     blocks = BlockAllocator.create(1)
     try:
         array = blocks.lend(MB)
@@ -450,7 +450,7 @@ def test_a_holder_that_lets_go_while_the_array_is_copied_does_not_free_it(make):
         buffers.clear()
         assert blocks.take(place.reference) is None
         holder.clear()
-        other = blocks.allocate(Use.ARGUMENT)  # takes back what has ended
+        other = blocks.allocate(Use.ARGUMENT)  # takes back arrays that have ended
         assert other.index != place.reference.index
         blocks.give_back(other)
         blocks.unclaim(place.reference)
@@ -478,7 +478,7 @@ def test_a_claimed_array_is_given_back_once(order):
         blocks.close()
 
 
-def test_threads_that_let_go_at_any_moment():
+def test_threads_that_release_arrays_at_any_moment():
     """A map of an executor whose frames are still at work when some of its calls are packed."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -493,7 +493,7 @@ def test_threads_that_let_go_at_any_moment():
         sys.setswitchinterval(before)
 
 
-# --- where it goes otherwise ----------------------------------------------------------
+# --- other places and other ways to send ------------------------------------------------
 
 
 def test_without_an_open_pool_they_are_numpys(kind):
@@ -510,12 +510,12 @@ def test_without_an_open_pool_they_are_numpys(kind):
     if kind == "Pool":
         pool.join()
     assert shmarray.empty(MB).base is None
-    assert array.sum() == 3 * MB  # it outlives its pool
+    assert array.sum() == 3 * MB  # the array outlives its pool
     array += 1
 
 
-def test_what_an_executor_has_before_its_workers_are_forked_is_numpys():
-    """In its memory it would have to be copied, and the memory be kept for as long as the workers live."""
+def test_arrays_made_before_an_executor_forks_workers_are_numpys():
+    """In the executor's memory it would have to be copied, and kept for as long as the workers live."""
     with tasks.make("Executor", "fork", 1) as executor:
         array = shmarray.empty(MB)
         assert array.base is None
@@ -540,10 +540,10 @@ def test_pickled_or_sent_otherwise_it_is_an_array_like_any(one, make):
         thread.join()
 
 
-def test_of_several_pools_the_one_that_was_opened_last_and_in_a_generator_its_own(one, make):
+def test_arrays_belong_to_the_last_opened_pool_and_in_a_generator_to_its_pool(one, make):
     with tasks.make("Pool", "fork", 1) as later:
         assert where(make())[0] in inodes(later)
-        # Sent through another pool it is copied.
+        # An array that is sent through another pool is copied.
         assert one.apply_async(places_and_ends, (make(4),)).get(60)[1:] == (4, 4 + MB // 8 - 1)
         make.places.clear()
         assert first_of(one.imap(places_and_ends, map(make, range(3)))) == make.places
@@ -564,7 +564,7 @@ def is_idle(pool):
     return tasks.all_blocks_are_free(pool) and tasks.shared_memory_of(pool) < MB
 
 
-def test_what_is_never_sent_comes_back(forked, make):
+def test_the_memory_of_unsent_arrays_is_freed(forked, make):
     arrays = [make() for _ in range(8)]
     assert tasks.shared_memory_of(forked) >= 8 * MB
     del arrays
@@ -573,7 +573,7 @@ def test_what_is_never_sent_comes_back(forked, make):
 
 @pytest.mark.parametrize("where_it_fails", ["pickl", "unpickl"])
 def test_calls_that_cannot_be_sent_or_received(forked, where_it_fails, make):
-    """Also while no cycles are collected: the error of a call is in one, with the frames that packed it."""
+    """Run with the cyclic garbage collector disabled, because an error is in a cycle with its frames."""
     gc.disable()
     try:
         for _ in range(3):
@@ -612,7 +612,7 @@ def test_a_pool_that_is_terminated_with_arrays_on_their_way(make, busy):
     assert np.array_equal(kept, ramp(MB, 1))
 
 
-def test_too_many_are_numpys(one, make, monkeypatch):
+def test_arrays_beyond_the_maximum_are_numpys(one, make, monkeypatch):
     monkeypatch.setattr(allocators, "_MOST_HELD", 2)
     arrays = [shmarray.empty(MB) for _ in range(4)]
     assert [array.base is None for array in arrays] == [False, False, True, True]
@@ -637,7 +637,7 @@ def test_full_memory_is_an_error_and_changes_nothing(one, make, monkeypatch):
     assert shmarray.zeros(8 * MB, "u1").max() == 0
 
 
-def test_where_shared_memory_cannot_be_had_they_are_numpys(one, monkeypatch):
+def test_without_shared_memory_they_are_numpys_arrays(one, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", refused(errno.EFBIG))
     assert shmarray.empty(8 * MB).base is None
     assert tasks.all_blocks_are_free(one)
@@ -648,8 +648,8 @@ def ends_of_both(both):
 
 
 @pytest.mark.parametrize("number", [errno.EFBIG, errno.ENOSPC])
-def test_another_array_of_the_task_that_finds_no_memory(one, make, monkeypatch, number):
-    """Through the pipe go both, or neither; whichever, the memory of the first comes back."""
+def test_lack_of_memory_for_another_array_of_the_task(one, make, monkeypatch, number):
+    """Both arrays go through the pipe, or neither; in either case the memory of the first comes back."""
 
     def both(first):
         return make(first), ramp(8 * MB)
@@ -668,7 +668,7 @@ def test_another_array_of_the_task_that_finds_no_memory(one, make, monkeypatch, 
 
 
 class InterruptedByTest(BaseException):
-    """As KeyboardInterrupt, which would end the whole run if it came too late."""
+    """Stands for KeyboardInterrupt, which would end the whole run if it came too late."""
 
 
 def test_ctrl_c_at_any_moment_loses_no_block(one):
@@ -717,7 +717,7 @@ def look_or_die(array):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_worker_that_dies_loses_its_task_alone(kind, method, make, busy):
-    """Those that it had not begun go to the next worker in the same memory, unless that was forked meanwhile."""
+    """Tasks that the worker had not begun go to the next one in the same memory, unless that was forked meanwhile."""
     options = {} if kind == "Pool" else {"replace_workers": True}
     with tasks.make(kind, method, 1, **options) as pool:
         call(pool, abs, 1)
@@ -755,7 +755,7 @@ def wait_and_look(channel, array):
 
 
 def test_a_forked_child_holds_what_it_has(one, make):
-    """Its parent gives the array away, and what comes into the memory then is not seen by the child."""
+    """Its parent gives the array away, and the child does not see what is then written to that memory."""
     array = [make(3)]
     with Child(wait_and_look, array[0]) as child:
         place, *seen = one.apply_async(places_and_ends, (array.pop(),)).get(60)
@@ -767,8 +767,8 @@ def test_a_forked_child_holds_what_it_has(one, make):
     wait_until(lambda: tasks.all_blocks_are_free(one))
 
 
-def test_a_fork_between_the_look_at_an_array_and_its_end():
-    """Deterministically: the child has it still, when nothing here does."""
+def test_a_fork_between_the_check_of_an_array_and_its_end():
+    """The child still has the array when this process no longer has it; made deterministic."""
     blocks = BlockAllocator.create(1)
     try:
         array = blocks.lend(MB)

@@ -1,4 +1,4 @@
-"""SharedHandle: a view of shared memory, as something small that any pickler carries."""
+"""SharedHandle: a small object that represents a view of shared memory and that any pickler can send."""
 
 import copy
 import io
@@ -52,7 +52,7 @@ VIEWS = {
 
 @pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
-def test_every_view_comes_back_as_it_is(name, make):
+def test_every_view_survives_a_round_trip(name, make):
     array = shmarray.create(name, data=np.arange(24.0).reshape(4, 6))
     view = make(array)
     again = through(shmarray.SharedHandle(view)).array
@@ -64,14 +64,14 @@ def test_every_view_comes_back_as_it_is(name, make):
         assert again.ctypes.data == view.ctypes.data
 
     def in_another_mapping():
-        mapping._live.clear()  # as in a process that has not attached yet
+        mapping._live.clear()  # as in a process that has not attached the array yet
         return workers.describe(through(shmarray.SharedHandle(view)).array)
 
     shape, strides, dtype, _, content = in_child(in_another_mapping)
     assert (shape, strides, dtype, content) == (view.shape, view.strides, view.dtype, view.tobytes())
 
 
-def test_every_view_comes_back_in_a_process_of_its_own(name):
+def test_every_view_survives_a_round_trip_to_another_process(name):
     array = shmarray.create(name, data=np.arange(24.0).reshape(4, 6))
     views = [make(array) for make in VIEWS.values()]
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
@@ -107,7 +107,7 @@ def test_a_copy_of_a_handle_has_the_same_memory(name, again):
 
 def test_in_its_own_process_it_is_the_same_memory(name):
     array = shmarray.create(name, data=[1, 2, 3])
-    shmarray.delete(name)  # that needs no name any more
+    shmarray.delete(name)  # unpickling no longer needs the name
     again = through(shmarray.SharedHandle(array[1:])).array
     assert np.shares_memory(again, array)
     again[0] = 7
@@ -125,7 +125,7 @@ def test_the_array_of_a_handle_is_the_array_it_was_made_of(name):
     assert np.sum(handle) == 0
 
 
-def test_modes_come_back(name):
+def test_modes_survive_a_round_trip(name):
     array = shmarray.create(name, data=[1, 2])
     read_only = shmarray.attach(name, "r")
     private = shmarray.attach(name, "c")
@@ -152,7 +152,7 @@ def test_a_receiver_cannot_write_what_was_attached_read_only(name, start_method)
     assert "read-only" in error
 
 
-# --- through the stock carriers ----------------------------------------------------------
+# --- through the stdlib's pools, queues and pipes ------------------------------------------
 
 
 def test_stock_pool_map_writes_a_shared_result(name, start_method):
@@ -254,7 +254,7 @@ def test_a_stale_handle_raises_when_it_is_used_and_not_before(name):
 
 
 def test_the_error_of_a_stale_handle_does_not_grow_with_each_use():
-    """Raised again with its last traceback, it would keep the frames of all uses."""
+    """If the same error were raised again with its last traceback, it would keep the frames of all uses."""
     with shmarray.scoped(3) as array:
         pickled = pickle.dumps(shmarray.SharedHandle(array))
     del array
@@ -271,7 +271,7 @@ def test_the_error_of_a_stale_handle_does_not_grow_with_each_use():
 @pytest.mark.usefixtures("system")
 def test_a_name_that_was_remade_is_not_taken_for_the_old_array(name):
     pickled = pickle.dumps(shmarray.SharedHandle(shmarray.create(name, data=[1, 2])))
-    keeper = open(raw.path(name), "rb")  # noqa: SIM115 - so that the inode is not used again
+    keeper = open(raw.path(name), "rb")  # noqa: SIM115 - keeps the inode from being reused
     shmarray.delete(name)
     other = shmarray.create(name, data=[3, 4])
     with keeper, pytest.raises(shmarray.ArrayNotFoundError, match="another"):
@@ -280,7 +280,7 @@ def test_a_name_that_was_remade_is_not_taken_for_the_old_array(name):
 
 
 @pytest.mark.parametrize("thing", ["directory", "link", "socket", "fifo", "text"])
-def test_a_name_that_is_another_thing_now_is_an_error_of_ours(name, thing):
+def test_a_name_that_is_now_something_else_is_an_error_of_ours(name, thing):
     pickled = pickle.dumps(shmarray.SharedHandle(shmarray.create(name, 3)))
     shmarray.delete(name)
     path = raw.path(name)
@@ -300,12 +300,12 @@ def test_a_stale_handle_does_not_hang_a_stock_pool(name, start_method):
     array = shmarray.create(name, 3)
     handle = shmarray.SharedHandle(array)
     with multiprocessing.get_context(start_method).Pool(1) as pool:
-        assert pool.apply(os.getpid) != os.getpid()  # it is there, and has not inherited the array under spawn
+        assert pool.apply(os.getpid) != os.getpid()  # the worker exists; under spawn it has not inherited the array
         shmarray.delete(name)
         error = pool.apply_async(workers.open_stale, (handle,)).get(30)
         pool.close()
         pool.join()
-    if start_method == "fork":  # inherited: the memory is the child's already
+    if start_method == "fork":  # the child has inherited the memory
         assert error is None
     else:
         assert type(error) is shmarray.ArrayNotFoundError
@@ -368,8 +368,8 @@ def test_anonymous_memory_is_gone_when_its_scope_is_left():
 
 
 @pytest.mark.parametrize("kind", ["file", "socket", "pipe", "directory"])
-def test_a_descriptor_that_is_another_thing_now_is_not_taken_for_the_array(tmp_path, kind):
-    """The owner's descriptor was closed and its number given to something else."""
+def test_a_reused_descriptor_is_not_taken_for_the_array(tmp_path, kind):
+    """The owner's descriptor was closed and its number reused."""
     with shmarray.scoped(data=[1, 2]) as array:
         handle = shmarray.SharedHandle(array)
         pickled = pickle.dumps(handle)
@@ -409,7 +409,7 @@ def test_another_user_gets_a_permission_error(name, given):
 
 
 def test_a_file_that_has_the_inode_of_a_deleted_one_is_not_taken_for_it(tmp_path):
-    """Some file systems (ext4) give the inode of a deleted file to the next."""
+    """Some file systems (ext4) give the inode of a deleted file to the next one."""
     name = f"file://{tmp_path}/a.npy"
     for _ in range(20):
         array = shmarray.create(name, data=[1, 2])
@@ -422,13 +422,13 @@ def test_a_file_that_has_the_inode_of_a_deleted_one_is_not_taken_for_it(tmp_path
             break
         shmarray.delete(name)
     else:
-        pytest.skip("this file system does not use inodes again at once")
+        pytest.skip("this file system does not reuse inodes immediately")
     with pytest.raises(shmarray.ArrayNotFoundError, match="another"):
         pickle.loads(pickled).array  # noqa: B018
 
 
 def test_a_descriptor_that_somebody_closed_is_not_closed_again(tmp_path):
-    """By the end of the block its number may be another file's."""
+    """At the end of the block, its number may belong to another file."""
 
     def close_all():
         with shmarray.scoped(3) as array:
@@ -443,8 +443,8 @@ def test_a_descriptor_that_somebody_closed_is_not_closed_again(tmp_path):
         assert child.receive() is True
 
 
-def test_names_are_not_told_to_a_socket_of_others(name):
-    """A program that closes all descriptors closes that to the name reaper too."""
+def test_names_are_not_sent_to_a_socket_of_others(name):
+    """A program that closes all descriptors also closes the one of the name reaper."""
     code = """
 import os, socket, sys, shmarray
 def scope():
@@ -476,7 +476,7 @@ def _after_closing(function, channel):
     channel.send(outcome)
 
 
-def test_an_anonymous_array_is_called_by_what_its_user_knows():
+def test_errors_describe_an_anonymous_array_by_shape_and_dtype():
     with shmarray.scoped((2, 3), "i2") as array:
         handle = shmarray.SharedHandle(array)
         pickled = pickle.dumps(handle)
@@ -516,7 +516,7 @@ def test_a_handle_says_its_name(name):
     assert through(shmarray.SharedHandle(shmarray.create(name, 3))).name == name
 
 
-# --- what is no shared memory --------------------------------------------------------------
+# --- objects that are not in shared memory -------------------------------------------------
 
 
 @pytest.mark.parametrize("thing", [np.zeros(3), [1, 2], None, 3.0, np.float64(3)], ids=repr)
@@ -525,7 +525,7 @@ def test_what_is_not_shared_is_a_type_error_that_says_what_to_do(thing):
         shmarray.SharedHandle(thing)
 
 
-def test_what_is_nearly_an_array_gets_its_own_remedy(name):
+def test_the_error_for_a_similar_object_has_its_own_remedy(name):
     handle = shmarray.SharedHandle(shmarray.create(name, 3))
     for thing, remedy in ((name, "attach"), (handle, r"\.array"), (np.load(raw.path(name), mmap_mode="r"), "attach")):
         with pytest.raises(TypeError, match=remedy):

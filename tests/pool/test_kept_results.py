@@ -1,4 +1,4 @@
-"""Who keeps one of many results keeps its memory alone, while the pool runs and afterwards."""
+"""A caller that keeps one of many results keeps only its memory, both while the pool runs and afterwards."""
 
 import gc
 import os
@@ -32,7 +32,7 @@ def allocated(files):
 
 
 class Memory:
-    """Of a pool, also when it has ended and only arrays of its results are left."""
+    """The memory of a pool, even after it has ended and only arrays of its results exist."""
 
     def __init__(self, pool):
         self._files = [os.dup(file.fd) for file in allocator_of(pool).files]
@@ -58,7 +58,7 @@ def keep_the_small_ones(pool):
 
 
 def keep_those_of_their_arguments(pool):
-    """The results lie in the blocks that the arguments came in."""
+    """Return results that are in the blocks in which the arguments came."""
     given = [[np.full(ITEMS, number) for _ in range(20)] for number in range(10)]
     return [arrays[3] for arrays in pool.map(tasks.identity, given, chunksize=1)]
 
@@ -77,11 +77,11 @@ def test_what_is_in_use_is_bounded_by_what_is_kept(kind, keeper):
     kept = keeper(pool)
     content = [array.copy() for array in kept]
     gc.collect()
-    # Ten results; a page at either end belongs to neighbours too, and the words of tasks have some.
+    # The results; a page at either end is shared with neighbours, and the words of tasks take some space.
     most = len(kept) * (SIZE + 2 * 4096) + (64 << 10)
     wait_until(lambda: memory() <= most)
     assert len(kept) == 10
-    # Blocks with holes serve again.
+    # Blocks with holes are reused.
     for _ in range(2):
         assert all((array == array[0]).all() for array in pool.map(full, range(60), chunksize=6))
     wait_until(lambda: memory() <= most)
@@ -93,7 +93,7 @@ def test_what_is_in_use_is_bounded_by_what_is_kept(kind, keeper):
     kept.clear()
     del pool
     gc.collect()
-    # Pages in which two results met go with the file, which is open here alone.
+    # Pages that two results share are freed with the file, which now is open only here.
     wait_until(lambda: memory() <= most - 10 * SIZE)
     memory.close()
 
@@ -107,7 +107,7 @@ def end(pool):
 
 
 class Waiting:
-    """Is pickled when that is allowed."""
+    """Waits in its pickling until that is allowed."""
 
     def __init__(self, allowed):
         self._allowed = allowed
@@ -121,7 +121,7 @@ def test_the_array_of_a_map_is_given_back_though_the_map_is_garbage_before_its_l
     allowed = threading.Event()
     with make("Executor", "fork") as executor:
         lending = executor._scheduler._state.lending
-        lending.allocator.wake = lending.trim  # at once, not in another thread
+        lending.allocator.wake = lending.trim  # immediately, not in another thread
         array = np.ones(1 << 17)
         results = executor.map(tasks.total_item, [(array, 0), (array, Waiting(allowed))])
         allowed.set()

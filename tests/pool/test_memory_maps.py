@@ -1,4 +1,4 @@
-"""Files that numpy has mapped: the task gets that file or an error, whatever has its name by then."""
+"""Memory-mapped files: the task gets the file that was sent or an error, whatever file has its name by then."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ def path(tmp_path):
 
 
 def replace(path, content):
-    """As careful programs save."""
+    """Replace the file as careful programs do when they save."""
     np.save(f"{path}.new.npy", content)
     os.replace(f"{path}.new.npy", path)
 
@@ -47,7 +47,7 @@ def received(pickled):
 
 
 def look_and_write(pickled):
-    """In another process: what is there, and whether it could be written to."""
+    """Return, in another process, what is there and whether it is writable."""
     array = received(pickled)
     seen = float(array[0]), array.shape
     if array.flags.writeable:
@@ -55,7 +55,7 @@ def look_and_write(pickled):
     return seen
 
 
-# --- replaced, renamed, deleted, cut off between the sending and the opening ---------------
+# --- the file is changed between sending and opening -----------------------------------------
 
 
 def replaced(path):
@@ -158,7 +158,7 @@ def test_once_the_sender_has_let_go_it_is_an_error_and_no_other_file_is_touched(
 
 
 def test_a_file_that_has_the_inode_of_a_deleted_one_is_another_file(tmp_path):
-    """Some file systems (ext4) give the inode of a deleted file to the next."""
+    """Some file systems (ext4) give the inode of a deleted file to the next one."""
     for _ in range(20):
         path = tmp_path / "numbers.npy"
         np.save(path, np.full(SIZE, 1.0))
@@ -170,10 +170,10 @@ def test_a_file_that_has_the_inode_of_a_deleted_one_is_another_file(tmp_path):
             break
         os.unlink(path)
     else:
-        pytest.skip("this file system does not use inodes again at once")
+        pytest.skip("this file system does not reuse inodes immediately")
     there = content(path)
     if shmarray.core.birth(str(path)) is None:
-        pytest.skip("this file system does not keep when a file was made")
+        pytest.skip("this file system does not record creation times")
     with pytest.raises(shmarray.ArrayNotFoundError):
         in_child(look_and_write, pickled)
     assert content(path) == there
@@ -196,13 +196,13 @@ def test_the_sender_of_a_file_that_was_cut_off_has_an_error_and_no_bus_error(pat
     os.truncate(path, 4096)
     with pytest.raises(shmarray.ArrayFormatError, match="truncated"):
         by_reference(mapped)
-    by_reference(mapped[:100])  # that part is there
+    by_reference(mapped[:100])  # this part still exists
     os.unlink(path)
     with pytest.raises(shmarray.ArrayFormatError, match="truncated"):
         by_reference(mapped[::-1])
 
 
-def test_one_that_was_cut_off_and_grew_again_is_whole(path):
+def test_a_file_that_was_cut_off_and_grew_again_is_complete(path):
     mapped = np.load(path, mmap_mode="r")
     pickled = sent(mapped)
     os.truncate(path, 0)
@@ -210,7 +210,7 @@ def test_one_that_was_cut_off_and_grew_again_is_whole(path):
     assert in_child(look_and_write, pickled)[0] == mapped[0] == 3.0
 
 
-# --- before the sending -------------------------------------------------------------------
+# --- the file is changed before sending ---------------------------------------------------
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -231,7 +231,7 @@ def test_a_writable_map_is_shared_although_its_name_is_another_files(path, chang
     assert mapped[1] == 7
 
 
-def test_of_two_maps_of_one_path_each_is_its_own_file(path):
+def test_two_maps_of_one_path_are_two_files(path):
     old = np.load(path, mmap_mode="r+")
     replaced(path)
     new = np.load(path, mmap_mode="r+")
@@ -242,14 +242,14 @@ def test_of_two_maps_of_one_path_each_is_its_own_file(path):
 
 def test_a_map_that_outlives_another_of_its_file_is_shared_still(path):
     first, second = np.load(path, mmap_mode="r+"), np.load(path, mmap_mode="r+")
-    sent(second)  # its descriptor is looked for while there are two
+    sent(second)  # looks up its descriptor while there are two
     del first
     replaced(path)
     assert in_child(look_and_write, sent(second)) == (1.0, (SIZE,))
     assert second[1] == 7
 
 
-def test_where_a_writable_map_cannot_be_shared_it_is_an_error(path):
+def test_a_writable_map_that_cannot_be_shared_is_an_error(path):
     mapped = np.load(path, mmap_mode="r+")
     replaced(path)
 
@@ -262,7 +262,7 @@ def test_where_a_writable_map_cannot_be_shared_it_is_an_error(path):
 
 
 def _raised(function, channel):
-    # What it was told by is closed by then.
+    # Closing all descriptors has also closed the channel.
     spare = os.dup2(channel.fileno(), 1001)
     try:
         function()
@@ -298,7 +298,7 @@ def test_a_file_without_a_name_is_sent_as_data():
         assert by_reference(mapped) is None
 
 
-# --- how it is named ----------------------------------------------------------------------
+# --- names of the file --------------------------------------------------------------------
 
 
 def test_a_relative_path_is_the_same_file_in_any_working_directory(path, monkeypatch):
@@ -329,7 +329,7 @@ def test_a_link_is_the_file_that_it_led_to(path, tmp_path):
     assert content(other) == there
 
 
-def test_a_second_name_is_as_good_as_the_first(path, tmp_path):
+def test_a_hard_link_works_like_the_first_name(path, tmp_path):
     os.link(path, tmp_path / "second.npy")
     mapped = np.load(tmp_path / "second.npy", mmap_mode="r+")
     pickled = sent(mapped)
@@ -347,7 +347,7 @@ def test_strange_names(tmp_path):
         assert mapped[1] == 7
 
 
-def test_a_new_file_is_not_made_anew_by_the_receiver(tmp_path):
+def test_the_receiver_does_not_create_a_new_file_again(tmp_path):
     mapped = np.memmap(tmp_path / "new", float, "w+", shape=SIZE)
     mapped[:] = 1
     assert in_child(look_and_write, sent(mapped)) == (1.0, (SIZE,))
@@ -356,7 +356,7 @@ def test_a_new_file_is_not_made_anew_by_the_receiver(tmp_path):
 
 @needs_mount
 def test_another_file_in_another_mount_namespace_is_not_taken_for_it(path):
-    """A worker that has other files there, as in a container that shares the pid namespace."""
+    """The worker has other files under the same path, as in a container that shares the pid namespace."""
     mapped = np.load(path, mmap_mode="r+")
     program = (
         "import sys, pickle; from tests.pool.test_memory_maps import look_and_write; "
@@ -385,8 +385,8 @@ for name, mode in (("a", "r"), ("b", "r+"), ("c", "r+")):
 
 
 @needs_mount
-def test_files_of_an_overlay_are_known_as_those_of_any_file_system():
-    """As in most containers; there the kernel's list of mappings has other numbers than stat."""
+def test_files_of_an_overlay_are_recognized():
+    """Most containers use overlays, where the kernel's list of mappings and stat report different numbers."""
     commands = (
         "mount -t tmpfs tmpfs /mnt && mkdir /mnt/low /mnt/up /mnt/work /mnt/all && mount -t tmpfs tmpfs /mnt/low && "
         f"for name in a b c; do {sys.executable} -c "
@@ -396,7 +396,7 @@ def test_files_of_an_overlay_are_known_as_those_of_any_file_system():
     run_script(OVERLAY, prefix=mounted(commands))
 
 
-def test_a_device_is_mapped_as_it_is():
+def test_a_device_is_mapped_unchanged():
     with open("/dev/zero", "rb") as file:
         mapped = np.memmap(file, np.uint8, "r", shape=(100_000,))
     assert by_reference(mapped) is None or not in_child(received, sent(mapped)).any()
@@ -439,7 +439,7 @@ def test_tasks_that_wait_have_the_file_that_was_sent(kind, start_method, path, t
         there = content(path) if path.exists() else None
         Path(tmp_path / "go").touch()
         result(busy)
-        if change is renamed:  # a task that was not packed by then has a copy
+        if change is renamed:  # a task that was not packed by then is sent a copy
             assert [result(call) for call in calls] == [1.0] * 5
         else:
             assert [result(call) for call in calls] == [1.0] * 5
@@ -470,7 +470,7 @@ def test_a_result_whose_file_is_gone_already_arrives_as_data(kind, start_method,
 
 
 def test_a_descriptor_of_another_map_that_is_closed_meanwhile_is_not_taken(tmp_path, monkeypatch):
-    """The garbage collector may close it at any moment."""
+    """The garbage collector may close that descriptor at any moment."""
     path = tmp_path / "numbers"
     np.arange(20_000.0).tofile(path)
     others = [np.memmap(path, float, "r+")]

@@ -1,4 +1,4 @@
-"""Staleness, memory, deaths, forks: what a pool promises beyond the results being right."""
+"""What a pool promises apart from correct results: fresh data, bounded memory, deaths and forks."""
 
 import errno
 import gc
@@ -34,8 +34,8 @@ def method(request):
 
 
 @pytest.mark.parametrize("base", [object, list])
-def test_what_a_generator_yields_is_taken_as_it_is_at_that_moment(base):
-    """One buffer, filled again for each item, behind something that has a length."""
+def test_items_are_taken_as_they_are_when_a_generator_yields_them(base):
+    """A single buffer, refilled for each item, in an iterable with a length."""
 
     class Frames(base):
         def __init__(self):
@@ -82,8 +82,8 @@ def test_what_a_thread_of_a_task_reads_stays_as_it_was(kind):
         assert call(pool, tasks.what_was_kept, 0) == []
 
 
-def test_blocks_that_tasks_keep_for_a_while_come_back(kind):
-    """A task that caches its last argument must not cost a block for each."""
+def test_blocks_that_tasks_keep_for_a_while_are_freed(kind):
+    """A task that caches its last argument must not cost one block per call."""
     with make(kind, "fork", 1) as pool:
         for i in range(60):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
@@ -95,11 +95,11 @@ def test_blocks_that_tasks_keep_for_a_while_come_back(kind):
     ("kind", "method", "options"),
     [("Pool", "fork", {"maxtasksperchild": 1}), ("Executor", "spawn", {"max_tasks_per_child": 1})],
 )
-def test_blocks_that_a_worker_kept_come_back_when_it_has_done_its_last_task(kind, method, options):
+def test_blocks_kept_by_a_worker_are_freed_after_its_last_task(kind, method, options):
     with tasks.make(kind, method, 1, **options) as pool:
         for i in range(3):
             call(pool, tasks.keep_last, np.full(100_000, float(i)))
-        call(pool, abs, -1)  # the answer comes after the last of those has been seen to end
+        call(pool, abs, -1)  # its answer arrives after the worker's last block has been released
         processes.wait_until(lambda: tasks.all_blocks_are_free(pool))
 
 
@@ -251,14 +251,14 @@ def test_streaming_holds_a_few_blocks_and_not_the_stream(kind):
             for i, array in enumerate(stream):
                 assert pool.submit(tasks.total, array).result() == i * 500_000.0
                 highest = max(highest, shared_memory_of(pool))
-        assert highest <= 8 * (4 << 20)  # 2 workers, 2 tasks each, arguments and results
+        assert highest <= 8 * (4 << 20)  # 2 workers with 2 tasks each, arguments and results
 
 
 def test_an_idle_pool_gives_its_memory_back(kind):
     with make(kind, "fork") as pool:
         results = call_each(pool, tasks.double, [np.ones(500_000)] * 4)
         assert shared_memory_of(pool) > 4 * 4_000_000
-        wait_until(lambda: shared_memory_of(pool) < 4 * (5 << 20), 4)  # what is held stays
+        wait_until(lambda: shared_memory_of(pool) < 4 * (5 << 20), 4)  # the held result stays
         assert all((result == 2).all() for result in results)
         del results
         wait_until(lambda: shared_memory_of(pool) < 1 << 20, 4)
@@ -340,7 +340,7 @@ def test_a_dead_worker_breaks_the_executor_and_says_what_it_ran(method):
             pool.submit(abs, 1)
 
 
-def test_an_initializer_that_kills_fails_the_calls_and_does_not_go_on_for_ever(method):
+def test_an_initializer_that_kills_workers_fails_the_calls_without_an_endless_loop(method):
     with make("Pool", method, initializer=tasks.exit_self, initargs=(5,)) as pool:
         for _ in range(2):
             with pytest.raises(shmarray.WorkerDiedError, match="as soon as they start"):
@@ -359,7 +359,7 @@ def test_an_idle_worker_that_is_killed_is_replaced():
 
 
 def test_busy_workers_end_with_their_caller(method, kind, tmp_path):
-    """The caller is killed while its workers are in tasks that never end."""
+    """The caller is killed while its workers run tasks that never end."""
     paths = [str(tmp_path / name) for name in "ab"]
     program = f"""
 import sys; sys.path.insert(0, {os.getcwd()!r})
@@ -388,7 +388,7 @@ def _runs(pid):
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
             return stat.read().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):  # before it is opened, or read
+    except (FileNotFoundError, ProcessLookupError):  # the file does not exist yet, or the process ended before the read
         return False
 
 
@@ -427,7 +427,7 @@ def test_a_callback_that_raises_does_not_stop_the_pool():
         assert pool.map(abs, [-1, -2]) == [1, 2]
 
 
-# --- many at once ---
+# --- many threads at once ---
 
 
 def test_many_threads_and_pools(kind):
@@ -465,7 +465,7 @@ def test_terminate_does_not_wait_for_tasks_or_generators():
 
 
 def _drop(holder, caught):
-    """The last reference may be the collecting thread's, so the pool goes a moment later."""
+    """The collecting thread may hold the last reference, so the pool is destroyed a moment later."""
     holder.clear()
     gc.collect()
     wait_until(lambda: len(caught))
@@ -474,18 +474,18 @@ def _drop(holder, caught):
 def test_a_pool_that_is_garbage_ends_its_workers():
     holder = [make("Pool", "fork")]
     pids = [process.pid for process in holder[0]._pool]
-    answer = call(holder[0], abs, -1)  # not in the assert, whose rewriting holds the pool
+    answer = call(holder[0], abs, -1)  # outside assert, because the rewritten assert keeps the pool alive
     assert answer == 1
     with pytest.warns(ResourceWarning) as caught:
         _drop(holder, caught)
-    del caught  # the warning holds the pool too
+    del caught  # the warning keeps the pool alive too
     wait_until(lambda: not any(_runs(pid) for pid in pids))
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("shmarray")])
 
 
 @pytest.mark.parametrize("method", tasks.START_METHODS)
 def test_random_programs_give_the_serial_answer(kind, method):
-    """Calls, mutations, kept references and collections at random."""
+    """Make random calls, mutations, kept references and collections."""
     seed = int(os.environ.get("SHMARRAY_SEED", "0")) or random.randrange(1 << 30)
     print("seed", seed)
     rng = random.Random(seed)
@@ -520,7 +520,7 @@ def _assert_equal(got, expected):
 
 
 def test_a_death_is_seen_although_a_forked_child_has_dropped_the_executor():
-    """The child's garbage collector must not write into the pipe that wakes its parent's managing thread."""
+    """The child's garbage collector must not write to the pipe that wakes its parent's managing thread."""
     executors = [make("Executor", "fork", 1)]
     dropped = weakref.ref(executors[0])
     worker = executors[0].submit(os.getpid).result(60)
@@ -537,12 +537,12 @@ def test_a_death_is_seen_although_a_forked_child_has_dropped_the_executor():
     executors[0].shutdown()
 
 
-def test_what_two_workers_keep_of_one_array_stays_when_one_of_them_lets_go(tmp_path):
+def test_an_array_kept_by_two_workers_remains_when_one_releases_it(tmp_path):
     with make("Executor", "fork") as pool:
         big = np.full(200_000, 7.0)
         first, second = pool.map(tasks.keep_and_meet, [big, big], [str(tmp_path)] * 2)
         wait_until(lambda: call(pool, tasks.forget_if, first) == first)
-        wait_until(lambda: call(pool, tasks.ends_of_kept, 0)[0] == first)  # and has said so
+        wait_until(lambda: call(pool, tasks.ends_of_kept, 0)[0] == first)  # and has reported it
         for i in range(6):
             call_each(pool, tasks.total, [np.full(200_000, float(i))] * 2)
         seen = {}
@@ -551,11 +551,11 @@ def test_what_two_workers_keep_of_one_array_stays_when_one_of_them_lets_go(tmp_p
 
 
 @pytest.mark.parametrize("use", ["shmarray.Pool(2, context=fork)", "shmarray.ProcessPoolExecutor(2, fork)"])
-def test_its_threads_earn_no_warning_of_fork(use):
-    """Since Python 3.15 a fork beside threads fails if warnings are errors: workers are there before any thread is."""
+def test_its_threads_cause_no_warning_about_fork(use):
+    """Since Python 3.15 a fork beside threads is a warning, so workers are forked before any thread is started."""
     run_script(f"""
 import multiprocessing, os, warnings
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads are not ours
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads would cause the warning
 import shmarray
 warnings.simplefilter("error")
 fork = multiprocessing.get_context("fork")
@@ -574,7 +574,7 @@ def fork_in_a_thread():
             os._exit(3)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has threads, and forks
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # the fork happens beside threads
         thread = threading.Thread(target=fork, daemon=True)
         thread.start()
         thread.join(20)
@@ -593,14 +593,14 @@ def give_pipes(pipes):
 
 
 def meet(number):
-    """Wait for the task with the other number."""
+    """Wait for the task that has the other number."""
     pipes = tasks.KEPT[-1]
     os.write(pipes[number][1], b"x")
     return select.select([pipes[1 - number][0]], [], [], 20)[0] != [] and os.read(pipes[1 - number][0], 1) == b"x"
 
 
 def test_after_tiny_tasks_an_idle_worker_still_gets_the_next(kind):
-    """Two tasks that wait for each other, each time."""
+    """Each time, two tasks wait for each other."""
     pipes = os.pipe(), os.pipe()
     with make(kind, "fork", 2, initializer=give_pipes, initargs=(pipes,)) as pool:
         for _ in range(10):
@@ -612,7 +612,7 @@ def test_after_tiny_tasks_an_idle_worker_still_gets_the_next(kind):
         os.close(fd)
 
 
-def test_what_is_unused_is_given_back_before_memory_is_said_to_be_full(monkeypatch):
+def test_unused_memory_is_freed_before_memory_is_reported_full(monkeypatch):
     with make("Pool", "fork", 1) as pool:
         assert call(pool, tasks.double, np.ones(1_000_000))[0] == 2
         wait_until(lambda: tasks.results_are_dropped(pool))
@@ -628,11 +628,11 @@ def test_what_is_unused_is_given_back_before_memory_is_said_to_be_full(monkeypat
         monkeypatch.setattr(SparseFile, "write", write_once_there_is_room)
         assert call(pool, tasks.total, np.ones(2_000_000)) == 2_000_000
     assert in_use[0] > 16_000_000
-    assert in_use[1] < 9_000_000  # that of the block which is written to
+    assert in_use[1] < 9_000_000  # only that of the block which is being written
 
 
 @pytest.mark.parametrize(("method", "count"), [("spawn", 1), ("fork", 3)])
-def test_an_executor_starts_workers_as_calls_need_them_except_by_fork(method, count):
+def test_an_executor_starts_workers_on_demand_except_by_fork(method, count):
     with make("Executor", method, 3) as executor:
         for _ in range(2):
             executor.submit(abs, -1).result(60)

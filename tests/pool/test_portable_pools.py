@@ -1,7 +1,7 @@
-"""Pools keep their contract without what a system lacks or refuses: portable_suite.py runs without each call, and all.
+"""Pools keep their contract without what a system lacks or refuses: portable_suite.py runs without each call.
 
-What is lacked is gone from Python's modules (helpers/lacking); what is refused, the kernel refuses, by a seccomp
-filter (helpers/refusing.py).  Both reach workers under every start method.
+Missing features are removed from Python's modules (helpers/lacking); a seccomp filter makes the kernel refuse
+calls (helpers/refusing.py).  Both affect workers under every start method.
 """
 
 import errno
@@ -19,10 +19,10 @@ from tests.helpers.processes import ROOT, in_child
 LACKING = f"{ROOT}/tests/helpers/lacking"
 LIMIT = 400  # seconds
 
-# What changes how children start or end is tried under spawn as well; all of it, when all is lacking.
+# These tests also run under spawn, because they depend on how children start or end; if everything is missing, all do.
 FORK_AND_ENDS = "not spawn or dies_fails or end_with_their_caller or lacks_what"
 
-# What is refused takes the same way as what is absent.
+# A refused call is handled like a missing one, so a few tests are enough.
 ONE_OF_EACH = "(tables or dies or comes_back or look or end_with_their_caller) and not spawn"
 
 
@@ -68,7 +68,7 @@ def test_pools_do_without_all_of_it():
 
 @pytest.mark.timeout(LIMIT)
 def test_pools_do_without_memory_that_comes_back():
-    """No holes, but files that can be cut off: what a sandbox on Linux may leave."""
+    """Holes cannot be punched, but files can be truncated, as in some sandboxes on Linux."""
     run_suite("hole_punching,madv_remove")
 
 
@@ -83,7 +83,7 @@ def _refuses():
     return ""
 
 
-needs_filters = pytest.mark.skipif(bool(_refuses()), reason=f"no seccomp filters here ({platform.machine()})")
+needs_filters = pytest.mark.skipif(bool(_refuses()), reason=f"no seccomp filters ({platform.machine()})")
 
 
 def refused(calls, code):
@@ -101,5 +101,5 @@ def test_pools_do_what_they_can_when_all_is_refused(code):
 @pytest.mark.timeout(LIMIT)
 @pytest.mark.parametrize("call", refusing.CALLS)
 def test_pools_do_without_a_call_that_is_refused(call):
-    """EINVAL for SOCK_CLOEXEC, as from kernels that do not know it; Python looks for no other."""
+    """SOCK_CLOEXEC fails with EINVAL, as on kernels that do not know it; Python expects no other error."""
     run_suite(prefix=refused([call], "EINVAL" if call == "sock_cloexec" else "EPERM"), only=ONE_OF_EACH)

@@ -1,4 +1,4 @@
-"""The bars that map, imap, imap_unordered and starmap show, and tqdm around them."""
+"""The progress bars of map, imap, imap_unordered and starmap, and tqdm around imap."""
 
 import gc
 import inspect
@@ -18,15 +18,15 @@ from shmarray import WorkerDiedError
 from tests.helpers import processes
 from tests.pool import tasks
 
-tqdm_auto = pytest.importorskip("tqdm.auto", reason="draws progress bars, but shmarray does not need it")
+tqdm_auto = pytest.importorskip("tqdm.auto", reason="needs tqdm")
 tqdm = tqdm_auto.tqdm
-tqdm.get_lock()  # kept for ever from its first use on: no leak of one test
+tqdm.get_lock()  # created once and kept for ever, so it must not count as a leak of one test
 
 METHODS = ("map", "starmap", "imap", "imap_unordered")
 
 
 class Record:
-    """What became of a bar."""
+    """The final state of a progress bar."""
 
     def __init__(self, desc=None, total=None, initial=0):
         self.desc, self.total, self.n, self.is_closed = desc, total, initial, False
@@ -34,7 +34,7 @@ class Record:
 
 @pytest.fixture(autouse=True)
 def bars(monkeypatch):
-    """A record of every bar that was shown, in order."""
+    """Records of all bars that were shown, in order."""
     records = []
 
     class Recorded(tqdm):
@@ -51,7 +51,7 @@ def bars(monkeypatch):
             super().close()
             self.record.is_closed = True
 
-    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # its thread lives on
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # its thread would outlive the test
     monkeypatch.setattr(tqdm_auto, "tqdm", Recorded)
     return records
 
@@ -80,7 +80,7 @@ def die_at_three(x):
 
 
 def wait_for(path):
-    """Until the file is there."""
+    """Wait until the file exists."""
     processes.wait_until(lambda: os.path.exists(path))
 
 
@@ -99,7 +99,7 @@ def test_every_item_is_counted_and_the_bar_is_closed(pool, bars, method, chunksi
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_without_progress_there_is_no_bar_and_the_call_is_the_stdlibs(pool, bars, method):
+def test_without_progress_there_is_no_bar_and_results_are_as_in_the_stdlib(pool, bars, method):
     results(pool, method, range(3))
     results(pool, method, range(3), progress=False)
 
@@ -114,7 +114,7 @@ def test_without_progress_there_is_no_bar_and_the_call_is_the_stdlibs(pool, bars
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_items_no_trouble(pool, bars, method):
+def test_a_bar_for_no_items(pool, bars, method):
     assert results(pool, method, [], progress=True) == []
     assert (bars[0].n, bars[0].total, bars[0].desc, bars[0].is_closed) == (0, 0, None, True)
 
@@ -133,12 +133,12 @@ class Unsure(list):
         raise TypeError("it depends")
 
 
-def test_a_length_that_is_refused_is_none(pool, bars):
+def test_a_length_that_raises_is_treated_as_unknown(pool, bars):
     assert list(pool.imap(negative, Unsure([1, 2]), progress=True)) == [-1, -2]
     assert bars[0].total is None
 
 
-def test_arrays_come_with_a_bar_as_without():
+def test_arrays_arrive_with_a_bar_too():
     arrays = [np.full(20_000, float(i)) for i in range(4)]
     with shmarray.Pool(2, context=multiprocessing.get_context("fork")) as pool:
         for got in (pool.map(tasks.double, arrays, progress=True), pool.imap(tasks.double, arrays, progress=True)):
@@ -149,7 +149,7 @@ def test_arrays_come_with_a_bar_as_without():
 
 
 def test_map_moves_while_it_runs(pool, bars, tmp_path):
-    """The last task waits until the bar has shown the others."""
+    """The last task waits until the bar shows the others."""
     paths = [str(tmp_path)] * 5 + [str(tmp_path / "shown")]
     done = threading.Thread(target=pool.map, args=(wait_for, paths, 1), kwargs={"progress": True})
     done.start()
@@ -205,7 +205,7 @@ def test_a_bar_stands_where_it_was_when_a_worker_died(bars):
     assert bars[1].n == 3
 
 
-def test_an_error_closes_the_bar_of_an_imap_and_who_goes_on_sees_it_again(pool, bars):
+def test_an_error_closes_the_bar_of_an_imap_and_the_next_item_reopens_it(pool, bars):
     iterator = pool.imap(fail_at_three, range(6), progress="on")
     assert [next(iterator) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(LookupError):

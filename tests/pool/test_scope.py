@@ -1,4 +1,4 @@
-"""scoped: a shared array for the length of a with-block, deleted however the block is left."""
+"""scoped: a shared array for the duration of a with-block, deleted however the block is left."""
 
 import errno
 import os
@@ -15,17 +15,17 @@ from tests.helpers.processes import Child, in_child, run_script, wait_until
 pytestmark = pytest.mark.usefixtures("system")
 
 
-def test_a_named_one_is_there_inside_and_gone_after(name):
+def test_a_named_array_exists_only_inside_the_block(name):
     with shmarray.scoped((2, 3), "i4", name=name) as array:
         assert (array.shape, array.dtype) == ((2, 3), np.dtype("i4"))
         assert type(array) is np.ndarray
         shmarray.attach(name)[0, 0] = 7
         assert array[0, 0] == 7
     assert not raw.names(name)
-    assert array[0, 0] == 7  # still valid until it is garbage
+    assert array[0, 0] == 7  # still valid until it is freed
 
 
-def test_an_anonymous_one_has_no_name_and_can_be_used():
+def test_an_anonymous_array_has_no_name_and_can_be_used():
     before = set(os.listdir(raw.SHM))
     with shmarray.scoped(data=[1, 2]) as array:
         assert array.tolist() == [1, 2]
@@ -65,7 +65,7 @@ def test_a_deletion_inside_is_no_error(name):
     assert not raw.names(name)
 
 
-def test_what_another_made_under_the_name_inside_is_left_alone(name):
+def test_an_array_that_another_process_made_under_the_name_is_left_alone(name):
     with shmarray.scoped(3, name=name):
         shmarray.delete(name)
         other = shmarray.create(name, data=[1, 2])
@@ -73,7 +73,7 @@ def test_what_another_made_under_the_name_inside_is_left_alone(name):
 
 
 @pytest.mark.parametrize("thing", ["directory", "link", "dangling", "socket", "fifo", "text"])
-def test_another_thing_under_the_name_is_no_error_and_left_alone(name, thing):
+def test_another_kind_of_file_under_the_name_is_no_error_and_left_alone(name, thing):
     path = raw.path(name)
     with socket.socket(socket.AF_UNIX) as listener, shmarray.scoped(3, name=name):
         shmarray.delete(name)
@@ -174,7 +174,7 @@ def test_a_relative_path_is_deleted_where_it_was_made(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [None, "name"])
-def test_a_killed_process_leaves_no_name_where_there_is_a_directory_of_them(system, name, given):
+def test_a_killed_process_leaves_no_name_if_names_are_in_a_directory(system, name, given):
     def hold(channel):
         with shmarray.scoped(1000, name=given and name):
             channel.send("inside")
@@ -204,7 +204,7 @@ with shmarray.scoped(1000) as array:
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.ENOSYS])
-def test_where_memory_without_a_name_is_forbidden_it_has_a_random_one(monkeypatch, code):
+def test_memory_has_a_random_name_if_unnamed_memory_is_forbidden(monkeypatch, code):
     def memfd_create(*_):
         raise OSError(code, os.strerror(code))
 
@@ -216,8 +216,8 @@ def test_where_memory_without_a_name_is_forbidden_it_has_a_random_one(monkeypatc
     assert not raw.names(f"shmarray-{os.getpid()}-")
 
 
-def test_a_file_that_was_made_in_place_of_it_stays(tmp_path):
-    """Some file systems (ext4) would give it the same inode, were the array garbage."""
+def test_a_file_that_replaced_it_remains(tmp_path):
+    """Some file systems (ext4) would give the new file the same inode if the array were freed."""
     for _ in range(20):
         with shmarray.scoped(3, name=f"file://{tmp_path}/a.npy") as array:
             del array
@@ -230,7 +230,7 @@ def test_a_file_that_was_made_in_place_of_it_stays(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("kind", ["Pool", "Executor", "stock"])
 def test_a_program_that_has_dropped_its_privileges_shares_without_names(kind):
-    """Nobody of its user may look into it: it is not dumpable."""
+    """Its process is not dumpable, so even processes of the same user may not look into it."""
     code = """
 import multiprocessing, os, sys, numpy, shmarray
 from tests.pool import tasks
@@ -239,7 +239,7 @@ def pool():
 def call(pool, function, *arguments):
     return pool.submit(function, *arguments).result(30) if hasattr(pool, "submit") else (
         pool.apply_async(function, arguments).get(30))
-with pool() as first:  # what it imports cannot be read by another user, perhaps
+with pool() as first:  # import everything now: the other user may be unable to read it
     call(first, abs, -1)
 os.setgroups([])
 os.setgid(65534)
@@ -257,7 +257,7 @@ assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"shmarra
 
 
 def test_the_end_of_the_interpreter_leaves_the_descriptors_of_daemon_threads_alone():
-    """A thread that makes an array at that moment would get EBADF, or another's file."""
+    """A thread that makes an array at that moment would get EBADF, or the file of another thread."""
     run_script("""
 import atexit, shmarray
 from shmarray.core import temporary
@@ -271,7 +271,7 @@ with shmarray.scoped(10) as array:
 
 
 def test_at_the_end_of_the_interpreter_the_name_is_gone_without_a_reaper(name):
-    """In a frozen program there is no Python to run it with."""
+    """A frozen program has no Python with which to run the reaper."""
     code = """
 import sys, threading
 sys.frozen = True
@@ -294,7 +294,7 @@ def test_the_name_given_as_the_shape_is_explained(name):
 
 
 def test_an_interrupt_at_any_moment_leaves_no_name(name):
-    """A signal's exception lands anywhere in entering and leaving; at exit at the latest the name is gone."""
+    """The exception may be raised anywhere in entering and leaving; the name is removed at exit at the latest."""
     code = """
 import contextlib, signal, sys, shmarray
 def interrupt(*_):
@@ -305,7 +305,7 @@ for number in range(300):
         signal.setitimer(signal.ITIMER_REAL, (5 + number % 150) * 1e-6)
         with contextlib.suppress(shmarray.ArrayExistsError), shmarray.scoped(1000, name=sys.argv[1]):
             pass
-        while True:  # it comes for certain, and once
+        while True:  # wait for the interrupt, which comes exactly once
             pass
     except KeyboardInterrupt:
         pass

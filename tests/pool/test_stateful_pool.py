@@ -1,7 +1,7 @@
-"""Random programs of calls, mutations, kept references, forks and collections, against the serial answer.
+"""Random programs of calls, mutations, kept references, forks and collections, compared with serial execution.
 
-Each call is also made here, on what the stdlib's pickle would deliver.  What callers hold and
-what tasks keep must be, after every step, as with that.
+Each call is also made in this process, on objects as the stdlib's pickle would deliver them.  After every step,
+what callers hold and what tasks keep must be the same as in serial execution.
 """
 
 import gc
@@ -21,14 +21,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.pool.tasks import make
 
 WORKERS = 2
-MOST = 5  # arrays that a caller holds, that a worker keeps
-SECOND = 20  # seconds after which a forked child that nobody asks ends
+MOST = 5  # arrays that a caller holds or a worker keeps
+SECOND = 20  # seconds after which a forked child ends if it is not asked
 
-# --- tasks; in the caller they give the serial answer ---
+# --- tasks; the caller runs them for the expected result ---
 
-KEPT = []  # of this process: (a function that gives the array, what it held)
+KEPT = []  # in this process: (a function that returns the array, its content when kept)
 BROKEN = []
-CHILDREN = []  # that tasks of this process forked: (pid, where it says what it saw, where it is asked)
+CHILDREN = []  # forked by tasks of this process: (pid, the pipe for its answer, the pipe to ask it)
 
 
 def octets(array):
@@ -55,7 +55,7 @@ def read(x):
 
 
 def change(x):
-    """Write in place, whatever the dtype."""
+    """Change the array in place, whatever its dtype."""
     x[...] = np.roll(x, 1)
     return x
 
@@ -114,7 +114,7 @@ def keep_memoryview(x):
 
 
 class Cycle:
-    """Garbage that only a collection finds, and that looks at its array then."""
+    """Garbage that only a collection finds, and which checks its array then."""
 
     def __init__(self, array):
         self.own = self
@@ -133,11 +133,11 @@ def leave_in_cycle(x):
 
 
 def change_kept(x):
-    """What a task does to what others kept is that process's own affair."""
+    """Change what other tasks of this process kept; this must not affect any other process."""
     arrays = [np.asarray(get()) for get, _ in KEPT]
     for array in arrays:
         array[...] = np.roll(array, 1)
-    KEPT[:] = [(get, octets(get())) for get, _ in KEPT]  # some may be of one array
+    KEPT[:] = [(get, octets(get())) for get, _ in KEPT]  # several may refer to one array
     return x
 
 
@@ -147,7 +147,7 @@ def forget_kept(x):
 
 
 def fork_and_leave(x):
-    """A child that looks at the argument when it is asked, calls later."""
+    """Fork a child that checks the argument when it is asked, some calls later."""
     if not _in_worker():
         return change(x)
     _ask_children(1)
@@ -156,7 +156,7 @@ def fork_and_leave(x):
 
 
 def fork_and_wait(x):
-    """A child that writes to its copy and ends."""
+    """Fork a child that writes to its copy and ends."""
     if not _in_worker():
         return x
     child = os.fork()
@@ -173,7 +173,7 @@ def _ask_children(most):
 
 
 def fork_watch(pairs, others=()):
-    """Fork a child that waits to be asked, and then compares arrays with what they held."""
+    """Fork a child that waits to be asked, and then compares arrays with their earlier content."""
     said, say = os.pipe()
     asked, wake = os.pipe()
     child = os.fork()
@@ -189,10 +189,10 @@ def _watch(pairs, asked, say, not_ours):
     try:
         for fd in not_ours:
             os.close(fd)
-        if os.read(asked, 1):  # else whoever asks is gone
+        if os.read(asked, 1):  # otherwise the parent has ended
             same = all(octets(array) == content for array, content in pairs)
             for array, _ in pairs:
-                array[...] = np.zeros((), array.dtype)  # nobody else sees that
+                array[...] = np.zeros((), array.dtype)  # no other process may see this
             os.write(say, b"1" if same else b"0")
     finally:
         os._exit(0)
@@ -215,7 +215,7 @@ FUNCTIONS = [
 
 
 class Task:
-    """A function of one array, which first looks whether all that was kept is as it was."""
+    """A function of one array, which first checks that everything kept is unchanged."""
 
     def __init__(self, function):
         self.function = function
@@ -226,7 +226,7 @@ class Task:
 
 
 class Starred(Task):
-    """Of an array and more, some of them arrays: all are written to."""
+    """A function of an array and further arguments; it writes to all that are arrays."""
 
     def __call__(self, x, number, *others):
         result = super().__call__(x)
@@ -241,7 +241,7 @@ class Numbered(Starred):
 # --- arrays ---
 
 DTYPES = ["u1", "?", "<i4", "<f8", "c16", "M8[us]", [("a", "<i8"), ("b", "S8")]]
-# Bytes, near to where arrays begin to go in blocks, results stay in them, and blocks are of many tasks.
+# Bytes, near the limits at which arrays go in blocks, results stay in them, and tasks share blocks.
 THRESHOLDS = [56 << 10, 512 << 10, 1 << 20]
 SIZES = st.one_of(
     st.sampled_from([0, 16, 4096]),
@@ -270,7 +270,7 @@ def delivered(thing):
 
 
 def leaves(thing):
-    """The arrays in a result, in order; one that occurs twice comes twice."""
+    """Return the arrays in a result, in order and with repetitions."""
     if isinstance(thing, np.ndarray):
         return [thing]
     if isinstance(thing, dict):
@@ -299,7 +299,7 @@ def assert_same(got, expected):
 
 
 class Refilled:
-    """One buffer, filled again for each item, behind something that has a length."""
+    """A single buffer, refilled for each item, in an iterable with a length."""
 
     def __init__(self, buffer, content, count):
         self.buffer, self.content, self.count = buffer, content, count
@@ -317,7 +317,7 @@ class Refilled:
 
 
 class Programs(RuleBasedStateMachine):
-    """`buffers` are the caller's, `held` are results; both are pairs of an array and what it must be."""
+    """`buffers` are the caller's, `held` are results; both are pairs of an array and its expected content."""
 
     kind = ""
 
@@ -333,7 +333,7 @@ class Programs(RuleBasedStateMachine):
         return array, np.array(array)
 
     def array(self, index):
-        """One of the caller's buffers, or one that a result is made of."""
+        """Return one of the caller's buffers, or an array of a held result."""
         arrays = [array for array, _ in self.buffers] + [leaf for result, _ in self.held for leaf in leaves(result)]
         return arrays[index % len(arrays)]
 
@@ -345,14 +345,14 @@ class Programs(RuleBasedStateMachine):
             del self.held[:-MOST]
 
     def assert_alone(self, arrays):
-        """Each has memory of its own, that nobody else writes."""
+        """Assert that each array has its own memory, which no other array shares."""
         others = [array for array, _ in self.buffers] + [leaf for result, _ in self.held for leaf in leaves(result)]
         for i, array in enumerate(arrays):
             for other in others + arrays[:i]:
                 assert other is array or not np.may_share_memory(array, other)
 
     def serially(self, task, chunks, star=False):
-        """As the stdlib does it: a chunk is pickled as one, and so are its results."""
+        """Execute as the stdlib does: a chunk is pickled as one object, and so are its results."""
         results = []
         for chunk in chunks:
             args = delivered(tuple(chunk))
@@ -423,7 +423,7 @@ class Programs(RuleBasedStateMachine):
         at_once=st.booleans(),
     )
     def refill(self, function, which, count, size, at_once):
-        """Over a generator that has a length and changes one buffer."""
+        """Map over an iterable that has a length and changes one buffer."""
         buffer, content = self.buffers[which % len(self.buffers)]
         task = Task(function)
         items = Refilled(buffer, content, count)
@@ -474,7 +474,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule()
     def fork(self):
-        """A child that compares what is held now when other calls have run; and this goes on."""
+        """Fork a child that checks later, after other calls, that what is held now has not changed for it."""
         self.ask_child(1)
         pairs = [(leaf, octets(leaf)) for result, _ in self.held for leaf in leaves(result)]
         distinct = {id(leaf): (leaf, content) for leaf, content in pairs}
@@ -490,7 +490,7 @@ class Programs(RuleBasedStateMachine):
     @precondition(lambda self: len(self.held) > 2)
     @rule()
     def replace_pool(self):
-        """Results outlive their pool."""
+        """Replace the pool; results outlive it."""
         self.close_pool()
         self.pool = make(self.kind, "fork", WORKERS)
 

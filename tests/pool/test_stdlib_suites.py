@@ -1,7 +1,7 @@
-"""CPython's own tests of Pool and ProcessPoolExecutor pass with ours in their place.
+"""CPython's own tests of Pool and ProcessPoolExecutor pass with our classes in place of the stdlib's.
 
-Each suite runs under each start method in an interpreter of its own. ``SHMARRAY_STDLIB_SUITES=stdlib`` runs them with
-the stdlib's classes instead: what fails then is the fault of the harness or of the machine.
+Each suite runs under each start method in its own interpreter. ``SHMARRAY_STDLIB_SUITES=stdlib`` runs them with
+the stdlib's classes instead: failures are then caused by the harness or the machine.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ import pytest
 from tests.pool.stdlib.runner import Job
 
 IMPLEMENTATION = os.environ.get("SHMARRAY_STDLIB_SUITES", "shmarray")
-RUN_LIMIT = 80  # seconds for one suite, less than pytest allows
-GRACE = 10  # seconds for helper processes to end after it
+RUN_LIMIT = 80  # seconds for one suite, less than pytest's timeout
+GRACE = 10  # seconds for helper processes to end afterwards
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 START_METHODS = ("fork", "spawn", "forkserver")
 
@@ -39,7 +39,7 @@ SUITES = {
 MODULES = {"pool": "test._test_multiprocessing", "executor": "test.test_concurrent_futures"}
 
 _NOT_FORK = ("spawn", "forkserver")
-_ONCE = "seconds of sleep for code that does not depend on how workers start: runs under fork"
+_ONCE = "seconds of sleep for code that does not depend on the start method: runs only under fork"
 
 # Not run: test, start methods, reason.
 LEFT_OUT = [
@@ -52,16 +52,16 @@ LEFT_OUT = [
     ("ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full", _NOT_FORK, f"3 {_ONCE}"),
 ]
 
-_OWN_CALL = "what does not unpickle breaks the stdlib's executor; with ours that call fails, with the error itself"
-_MOCK = "puts a mock in the place of a private part of the stdlib's executor"
-_COMPLETES = "calls left to an executor that is garbage fail there, for want of a new worker; ours are completed"
-_NO_WORKER_NEEDED = "the calls do not pickle; ours fail at once, and may be gone before another worker is needed"
-_CANCELS_ALL = "some of 50 calls have begun when submit returns; with ours, perhaps none"
-_SAYS_ITSELF = "the stdlib's error has a cause that says how the worker ended; ours says it itself"
+_OWN_CALL = "an unpickling error breaks the stdlib's executor; with ours, only that call fails, with the original error"
+_MOCK = "mocks a private part of the stdlib's executor"
+_COMPLETES = "calls of a garbage-collected executor fail in the stdlib without a new worker; ours are completed"
+_NO_WORKER_NEEDED = "the calls cannot be pickled; ours fail at once, perhaps before another worker is needed"
+_CANCELS_ALL = "expects that some of 50 calls have begun when submit returns; with ours, perhaps none has"
+_SAYS_ITSELF = "the stdlib's error has a cause that describes the worker's end; our error describes it itself"
 
-_BY_VALUE = "returns a lambda, which ours sends by value where cloudpickle is installed"
+_BY_VALUE = "returns a lambda, which ours sends by value if cloudpickle is installed"
 
-# Not run with our classes, whose promise or engine is another.
+# Not run with our classes, which behave differently or have a different implementation.
 DIFFERENT = [
     ("_TestPoolWorkerErrors.test_unpickleable_result", START_METHODS, _BY_VALUE),
     ("ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly", START_METHODS, _SAYS_ITSELF),
@@ -84,18 +84,18 @@ NOT_RUN = LEFT_OUT + (DIFFERENT if IMPLEMENTATION == "shmarray" else [])
 
 @dataclass
 class Outcome:
-    """What the runner wrote, its own output, and the processes that it left behind."""
+    """The lines that the runner wrote, its own output, and the processes that it left behind."""
 
     lines: list[dict]
     output: str
     left_behind: list[str]
 
     def problems(self):
-        """One text for each test that failed or hung, and for each complaint."""
+        """Yield a text for each test that failed or hung, and for each complaint."""
         yield from (f"{line['test']} FAILED\n{line['text']}" for line in self.lines if line.get("outcome") == "failed")
         yield from (f"after {line['test']}: {line['text']}" for line in self.lines if line["event"] == "complaint")
         if not self.lines or self.lines[-1]["event"] != "done":
-            yield f"{self._unfinished()} did not end, nor did any test after it run\n{self.output}"
+            yield f"{self._unfinished()} did not end, and no later test was run\n{self.output}"
         yield from (f"left behind: {process}" for process in self.left_behind)
 
     def _unfinished(self):
@@ -108,18 +108,18 @@ class Outcome:
 def run(job, directory):
     """Run one job to its end, and kill what it leaves behind."""
     job = dataclasses.replace(job, output=str(directory / "report.jsonl"))
-    # One thread for BLAS: its others make the first import slow, and a fork with them warns since Python 3.12.
+    # One BLAS thread: more would slow down the first import, and a fork with them warns since Python 3.12.
     path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-m", "tests.pool.stdlib.runner", json.dumps(dataclasses.asdict(job))]
     with (directory / "output").open("w+b") as output:
-        # To a file: a worker that lives on would hold a pipe open. Its own session: so one finds such workers.
+        # A surviving worker would keep a pipe open, so write to a file; a new session makes such workers easy to find.
         channels = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         with subprocess.Popen(command, cwd=directory, env=env, start_new_session=True, **channels) as runner:
             try:
                 runner.wait(RUN_LIMIT)
             except subprocess.TimeoutExpired:
-                runner.send_signal(signal.SIGABRT)  # shows every thread's stack
+                runner.send_signal(signal.SIGABRT)  # prints every thread's stack
         left_behind = end_session(runner.pid)
         output.seek(0)
         text = output.read().decode(errors="replace")
@@ -128,10 +128,10 @@ def run(job, directory):
 
 
 def end_session(session):
-    """Kill the processes that are still there some seconds after the runner; their commands."""
+    """Wait a few seconds for the runner's processes to end, and kill the others; return their commands."""
     deadline = time.monotonic() + GRACE
     while (left := session_members(session)) and time.monotonic() < deadline:
-        time.sleep(0.02)  # the resource tracker and the forkserver end when they notice that nobody is left
+        time.sleep(0.02)  # the resource tracker and the forkserver end when they notice that no user is left
     for pid in left:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -141,7 +141,7 @@ def end_session(session):
 
 
 def session_members(session):
-    """Pid and command of every process of the session that is not a zombie."""
+    """Return pid and command of every process of the session that is not a zombie."""
     members = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -181,5 +181,5 @@ def test_cpythons_own_tests_pass_with_our_classes(suite, start_method, tmp_path)
         for name, methods, reason in NOT_RUN
     ],
 )
-def test_that_is_left_out(name, methods):
-    """Only so that pytest's summary names each with its reason."""
+def test_left_out(name, methods):
+    """Do nothing: this only makes pytest's summary list each of them with its reason."""

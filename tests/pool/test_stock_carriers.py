@@ -1,4 +1,4 @@
-"""What multiprocessing itself carries: shared arrays by handle, all others as they always went."""
+"""What multiprocessing itself sends: shared arrays as handles, all others as before."""
 
 import concurrent.futures
 import copy
@@ -60,12 +60,12 @@ def test_plain_pickle_and_deepcopy_mean_the_data():
         assert array[0] == 0
 
 
-# --- a scope that is over ------------------------------------------------------------------
+# --- arrays whose scope has ended ----------------------------------------------------------
 
 
 @pytest.fixture
 def gone(context):
-    """A function that submits calls whose array is gone when they begin: the worker is kept busy until then."""
+    """Return a function that submits calls to a busy worker, which begins them after their array is deleted."""
 
     def submit(send, path):
         busy = send(tasks.wait_for_file, str(path))
@@ -77,7 +77,7 @@ def gone(context):
     return submit
 
 
-def test_the_stock_pool_tells_of_an_array_that_is_gone(context, gone, tmp_path):
+def test_the_stock_pool_reports_an_array_that_no_longer_exists(context, gone, tmp_path):
     with context.Pool(1) as pool:
         pool.apply(abs, (-1,))
         busy, *calls = gone(lambda function, *args: pool.apply_async(function, args), tmp_path / "go")
@@ -90,7 +90,7 @@ def test_the_stock_pool_tells_of_an_array_that_is_gone(context, gone, tmp_path):
         pool.join()
 
 
-def test_the_stock_executor_tells_of_an_array_that_is_gone(context, gone, tmp_path):
+def test_the_stock_executor_reports_an_array_that_no_longer_exists(context, gone, tmp_path):
     with concurrent.futures.ProcessPoolExecutor(1, context) as executor:
         executor.submit(abs, -1).result(60)
         busy, *calls = gone(executor.submit, tmp_path / "go")
@@ -101,7 +101,7 @@ def test_the_stock_executor_tells_of_an_array_that_is_gone(context, gone, tmp_pa
         assert executor.submit(abs, -2).result(60) == 2
 
 
-def test_what_is_received_in_place_of_it_raises_in_every_use(context):
+def test_the_object_received_in_place_of_it_raises_on_every_use(context):
     one, other = context.Pipe()
     with shmarray.scoped(data=np.ones(1000)) as array:
         one.send(array)
@@ -144,7 +144,7 @@ USES = [
 ]
 
 
-def test_queues_do_not_hang_over_an_array_that_is_gone(context):
+def test_queues_do_not_hang_on_an_array_that_no_longer_exists(context):
     queue = context.Queue()
     process = context.Process(target=tasks.put_scoped, args=(queue,))
     process.start()
@@ -158,7 +158,7 @@ def test_queues_do_not_hang_over_an_array_that_is_gone(context):
         process.close()
         queue.close()
         queue.join_thread()
-    # The thread that sends may have been later than the end of the block: then it sends the data.
+    # The sending thread may run after the end of the block: then it sends the data.
     assert (kind == "ndarray") == (error is None)
     assert error is None or type(error) is shmarray.ArrayNotFoundError
 
@@ -194,7 +194,7 @@ def test_a_deleted_array_does_not_hang_the_stock_pool(context, name):
         pool.apply(abs, (-1,))
         shmarray.delete(name)
         call = pool.apply_async(tasks.total, (array,))
-        if context.get_start_method() == "fork":  # it has the memory from its parent
+        if context.get_start_method() == "fork":  # it has inherited the memory
             assert call.get(60) == 3
         else:
             with pytest.raises(shmarray.ArrayNotFoundError, match=name):

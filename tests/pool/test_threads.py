@@ -1,4 +1,4 @@
-"""Threads of the pool layer at once, switched as often as can be; what they share is right with a GIL and without."""
+"""Threads of the pool layer that switch very often: what they share stays consistent with and without the GIL."""
 
 import gc
 import sys
@@ -37,7 +37,7 @@ def allocator():
 
 
 def deliver_parts(allocator, number):
-    """A block with a result of three arrays, as a worker leaves it, in its receiver's hands."""
+    """Deliver a block with a result of three arrays, as a worker leaves it, to its receiver."""
     block = allocator.allocate(Use.RESULT)
     parts = [np.full(SIZE, number, np.uint8)] * 3
     offsets, block.reserved = allocator.fill(block.index, block.reserved, parts, 4096)
@@ -45,7 +45,7 @@ def deliver_parts(allocator, number):
 
 
 class Interrupted(list):
-    """The leases of a block, at whose first use another thread takes back what has ended, as far as it may."""
+    """The leases of a block; at their first use, another thread tries to take back what has ended."""
 
     def __init__(self, leases, allocator, parts):
         super().__init__(leases)
@@ -56,7 +56,7 @@ class Interrupted(list):
         parts.pop(0)
         self.thread = threading.Thread(target=allocator._take_back)
         self.thread.start()
-        self.thread.join(0.3)  # it gets nowhere, as this thread has the lock
+        self.thread.join(0.3)  # it has to wait, because this thread holds the lock
 
     def remove(self, lease):
         super().remove(lease)
@@ -75,7 +75,7 @@ def interrupt(allocator, parts):
 
 
 def test_a_block_whose_last_parts_end_in_two_threads_is_given_back_once(allocator):
-    """Handed out twice, two tasks would write to it."""
+    """If it were given back twice, two tasks would write to it."""
     parts = deliver_parts(allocator, 7)[:2]
     allocator._take_back()
     block = interrupt(allocator, parts)
@@ -87,7 +87,7 @@ def test_a_block_whose_last_parts_end_in_two_threads_is_given_back_once(allocato
 
 
 def test_holes_are_released_beside_what_is_held_though_a_part_ends_meanwhile(allocator):
-    """A loop over a list that another thread shortens passes over an item: its memory was taken for a hole."""
+    """A loop over a list that another thread shortens skips an item, whose memory was then taken for a hole."""
     parts = deliver_parts(allocator, 7)
     block = interrupt(allocator, parts)
     allocator._partly_free[block.index] = block
@@ -148,7 +148,7 @@ def test_memory_that_is_held_stays_while_other_parts_of_its_block_end(allocator)
 
 
 def test_the_ends_of_files_are_cut_off_while_blocks_there_are_handed_out(allocator):
-    """Where nothing gives memory back from the middle of a file."""
+    """Nothing can free memory in the middle of a file here."""
     allocator.can_free = False
     stop = threading.Event()
 
@@ -179,7 +179,7 @@ def test_the_ends_of_files_are_cut_off_while_blocks_there_are_handed_out(allocat
 
 
 def test_a_block_of_many_tasks_is_given_back_once_though_a_finalizer_ends_its_group():
-    """It comes while the last task's use is being counted down."""
+    """The finalizer runs while the use by the last task is being counted down."""
     given = []
     fake = SimpleNamespace(give_back=given.append, wake=bool)
     lending = Lending(fake, Exception)
@@ -198,9 +198,9 @@ def test_a_block_of_many_tasks_is_given_back_once_though_a_finalizer_ends_its_gr
     assert not lending._shared
 
 
-def test_a_worker_may_answer_between_two_looks_at_what_it_has():
+def test_a_worker_may_answer_between_two_checks_of_its_tasks():
     class Emptied:
-        """As the collecting thread leaves it after the look whether there is any."""
+        """A deque that the collecting thread empties after the check whether it has items."""
 
         def __bool__(self):
             return True
@@ -238,7 +238,7 @@ def test_answers_are_counted_while_calls_are_added():
     assert calls.unanswered == 2000 * 2
 
 
-def test_objects_are_added_and_end_while_others_look():
+def test_objects_are_added_and_end_while_others_iterate():
     class Item:
         pass
 

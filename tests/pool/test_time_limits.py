@@ -1,4 +1,4 @@
-"""task_timeout: the worker of a task that takes too long is replaced, and its call alone fails."""
+"""task_timeout: the worker of a task that takes too long is replaced, and only that call fails."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ DOORS = ("Pool", "Executor")
 
 
 def in_c(_=None):
-    """Holds the interpreter's lock, so that nothing in the process itself could end it."""
+    """Block while holding the GIL, so that nothing in the process itself can end the task."""
     ctypes.PyDLL(None).sleep(60)
 
 
@@ -44,7 +44,7 @@ def slow(seconds):
 
 
 def slow_start(seconds):
-    """Initializer."""
+    """Initializer that takes some time."""
     time.sleep(seconds)
 
 
@@ -59,7 +59,7 @@ def close(pool):
 @pytest.mark.parametrize("stuck", [in_c, ignoring_sigterm])
 @pytest.mark.parametrize("kind", DOORS)
 def test_a_stuck_task_of_an_idle_pool_is_ended(kind, stuck, start_method):
-    """The thread that watches has nothing else to wake it."""
+    """Nothing else wakes the thread that watches the limit."""
     pool = make(kind, start_method, task_timeout=1)
     assert call(pool, tasks.double, 2) == 4
     with pytest.raises(TaskTimeoutError, match=rf"{stuck.__name__}.*limit of 1 s") as caught:
@@ -77,7 +77,7 @@ def test_a_stuck_task_of_an_idle_pool_is_ended(kind, stuck, start_method):
 
 @pytest.mark.parametrize("kind", DOORS)
 def test_others_do_not_notice_and_no_block_is_lost(kind):
-    # A worker that is forked in the place of another keeps the results that its caller has at that moment.
+    # A replacement worker that is forked would keep the results that its caller has at that moment.
     pool = make(kind, "spawn", task_timeout=2)
     items = [(np.ones(20_000), place == 5) for place in range(40)]
     if kind == "Pool":
@@ -96,7 +96,7 @@ def test_others_do_not_notice_and_no_block_is_lost(kind):
         assert all((future.result(30) == 2).all() for place, future in enumerate(futures) if place != 5)
         del futures, others
     del caught, stuck, other
-    tasks.collect()  # an error and the frames that it passed are a cycle
+    tasks.collect()  # an error and its frames are a cycle
     wait_until(lambda: all_blocks_are_free(pool))
     close(pool)
 
@@ -141,13 +141,13 @@ def test_imap_goes_on_after_an_item_that_was_stuck():
 
 
 def test_sending_a_long_argument_is_no_part_of_its_task(monkeypatch):
-    """Else one that takes longer would be sent again and again."""
+    """Otherwise an argument that takes longer would be sent again and again."""
     monkeypatch.setattr(SparseFile, "create", classmethod(lambda _: None))
     with make("Pool", "fork", 1, task_timeout=1) as pool:
         worker = pool.apply_async(tasks.pid).get(20)
         os.kill(worker, signal.SIGSTOP)
         result = pool.apply_async(length_and_pid, (b"x" * (4 << 20),))
-        time.sleep(1.5)  # past the limit
+        time.sleep(1.5)  # longer than the limit
         os.kill(worker, signal.SIGCONT)
         assert result.get(20) == (4 << 20, worker)
     pool.join()
@@ -158,7 +158,7 @@ def length_and_pid(data):
 
 
 @pytest.mark.parametrize("limit", [1e9, 1e300, 2**70, float("inf"), np.float64(3)])
-def test_limits_that_no_clock_reaches(limit):
+def test_limits_that_are_never_reached(limit):
     with make("Pool", "fork", 1, task_timeout=limit) as pool:
         assert pool.apply_async(slow, (0.05,)).get(20) == 0.05
     pool.join()
@@ -201,7 +201,7 @@ def test_the_time_of_a_task_begins_while_the_collecting_thread_waits_for_ever(ki
 
 
 def test_a_worker_whose_answer_is_not_read_in_time_is_not_ended(tmp_path):
-    """The thread that takes results is held up by a callback."""
+    """A callback blocks the thread that takes results."""
     go = tmp_path / "go"
     with make("Pool", "fork", 2, task_timeout=60) as pool:
         late = pool.apply_async(tasks.wait_for_file, (str(go),))

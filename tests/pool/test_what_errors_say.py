@@ -1,4 +1,4 @@
-"""An error of a worker says which items of the user's iterable it had, by every method of both doors."""
+"""The error of a failed worker names the items of the user's iterable, for every method of both kinds of pool."""
 
 import os
 import pickle
@@ -90,7 +90,7 @@ def test_the_items_that_a_lost_task_had(name, bad, kind):
 
 
 class UnkeptError(Exception):
-    """Does not unpickle: its constructor wants two arguments, and its args are one."""
+    """Cannot be unpickled: its constructor requires two arguments, and its args contain one."""
 
     def __init__(self, what, where):
         super().__init__(f"{what} at {where}")

@@ -1,1 +1,1 @@
-"""What runs CPython's own tests of its pools with other classes in the place of theirs."""
+"""Runs CPython's own tests of its pools with other classes in place of theirs."""

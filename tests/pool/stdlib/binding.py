@@ -1,4 +1,4 @@
-"""Put our classes in the place of the stdlib's, in this whole interpreter and in those its tests start."""
+"""Put our classes in place of the stdlib's, in this whole interpreter and in those that its tests start."""
 
 import concurrent.futures
 import multiprocessing
@@ -7,15 +7,15 @@ import sys
 
 from test.support import script_helper
 
-# The tests start these interpreters in isolated mode, where PYTHONPATH does not count.
+# The tests start these interpreters in isolated mode, which ignores PYTHONPATH.
 _IN_SCRIPTS = f"import sys; sys.path[:] = {sys.path!r}; from tests.pool.stdlib import binding; binding.bind()\n"
 
 
 def bind():
-    """Every way in which the tests reach the classes; the modules of the tests must not be imported yet.
+    """Replace the classes wherever the tests look for them; the test modules must not be imported yet.
 
-    ``multiprocessing.pool.Pool`` stays: no test that runs here looks there, but the stdlib's own methods do
-    (``ThreadPool`` calls ``Pool.__init__``), and ours would no longer be tested on what its users have.
+    ``multiprocessing.pool.Pool`` is not replaced: no test that runs here uses that name, but the stdlib's own methods
+    do (``ThreadPool`` calls ``Pool.__init__``), and our classes must work beside the original.
     """
     import shmarray
 
@@ -32,7 +32,7 @@ def bind():
 
 
 def show_threads(executor):
-    """Our threads under the private names by which the tests join those of the stdlib's executor."""
+    """Give our threads the private names by which the tests join those of the stdlib's executor."""
 
     class CallQueue:
         def __init__(self, thread):
@@ -43,7 +43,7 @@ def show_threads(executor):
 
 
 def start_name_reaper():
-    """Executors keep it until the end, as they do the resource tracker: neither is what a test has left over."""
+    """Executors keep the name reaper until the end, like the resource tracker; neither is left over from a test."""
     import shmarray
 
     with shmarray.scoped(1, name=f"t{os.getpid()}-watched"):

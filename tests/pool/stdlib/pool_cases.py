@@ -4,10 +4,10 @@ import multiprocessing
 
 from test import _test_multiprocessing as cpython
 
-# To a mixin's class body multiprocessing.Pool was a bound method; ours is a class, and binds nothing.
+# In a mixin's class body multiprocessing.Pool was a bound method; ours is a class, so it must not be bound.
 cpython.ProcessesMixin.Pool = staticmethod(multiprocessing.Pool)
 
-# What the forkserver has imported, its children need not.
+# Children of the forkserver need not import what it has already imported.
 cpython.PRELOAD.append(__name__)
 
 cpython.install_tests_in_module_dict(globals(), multiprocessing.get_start_method())

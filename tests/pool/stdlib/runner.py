@@ -1,7 +1,7 @@
-"""Run one of CPython's suites under one start method and write what became of each test, one JSON object per line.
+"""Run one of CPython's suites under one start method and write the result of each test, one JSON object per line.
 
-``python -m tests.pool.stdlib.runner JOB``, where JOB is the JSON of a `Job`. Nothing is imported from CPython's tests
-before our classes are in their place, so this needs an interpreter of its own.
+Usage: ``python -m tests.pool.stdlib.runner JOB``, where JOB is the JSON of a `Job`. Our classes must be in place
+before anything is imported from CPython's tests, so this needs its own interpreter.
 """
 
 # ruff: noqa: N802 - unittest's names
@@ -21,9 +21,9 @@ import traceback
 import unittest
 from dataclasses import dataclass, field
 
-# Seconds. A test that takes longer hangs: every thread's stack is shown and the run ends.
+# Seconds. A test that takes longer is considered hung: every thread's stack is printed and the run ends.
 TEST_LIMIT = 40
-# What CPython's tests wait before they call it a deadlock; five minutes if nobody says.
+# Seconds after which CPython's tests report a deadlock; their default is five minutes.
 DEADLOCK = 25.0
 
 
@@ -31,14 +31,14 @@ DEADLOCK = 25.0
 class Job:
     suite: str
     start_method: str
-    classes: list[str]  # the stdlib's mixins: tests whose class derives from one of them run
+    classes: list[str]  # the stdlib's mixins: tests of classes derived from them run
     left_out: list[str] = field(default_factory=list)  # "Class.test", where Class may be a mixin
     implementation: str = "shmarray"  # or "stdlib", which tests the harness
     output: str = os.devnull
 
 
 class Report(unittest.TestResult):
-    """A line when a test starts, one when it ends, and one for whatever it left to be told."""
+    """Write a line when a test starts, one when it ends, and one for each complaint."""
 
     def __init__(self, output):
         super().__init__()
@@ -52,7 +52,7 @@ class Report(unittest.TestResult):
         print(json.dumps(line), file=self._output, flush=True)
 
     def complain(self, text):
-        """Keep what is no test's failure but what CPython calls an altered environment."""
+        """Record a problem that is not a test failure, but what CPython calls an altered environment."""
         self._complaints.append(text)
 
     def tell_complaints(self):
@@ -72,7 +72,7 @@ class Report(unittest.TestResult):
         seconds = round(time.monotonic() - self._started, 3)
         self.write(event="stop", test=self._current, seconds=seconds, **self._outcome)
         if self._outcome["outcome"] == "failed":
-            gc.collect()  # what the traceback held would hang or leak in the tests that follow
+            gc.collect()  # objects held by the traceback would hang or leak in later tests
         self.tell_complaints()
 
     def addError(self, test, err):
@@ -105,19 +105,19 @@ def short_name(test):
 
 
 def cases_of(job):
-    """The module that holds the Pool's classes, or those of the executor."""
+    """Yield the modules that contain the test cases of Pool or of the executor."""
     if job.suite.startswith("pool"):
         yield importlib.import_module("tests.pool.stdlib.pool_cases")
         return
     module = importlib.import_module("test.test_concurrent_futures")
-    yield module  # one module in early 3.11
+    yield module  # early 3.11 has a single module
     for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
         if "interpreter_pool" not in found.name:
             yield importlib.import_module(f"{module.__name__}.{found.name}")
 
 
 def tests_of(job):
-    """The tests of the suite; a class seen from several modules counts once."""
+    """Return the tests of the suite; a class found in several modules counts once."""
     classes = {}
     for module in cases_of(job):
         found = (case for case in vars(module).values() if isinstance(case, type))
@@ -127,19 +127,19 @@ def tests_of(job):
 
 
 def is_wanted(test, job):
-    """Whether the test is of this suite and start method, and not left out."""
+    """Return whether the test belongs to this suite and start method, and is not left out."""
     bases = {base.__name__ for base in type(test).__mro__}
     names = {f"{base}.{test._testMethodName}" for base in bases}
     if bases.isdisjoint(job.classes) or not names.isdisjoint(job.left_out):
         return False
     if getattr(test, "TYPE", "") == "processes":
-        return True  # the Pool's: their module starts as the job says
-    # The executor's classes have it as an attribute, and one of them in the names of its tests.
+        return True  # a test of Pool, whose module starts processes as the job says
+    # The executor's classes have the start method as an attribute; one class has it in the names of its tests.
     return job.start_method == getattr(test, "ctx", test._testMethodName.removeprefix("test_"))
 
 
 def prepare(report):
-    """What CPython's regrtest would do: shorter timeouts, and nobody's complaint is lost."""
+    """Prepare as CPython's regrtest does, with shorter timeouts, and collect all complaints."""
     from test import support
 
     support.verbose = 0
@@ -155,7 +155,7 @@ def prepare(report):
 
 
 def descriptors():
-    """What is open here, without the listing itself."""
+    """Return the open descriptors, except the one of the listing itself."""
     found = {}
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -166,8 +166,8 @@ def descriptors():
 
 
 def check_leftovers(report, before):
-    """Children, threads and descriptors after the last test."""
-    multiprocessing.util._cleanup_tests()  # the forkserver and the resource tracker are not left over
+    """Report children, threads and descriptors that remain after the last test."""
+    multiprocessing.util._cleanup_tests()  # ends the forkserver and the resource tracker
     gc.collect()
     left = {
         "children": multiprocessing.active_children(),
