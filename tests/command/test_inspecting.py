@@ -118,7 +118,7 @@ def test_an_unknown_name_and_what_was_meant(name, capsys, arguments):
     assert err.startswith(f"shmarray: there is no shared array '{name}x'; did you mean '{name}'")
 
 
-def test_what_is_no_array(name, capsys):
+def test_objects_that_are_not_arrays(name, capsys):
     raw.put(name, b"something else \x1b")
     assert main(["info", name]) == 1
     assert capsys.readouterr().err.startswith(f"shmarray: '{name}' is not an array: ")

@@ -1,7 +1,7 @@
-"""A program with all that shmarray has, which says what there is, and then dies as it is told.
+"""A program that uses every feature of shmarray, reports what it has created, and then dies as requested.
 
-``python -m tests.faults.caller method way names...``: a line of JSON on stdout, and then it
-waits for one on stdin.
+``python -m tests.faults.caller method way names...`` writes a line of JSON to stdout, and then waits for a line on
+stdin.
 """
 
 import json
@@ -24,7 +24,7 @@ def main(method, way, scoped, kept):
     with shmarray.scoped(1000, name=scoped), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         pool, executor = make("Pool", method, 3), make("Executor", method, 3)
         held = pool.apply(deaths.double, (np.ones(200_000),)), executor.submit(np.ones, 200_000).result()
-        waiting = "idle" if way == "raise" else "busy"  # an executor's running calls are waited for at exit
+        waiting = "idle" if way == "raise" else "busy"  # at exit, an executor waits for its running calls
         for name, task in (("deaf", deaths.sleep_deaf), ("in_c", deaths.sleep_in_c)):
             pool.apply_async(task, (f"{place}/pool-{name}",))
             if waiting == "busy":
@@ -44,7 +44,7 @@ def inode(name):
     try:
         return os.stat(f"/dev/shm/{name}").st_ino
     except FileNotFoundError:
-        return None  # another program's, just deleted
+        return None  # it belonged to another program, and has just been deleted
 
 
 def say(**what):

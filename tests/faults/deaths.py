@@ -1,4 +1,4 @@
-"""How workers die, and what brings them where they are to die; importable under every start method."""
+"""Ways in which workers die, and tasks that bring them to a place to die; importable under every start method."""
 
 import ctypes
 import faulthandler
@@ -25,14 +25,14 @@ def _exit():
     os._exit(3)
 
 
-# Ways of dying: what a worker does, and the exit code that the caller is to be told.
+# Ways of dying: what a worker does, and the exit code that the caller must be told.
 WAYS = {
     "SIGKILL": (_kill, -signal.SIGKILL),
     "SIGSEGV": (_segfault, -signal.SIGSEGV),
     "abort": (os.abort, -signal.SIGABRT),
     "os._exit": (_exit, 3),
 }
-# What makes an armed worker die in that way, wherever it is: the interpreter sees to signals in all its waiting.
+# The signal that makes an armed worker die in this way, even while it waits.
 SIGNALS = {way: signal.SIGRTMIN + number for number, way in enumerate(WAYS, 1)}
 
 
@@ -41,7 +41,7 @@ def die(way):
 
 
 def arm():
-    """Initializer: no core dumps, no tracebacks of the crashes, and a signal for each way of dying."""
+    """Initializer: disable core dumps and tracebacks of crashes, and set a signal for each way of dying."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.disable()
     for way, number in SIGNALS.items():
@@ -49,7 +49,7 @@ def arm():
 
 
 def arm_and_die_once(way, path):
-    """Initializer: the first worker that comes here dies."""
+    """Initializer: the first worker that runs it dies."""
     arm()
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
@@ -80,7 +80,7 @@ class DiesWhenPickled:
 
 
 def take(*_):
-    """Take any arguments."""
+    """Take any arguments and ignore them."""
 
 
 def die_running(way, _):
@@ -92,7 +92,7 @@ def give_what_dies(way, _):
 
 
 def give_much(_):
-    """A result that is no array, and so large that a few of them fill any socket or pipe."""
+    """Return a result that is not an array; a few such results fill any socket or pipe."""
     return b"x" * 24_000
 
 
@@ -101,7 +101,7 @@ def give_too_much(_):
 
 
 def die_at_exit(way):
-    """The worker will die when it ends."""
+    """Make the worker die when it ends."""
     util.Finalize(None, die, (way,), exitpriority=1)
     return os.getpid()
 
@@ -119,21 +119,21 @@ def pid():
 
 
 def wait_for(path):
-    """Say so, and wait for a file, or for the end of its directory."""
+    """Report the start by a file, and wait for a file or for the deletion of its directory."""
     Path(path + ".waits").touch()
     while not os.path.exists(path) and os.path.isdir(os.path.dirname(path)):
         time.sleep(0.001)
 
 
 def meet(place):
-    """Wait until two workers are here."""
+    """Wait until two workers have arrived."""
     Path(place, str(os.getpid())).touch()
     while os.path.isdir(place) and len(os.listdir(place)) < 2:
         time.sleep(0.001)
 
 
 def sleep_deaf(path):
-    """Block SIGTERM, say so, and never end."""
+    """Block SIGTERM, report the pid, and never end."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     say_pid(path)
     time.sleep(1000)
@@ -146,14 +146,14 @@ def say_pid(path):
 
 
 def sleep_in_c(path):
-    """A long call in C, which holds the interpreter's lock and lets no signal handler run."""
+    """Make a long call in C, which holds the GIL and lets no signal handler run."""
     signal.signal(signal.SIGTERM, lambda *_: None)
     say_pid(path)
     ctypes.PyDLL(None).sleep(1000)
 
 
 def fork_and_die(way, path):
-    """Leave a child behind that looks at the argument, and at all that a worker has open."""
+    """Leave behind a child that has the argument and all descriptors of the worker."""
     kept = np.ones(50_000)
     if os.fork() == 0:
         say_pid(path)
@@ -166,7 +166,7 @@ def fork_and_die(way, path):
 
 
 def run_own_child(_):
-    """A task that uses multiprocessing itself."""
+    """Use multiprocessing in a task."""
     child = multiprocessing.get_context("fork").Process(target=take)
     child.start()
     child.join()

@@ -1,18 +1,18 @@
-"""Things that raise wherever they are told to; importable under every start method."""
+"""Objects and functions that raise where requested; importable under every start method."""
 
 import numpy as np
 
 from tests.faults import deaths
 
-BIG = 20_000  # items of 8 bytes: travels in a block
+BIG = 20_000  # items of 8 bytes: enough to travel in a block
 
 
 class OwnBaseError(BaseException):
-    """Neither Exception nor any that the stdlib knows."""
+    """Neither an Exception nor a class that the stdlib knows."""
 
 
 class TwoArgumentsError(Exception):
-    """Pickles, and does not unpickle: its __init__ takes what its args do not say."""
+    """Can be pickled, but not unpickled: its __init__ requires an argument that is not in args."""
 
     def __init__(self, first, second):
         super().__init__(first)
@@ -25,7 +25,7 @@ class UnpicklableError(Exception):
 
 
 class _NeverPickledError(UnpicklableError):
-    """Pickling it raises another one."""
+    """Raises another error when it is pickled."""
 
     def __reduce__(self):
         raise UnpicklableError
@@ -35,7 +35,7 @@ KINDS = {kind.__name__: kind for kind in (ValueError, KeyboardInterrupt, SystemE
 
 
 class RaisesWhen:
-    """Raises when it is pickled, or unpickled; next to an array, so that there is a block to lose."""
+    """Raises when it is pickled or unpickled; it is sent next to an array, whose block must not be lost."""
 
     def __init__(self, when, kind):
         self.when = when
@@ -52,7 +52,7 @@ def raise_it(kind, *_):
         try:
             raise KeyError(kind)
         except KeyError:
-            raise ValueError("told to")  # noqa: B904 - with the other as its context
+            raise ValueError("told to")  # noqa: B904 - the other error must be its context
     raise KINDS[kind]("told to")
 
 
@@ -73,7 +73,7 @@ def give_what_raises(when, kind, like):
 
 
 def arm_and_raise(kind):
-    """Initializer."""
+    """Initializer that raises."""
     deaths.arm()
     raise_it(kind)
 

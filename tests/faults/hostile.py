@@ -1,4 +1,4 @@
-"""Objects of a user's that raise wherever they are looked at; importable under every start method."""
+"""User objects that raise on every kind of access; importable under every start method."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ PROPERTIES = ("__module__", "__qualname__", "__name__", "__doc__", "__wrapped__"
 
 
 def _made(name, kind, base=object, **members):
-    """A class of this module, so that its instances pickle by their name and state."""
+    """Make a class in this module, so that its instances can be pickled by name and state."""
     looks = {look: _raising(look) for look in LOOKS}
     made = type(name, (base,), {**looks, "kind": kind, "__slots__": (), **members})
     made.__module__ = __name__
@@ -37,14 +37,14 @@ def _answers(self, *_):
 THINGS, KILLERS, ANSWERERS = {}, {}, {}
 for _kind in KINDS:
     THINGS[_kind] = _made(f"Thing{_kind}", _kind)
-    # By an instance attribute: that of the class is what pickle needs.
+    # Set on the instance: pickle needs the class attributes.
     _properties = {name: property(_raising(name)) for name in PROPERTIES if name not in {"__module__", "__qualname__"}}
     KILLERS[_kind] = _made(f"Killer{_kind}", _kind, __call__=_ends, **_properties)
     ANSWERERS[_kind] = _made(f"Answerer{_kind}", _kind, __call__=_answers, **_properties)
 
 
 class _Nameless:
-    """Callable; its name and module raise."""
+    """A callable whose name and module raise."""
 
     def __init__(self, kind):
         self.kind = kind
@@ -66,7 +66,7 @@ def nameless(kind):
 
 
 class OddlyNamed:
-    """Its name is no string, and raises when it is formatted."""
+    """Its name is not a string, and raises when it is formatted."""
 
     def __init__(self, kind):
         self.__qualname__ = THINGS[kind]()
@@ -76,7 +76,7 @@ class OddlyNamed:
 
 
 class HostileError(Exception):
-    """Raises when its text, its traceback, cause or notes are looked at or set."""
+    """Raises when its text, traceback, cause or notes are read or set."""
 
     def __init__(self, kind):
         super().__init__(kind)
@@ -94,7 +94,7 @@ class HostileBaseError(BaseException):
 
 
 class StatefulError(Exception):
-    """Its state does not come back: ``__setstate__`` raises."""
+    """Its state cannot be restored: ``__setstate__`` raises."""
 
     def __setstate__(self, state):
         raise KINDS[self.args[0]]("of its state")
@@ -123,7 +123,7 @@ def give_new(kind):
 
 
 class HostileIterable:
-    """Raises at one step of being iterated over."""
+    """Raises at one step of the iteration."""
 
     def __init__(self, step, kind):
         self.step = step

@@ -1,7 +1,7 @@
-"""A program that uses pools all the time, and says how it stands after each KeyboardInterrupt.
+"""A program that uses pools all the time, and reports its state after each KeyboardInterrupt.
 
-``python -m tests.faults.interrupted kind method rounds``: a line "ready" for each round,
-and one of JSON after it; the last KeyboardInterrupt is not caught.
+``python -m tests.faults.interrupted kind method rounds`` writes a line "ready" for each round, and a line of JSON
+after it; it does not catch the last KeyboardInterrupt.
 """
 
 import gc
@@ -21,7 +21,7 @@ from tests.pool.tasks import make
 
 
 def use(kind, method):
-    """Calls of every kind, for ever."""
+    """Make calls of every kind until interrupted, or until the pool is to be replaced."""
     arrays = [np.ones(random.choice((10, 20_000))) for _ in range(8)]
     with make(kind, method) as pool:
         while True:
@@ -38,7 +38,7 @@ def use(kind, method):
 
 
 def state():
-    """What must be as before when the pools are gone; of children the two that multiprocessing keeps."""
+    """Return what must be as before when the pools have ended; multiprocessing keeps two children."""
     return {
         "children": len(children()),
         "threads": sorted(thread.name for thread in threading.enumerate()),
@@ -47,7 +47,7 @@ def state():
 
 
 def wait_for_state(wanted):
-    """What was interrupted just before or after its with-block is garbage, and ends as such."""
+    """Wait: a pool that was interrupted just outside its with-block ends only as garbage."""
     deadline = time.monotonic() + 10
     while state() != wanted and time.monotonic() < deadline:
         gc.collect()
@@ -55,8 +55,8 @@ def wait_for_state(wanted):
 
 
 def main(kind, method, rounds):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    with make(kind, method) as pool:  # starts what multiprocessing keeps
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
+    with make(kind, method) as pool:  # starts the helpers that multiprocessing keeps
         pool.submit(deaths.pid).result() if kind == "Executor" else pool.apply(deaths.pid)
     if kind == "Pool":
         pool.join()

@@ -1,6 +1,6 @@
-"""Seconds from a worker's death to the error of its call, or the answer of the next: printed, not judged.
+"""Prints the seconds from a worker's death to the error of its call, or to the next answer, without judging them.
 
-``python -m tests.faults.measure``, on a machine that does nothing else.
+Run ``python -m tests.faults.measure`` on an otherwise idle machine.
 """
 
 import time
@@ -22,7 +22,7 @@ KINDS = ("Pool", "Executor")
 
 
 def seconds(kind, method, stage):
-    """The worst of three."""
+    """Return the worst of three measurements."""
     return max(_once(kind, method, stage) for _ in range(3))
 
 

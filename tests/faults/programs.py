@@ -1,4 +1,4 @@
-"""Functions and objects of badly behaved programs, for the tests of what pools make of them."""
+"""Functions and objects of badly behaved programs, for tests of how pools handle them."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import time
 
 
 class Raises:
-    """Raises in the ways that its name says, wherever the library looks at it."""
+    """Raises in several methods, and when pickled if requested."""
 
     def __init__(self, what, error=ValueError):
         self.what, self.error = what, error
@@ -32,7 +32,7 @@ class Raises:
 
 
 class RaisesWhenNamed:
-    """A callable whose name is not to be had."""
+    """A callable whose name cannot be read."""
 
     def __init__(self, error=ValueError):
         self.error = error
@@ -50,14 +50,14 @@ class RaisesWhenNamed:
 
 
 class ApiError(Exception):
-    """Does not unpickle: its constructor wants two arguments."""
+    """Cannot be unpickled: its constructor requires two arguments."""
 
     def __init__(self, code, text):
         super().__init__(f"{code}: {text}")
 
 
 class Silent(Exception):  # noqa: N818
-    """Has no text and no pickle."""
+    """Has no text and cannot be pickled."""
 
     def __reduce__(self):
         raise ValueError("no pickle")
@@ -106,7 +106,7 @@ def die_at_57(item):
 
 
 def stay(seconds):
-    """Take no notice of SIGTERM."""
+    """Ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -120,7 +120,7 @@ def stay_or_go(seconds):
 
 
 def handlers():
-    """Which signals have handlers of the program in this worker, and the descriptor for wake-ups."""
+    """Return the signals for which this worker has Python handlers, and the wakeup descriptor."""
     found = [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
     wakeup = signal.set_wakeup_fd(-1)
     return sorted({*found} - {signal.SIGINT}), wakeup

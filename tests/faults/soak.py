@@ -1,4 +1,4 @@
-"""A long day of a program that uses pools, compressed: calls, kills, errors, kept references, forks, collections."""
+"""Random use of pools for a long time: calls, kills, errors, kept references, forks and collections."""
 
 import gc
 import os
@@ -19,10 +19,10 @@ WORKERS = 2
 
 
 class Day:
-    """Pools of some start methods behind one front door, and what is done with them.
+    """Pools of one kind with several start methods, and random actions on them.
 
-    A call may fail only by a `WorkerDiedError`, and only if a worker was killed since the
-    pool last did many calls, or the executor was made.
+    A call may fail only with a `WorkerDiedError`, and only if a worker was killed since the pool last
+    completed many calls, or since the executor was created.
     """
 
     def __init__(self, kind, methods, seed, scope):
@@ -54,7 +54,7 @@ class Day:
             action(method)
         except shmarray.WorkerDiedError:
             assert method in self.may_fail, (method, action.__name__)
-            if self.kind == "Executor":  # it is broken, as the stdlib's is
+            if self.kind == "Executor":  # it is broken, as the stdlib's would be
                 self._replace(method)
         for got, expected in self.kept:
             assert (got == expected).all()
@@ -85,7 +85,7 @@ class Day:
         for one, other in zip(got, expected, strict=True):
             assert (one == other).all()
         self._keep(got[-1], expected[-1])
-        # An executor sees that a worker has died only when no result waits: the others may have done all this.
+        # An executor may still have an unnoticed dead worker: the others may have done all these calls.
         if self.kind == "Pool":
             self.may_fail.discard(method)
 
@@ -95,7 +95,7 @@ class Day:
         victims = [process.pid for process in processes if process.is_alive()]
         if victims:
             self.may_fail.add(method)
-            with suppress(ProcessLookupError):  # it was just ending by itself
+            with suppress(ProcessLookupError):  # it has just ended by itself
                 os.kill(self.rng.choice(victims), signal.SIGKILL)
 
     def die_in_a_task(self, method):
@@ -110,7 +110,7 @@ class Day:
         try:
             call(self.pools[method], errors.raise_it, kind, self._array())
         except errors.KINDS[kind] as error:
-            assert str(error) == "told to"  # noqa: PT017 - any of five kinds
+            assert str(error) == "told to"  # noqa: PT017 - the error is any of five kinds
         else:
             raise AssertionError("it did not raise")
 
@@ -129,12 +129,12 @@ class Day:
             call(self.pools[method], task, *args)
         except shmarray.WorkerDiedError:
             raise
-        except Exception:  # noqa: BLE001 - which, the test of errors says
+        except Exception:  # noqa: BLE001 - other tests check the type
             return
         raise AssertionError("it did not raise")
 
     def fork_here(self, _):
-        """A child has what is kept, as it was, whatever happens here meanwhile."""
+        """Check that a child sees the kept arrays unchanged."""
         child = os.fork()
         if not child:
             os._exit(0 if all((got == expected).all() for got, expected in self.kept) else 1)

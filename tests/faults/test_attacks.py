@@ -1,4 +1,4 @@
-"""What programs do that nobody expects of them; each of these has gone wrong once, or was about to."""
+"""Unexpected actions of programs; each of them was, or might have been, a bug."""
 
 import errno
 import gc
@@ -24,8 +24,8 @@ LIMIT = 20
 SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in blocks
 
 
-def test_when_no_worker_can_be_started_for_a_time_later_calls_fail_and_then_succeed(kind, monkeypatch):
-    """The thread that feeds went on waiting for room for the call that had failed."""
+def test_calls_fail_while_no_worker_can_be_started_and_later_succeed(kind, monkeypatch):
+    """Regression: the feeding thread kept waiting for room for a call that had already failed."""
     pool = make(kind, "fork", **({} if kind == "Pool" else {"replace_workers": True}))
     assert start(pool, abs, -1)(LIMIT) == 1
 
@@ -55,7 +55,7 @@ def test_no_worker_is_started_for_a_call_that_has_failed(monkeypatch):
         with pytest.raises(shmarray.WorkerDiedError):
             pool.map(tasks.double, [np.ones(SMALL)] * 300, chunksize=1)
         wait_until(lambda: not pool._scheduler._state.workers.workers)
-        assert len(started) <= 2 + 5  # those at first, and the tries
+        assert len(started) <= 2 + 5  # the initial workers and the retries
         assert not pool._scheduler._state.workers.is_willing
     pool.join()
 
@@ -68,7 +68,7 @@ def nest(depth):
 
 
 def test_executors_in_tasks_of_executors():
-    """In a grandchild, the preparation of a fork took the grandparent's task for its own, and failed silently."""
+    """Regression: in a grandchild, the preparation of a fork failed silently, with the grandparent's task."""
     out = run_script("from tests.faults.test_attacks import nest\nprint(nest(4))\n")
     assert out == "4\n"
 
@@ -79,7 +79,7 @@ def call_until_refused(pool, results, started):
             results.append(pool.apply_async(abs, (number,)))
             started.set()
     except ValueError:
-        pass  # it is closed
+        pass  # the pool is closed
 
 
 def iterate_until_refused(pool):
@@ -87,7 +87,7 @@ def iterate_until_refused(pool):
         while True:
             list(pool.imap(abs, range(3)))
     except (ValueError, RuntimeError):
-        pass  # it is closed, or was terminated meanwhile
+        pass  # the pool is closed, or was terminated meanwhile
 
 
 def assert_all_end(threads):
@@ -98,7 +98,7 @@ def assert_all_end(threads):
 
 @pytest.mark.parametrize("end_by", ["close", "terminate"])
 def test_calls_that_race_with_the_end_of_a_pool_are_refused_or_done(end_by):
-    """One whose tasks were put behind the end of the others' hung for ever, and join with it."""
+    """Regression: tasks queued behind the end of the pool made their call and join hang for ever."""
     for _ in range(15):
         pool = make("Pool", "fork")
         results, started = [], threading.Event()
@@ -119,7 +119,7 @@ def test_calls_that_race_with_the_end_of_a_pool_are_refused_or_done(end_by):
 
 
 def test_a_call_that_is_made_while_the_pool_is_closed_is_done(monkeypatch):
-    """Deterministically: between the look at whether it runs and the tasks."""
+    """The pool is closed exactly between the check that it runs and the queuing of the tasks."""
     pool = make("Pool", "fork")
     true = pool._taskqueue.put
 
@@ -190,7 +190,7 @@ def drop_privileges(_):
     return os.getuid()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_task_that_becomes_another_user(kind):
     def program():
         pool = make(kind, "fork", 1, task_timeout=1)
@@ -215,7 +215,7 @@ def close_all_descriptors(first):
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, start_method, first, capfd):
+def test_a_task_that_closes_all_descriptors_kills_only_its_worker(kind, start_method, first, capfd):
     pool = make(kind, start_method, **({} if kind == "Pool" else {"replace_workers": True}))
     with pytest.raises(shmarray.WorkerDiedError, match="close_all_descriptors"):
         start(pool, close_all_descriptors, first)(LIMIT)
@@ -226,7 +226,7 @@ def test_a_task_that_closes_all_descriptors_loses_its_worker_alone(kind, start_m
 
 
 def test_a_program_that_closes_all_descriptors_fails_its_calls(kind):
-    """As one does that becomes a daemon; the calls of a Pool hung."""
+    """Regression: the calls of a Pool hung. Programs that become daemons close all descriptors."""
 
     def program():
         pool = make(kind, "fork", task_timeout=0.1)
@@ -283,8 +283,8 @@ def test_threads_that_fork_while_a_pool_runs():
     assert in_child(program)
 
 
-def test_the_end_by_a_callback():
-    """In the collecting thread itself."""
+def test_a_callback_ends_the_pool():
+    """The callback runs in the collecting thread itself."""
     for method in ("terminate", "close"):
         pool = make("Pool", "fork")
         called = threading.Event()
@@ -305,8 +305,8 @@ def test_the_end_by_a_callback():
     assert isinstance(executor, StockExecutor)
 
 
-def test_an_exit_status_that_nobody_tells_holds_up_nobody():
-    """A forkserver that has inherited a blocked SIGCHLD knows of no end of its children."""
+def test_an_unknown_exit_status_delays_nothing():
+    """A forkserver that has inherited a blocked SIGCHLD is not notified of the end of its children."""
     program = """
 import signal
 from multiprocessing import forkserver
@@ -318,7 +318,7 @@ forkserver.ensure_running()
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_program_that_blocks_all_signals(method):
-    """Its forkserver inherited that and reported no exit status; the end of the pool took a second for each worker."""
+    """Regression: its forkserver reported no exit statuses, and the end of the pool took a second for each worker."""
     program = """
 import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -361,7 +361,7 @@ child.communicate()
 """)
 
 
-def test_a_hook_of_threads_that_raises_ends_none(monkeypatch):
+def test_an_excepthook_that_raises_ends_no_thread(monkeypatch):
     def hook(_):
         raise SystemExit
 
@@ -381,7 +381,7 @@ def test_a_hook_of_threads_that_raises_ends_none(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
 def test_a_pool_that_becomes_garbage_in_a_thread_that_forks():
-    """Its end waited for a thread that waited for the lock of forks."""
+    """Regression: the end of the pool waited for a thread that waited for the lock of forks."""
     pool = make("Pool", "fork")
     assert pool.apply(abs, (-1,)) == 1
     victim = pool._pool[0].pid
@@ -389,7 +389,7 @@ def test_a_pool_that_becomes_garbage_in_a_thread_that_forks():
     workers = pool._scheduler._state.workers
     with forks.lock:
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: all(worker.pid != victim for worker in workers.workers))  # another is to be started
+        wait_until(lambda: all(worker.pid != victim for worker in workers.workers))  # it is to be replaced
         cycle = [pool]
         cycle.append(cycle)
         del pool, cycle
@@ -400,8 +400,8 @@ def test_a_pool_that_becomes_garbage_in_a_thread_that_forks():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_handler_that_raises_after_a_fork_locks_nobody_out(monkeypatch):
-    """As one for SIGALRM does that limits the time of a call; the pool hung."""
+def test_a_signal_handler_that_raises_after_a_fork_leaves_no_lock_held(monkeypatch):
+    """Regression: the pool hung after a handler like this one, for a SIGALRM that limits the time of a call."""
 
     class Sentinel:
         def close_writer(self):
@@ -419,7 +419,7 @@ def test_a_signal_handler_that_raises_after_a_fork_locks_nobody_out(monkeypatch)
         os.waitpid(child, 0)
     finally:
         signal.signal(signal.SIGALRM, before)
-    other = threading.Thread(target=forks.register, args=(mock.Mock(),), daemon=True)  # under the lock
+    other = threading.Thread(target=forks.register, args=(mock.Mock(),), daemon=True)  # acquires the lock
     other.start()
     other.join(LIMIT)
     assert not other.is_alive()

@@ -1,4 +1,4 @@
-"""One of our threads ends by an error of our own: all calls fail with it, later ones raise, and nothing hangs."""
+"""An internal error ends one of the library's threads: all calls fail with it, later calls raise, nothing hangs."""
 
 import threading
 from concurrent.futures import CancelledError
@@ -24,7 +24,7 @@ class OurError(Exception):
     pass
 
 
-# Where the collecting thread calls it, for each answer, each turn, or at its end.
+# Called by the collecting thread for each answer, in each turn, or at its end.
 OF_THE_COLLECTOR = [
     (Collector, "_answered"),
     (Collector, "_send_returned"),
@@ -83,7 +83,7 @@ def test_the_collecting_thread_ends(kind, place, error, monkeypatch, tmp_path):
         try:
             get(LIMIT)
         except error as raised:
-            assert "of our own" in str(raised)  # noqa: PT017 - or it was done before
+            assert "of our own" in str(raised)  # noqa: PT017 - the call may have been done before
     pool._scheduler._collector.thread.join(LIMIT)
     with pytest.raises(RuntimeError, match="has ended because of an error") as caught:
         start(pool, abs, -1)
@@ -95,11 +95,11 @@ def test_the_collecting_thread_ends(kind, place, error, monkeypatch, tmp_path):
 @pytest.mark.parametrize("error", ERRORS, ids=ids)
 @pytest.mark.parametrize("place", OF_THE_FEEDER, ids=ids)
 def test_the_feeding_thread_meets_an_error(kind, place, error, monkeypatch):
-    """It goes on, so that call fails, and later ones succeed."""
+    """The thread continues, so only this call fails."""
     pool = make(kind, "fork")
     assert start(pool, abs, -1)(LIMIT) == 1
     monkeypatch.setattr(*place, raising(error))
-    with suppress(error):  # the call may be done by then
+    with suppress(error):  # the call may already be done
         assert start(pool, abs, -1)(LIMIT) == 1
     monkeypatch.undo()
     with suppress(RuntimeError, error):
@@ -108,7 +108,7 @@ def test_the_feeding_thread_meets_an_error(kind, place, error, monkeypatch):
 
 
 def test_the_feeding_thread_ends(kind, monkeypatch):
-    """By an error outside of what it does for a call."""
+    """The error is raised outside the code for a single call."""
     pool = make(kind, "fork")
     assert start(pool, abs, -1)(LIMIT) == 1
     monkeypatch.setattr(Feeder, "_feed", raising(OurError))
@@ -124,8 +124,8 @@ def test_the_feeding_thread_ends(kind, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("place", [(WorkerSet, "end_all"), (Collector, "close"), (Placement, "forget")], ids=ids)
-def test_the_end_itself_fails(kind, place, monkeypatch, tmp_path):
-    """Nothing waits for a call that is left."""
+def test_an_error_while_ending(kind, place, monkeypatch, tmp_path):
+    """No remaining call may hang."""
     pool = make(kind, "fork")
     assert start(pool, abs, -1)(LIMIT) == 1
     get = start(pool, deaths.wait_for, f"{tmp_path}/never")
@@ -144,8 +144,8 @@ def test_the_end_itself_fails(kind, place, monkeypatch, tmp_path):
         expected = RuntimeError
     else:
         pool.kill_workers()
-        expected = (shmarray.WorkerDiedError, CancelledError)  # it may not be with its worker yet
+        expected = (shmarray.WorkerDiedError, CancelledError)  # the worker may not have received the call yet
     with pytest.raises(expected):
         get(LIMIT)
     end(pool, "terminate")
-    pool._scheduler.end()  # now it succeeds
+    pool._scheduler.end()  # succeeds the second time

@@ -1,4 +1,4 @@
-"""The caller dies, with workers idle and in tasks that take no notice of signals: nothing stays but what is to stay."""
+"""The caller dies, with idle workers and with tasks that ignore signals: nothing remains except what must remain."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from tests.helpers import raw
 from tests.helpers.processes import ROOT, Child, children, runs, wait_until
 from tests.pool.tasks import START_METHODS
 
-# Seconds; two are promised, where nothing else runs.
+# Seconds; two are promised on an otherwise idle machine.
 LIMIT = 20
 
-# How it dies, and the exit status that this has.
+# How the caller dies, and its exit status.
 WAYS = {
     "SIGKILL": -signal.SIGKILL,
     "SIGTERM": -signal.SIGTERM,
@@ -40,7 +40,7 @@ def die(caller, way):
 
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_left_of_a_caller_that_dies(method, way, shm_name):
+def test_a_caller_that_dies_leaves_nothing(method, way, shm_name):
     scoped, kept = shm_name("-scoped"), shm_name("-kept")
     caller = subprocess.Popen(
         [sys.executable, "-m", "tests.faults.caller", method, way, scoped, kept],
@@ -56,10 +56,10 @@ def test_nothing_is_left_of_a_caller_that_dies(method, way, shm_name):
         try:
             told = json.loads(caller.stdout.readline() or "{}")
             assert told, caller.stderr.read()
-            assert len(told["pids"]) >= 4  # the stdlib starts an executor's workers when they are needed
+            assert len(told["pids"]) >= 4  # the stdlib starts an executor's workers on demand
             assert all(map(runs, told["pids"]))
             assert raw.names(scoped)
-            assert not [name for name in told["named"] if name.startswith("sem.")]  # no lock between processes
+            assert not [name for name in told["named"] if name.startswith("sem.")]  # there are no named semaphores
             died = time.monotonic()
             die(caller, way)
             assert caller.wait(LIMIT) == WAYS[way]
@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_caller_that_dies(method, way, shm_name):
 
 
 def _is_anywhere(inodes):
-    """Whether any process has memory of that pool."""
+    """Return whether any process has memory of that pool mapped."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -84,7 +84,7 @@ def _is_anywhere(inodes):
 
 
 def _check_stderr(text, way):
-    """One traceback, if it is the caller's own; the stdlib's tracker may say that it deleted semaphores."""
+    """Check for one traceback if the caller raised; the stdlib's tracker may report that it deleted semaphores."""
     own = [line for line in text.splitlines() if "resource_tracker" not in line and "warnings.warn(" not in line]
     if way == "raise":
         assert own[-1] == "ZeroDivisionError: uncaught"
@@ -97,7 +97,7 @@ def _check_stderr(text, way):
 
 
 def _hold(channel, *names):
-    """Be in scopes of these names, one after the other as told, until killed."""
+    """Enter scopes of these names, one for each message, until killed."""
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(shmarray.scoped(10, name=name))
@@ -105,7 +105,7 @@ def _hold(channel, *names):
             channel.recv()
 
 
-def test_names_are_deleted_although_the_reaper_was_killed_between(shm_name):
+def test_names_are_deleted_even_if_the_reaper_was_killed(shm_name):
     first, second = shm_name(), shm_name()
     with Child(_hold, first, second) as owner:
         owner.receive()
@@ -118,7 +118,7 @@ def test_names_are_deleted_although_the_reaper_was_killed_between(shm_name):
     wait_until(lambda: not raw.names(first) + raw.names(second), LIMIT)
 
 
-def test_what_another_made_under_the_name_is_not_deleted_by_the_reaper(name, shm_name):
+def test_the_reaper_does_not_delete_what_another_made_under_the_name(name, shm_name):
     with Child(_hold, name, shm_name("-other")) as owner:
         owner.receive()
         shmarray.delete(name)
@@ -131,8 +131,8 @@ def test_what_another_made_under_the_name_is_not_deleted_by_the_reaper(name, shm
     assert shmarray.attach(name).tolist() == [1, 2]
 
 
-def test_a_file_that_has_the_inode_of_one_whose_scope_is_over_stays(tmp_path):
-    """Some file systems (ext4) give the inode of a deleted file to the next."""
+def test_a_file_with_the_inode_of_an_ended_scope_remains(tmp_path):
+    """Some file systems (ext4) give the inode of a deleted file to the next one."""
     path = tmp_path / "a.npy"
 
     def leave_and_make_again(channel):
@@ -149,7 +149,7 @@ def test_a_file_that_has_the_inode_of_one_whose_scope_is_over_stays(tmp_path):
 
     with Child(leave_and_make_again) as owner:
         if not owner.receive():
-            pytest.skip("this file system does not use inodes again at once")
+            pytest.skip("this file system does not reuse inodes immediately")
         reaper = _reaper_of(owner.pid)
         owner.kill()
     wait_until(lambda: not runs(reaper), LIMIT)
@@ -174,7 +174,7 @@ def test_the_reaper_of_a_forked_child_leaves_the_names_of_its_parent(shm_name):
         assert raw.names(parents)
 
 
-def test_a_child_that_lives_on_keeps_no_name(name):
+def test_a_surviving_child_keeps_no_name(name):
     def hold_and_fork(channel):
         with shmarray.scoped(10, name=name):
             child = os.fork()
@@ -195,7 +195,7 @@ def test_a_child_that_lives_on_keeps_no_name(name):
 
 
 def _reaper_of(pid):
-    """The one child of a process: a child of the thread that started it, and when that ends, of another."""
+    """Return the only child of a process; any of its threads may have started it."""
     found = set()
     wait_until(lambda: found.update(children(pid)) or found, LIMIT)
     (reaper,) = found

@@ -1,4 +1,4 @@
-"""What callers do: generators and callbacks that use or end the pool, many threads, numbers that are too large."""
+"""Callers whose generators and callbacks use or end the pool, many threads, and numbers that are too large."""
 
 import os
 import threading
@@ -17,13 +17,13 @@ SMALL = np.ones(10_000)
 
 
 def run_in_threads(count, function):
-    """Run ``function(number)`` in so many threads at once; gives what they raised."""
+    """Run ``function(number)`` in so many threads at once; return the exceptions that they raised."""
     errors = []
 
     def run(number):
         try:
             function(number)
-        except BaseException as error:  # noqa: BLE001 - the test looks at them
+        except BaseException as error:  # noqa: BLE001 - the test checks them
             errors.append(repr(error))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
@@ -36,7 +36,7 @@ def run_in_threads(count, function):
 
 
 def test_a_child_forked_while_a_pool_ends_keeps_its_own_descriptors(monkeypatch):
-    """The number of one that was closed may be another's by the time that another thread forks."""
+    """The number of a closed descriptor may belong to another file when another thread forks."""
     ending = waker.Waker()
     real = os.close
     kept = []
@@ -93,8 +93,8 @@ def test_calls_that_many_threads_cancel_are_cancelled_or_done():
     finish(executor)
 
 
-def test_calls_that_several_threads_cancel_at_the_end_are_told_so_once(monkeypatch):
-    """The executor told the waiters of a future that another thread had told already."""
+def test_calls_that_several_threads_cancel_at_the_end_are_notified_once(monkeypatch):
+    """Regression: the executor notified the waiters of a future that another thread had already notified."""
     executor = make("Executor", "fork", 1)
     executor.submit(abs, -1).result(LIMIT)
     ended = threading.Event()
@@ -121,7 +121,7 @@ def test_a_pool_is_ended_by_sixteen_threads_at_once():
             try:
                 (pool.close, pool.terminate, lambda: pool.apply_async(abs, (-1,)).get(LIMIT))[number % 3]()
             except (ValueError, RuntimeError) as error:
-                assert "not running" in str(error) or "terminated" in str(error)  # noqa: PT017 - or no error at all
+                assert "not running" in str(error) or "terminated" in str(error)  # noqa: PT017 - an error is optional
 
         assert not run_in_threads(16, work)
         for result in results:
@@ -182,7 +182,7 @@ def test_callbacks_that_call_the_pool():
 
 
 def test_a_map_whose_list_of_results_cannot_be_made_leaves_no_call():
-    """`join` would wait for it."""
+    """Otherwise `join` would wait for the call."""
     pool = make("Pool", "fork", 1)
     with pytest.raises(MemoryError):
         pool.map(abs, range(1 << 60))

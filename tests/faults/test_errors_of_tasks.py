@@ -1,4 +1,4 @@
-"""Errors of the user's code, wherever it runs: each reaches its call, the others go on, and no block is lost."""
+"""Errors in the user's code, wherever it runs: each reaches its call, other calls continue, and no block is lost."""
 
 import gc
 import threading
@@ -17,7 +17,7 @@ from tests.pool.tasks import START_METHODS, all_blocks_are_free, call, make, sta
 
 LIMIT = 20
 
-# Where it raises: the call, given the kind of the error.
+# Where the error is raised, and a function that returns the call for a kind of error.
 PLACES = {
     "a task": lambda kind: (errors.raise_it, kind, np.ones(BIG)),
     "pickling an argument": lambda kind: (deaths.take, np.ones(BIG), RaisesWhen("pickled", kind)),
@@ -25,7 +25,7 @@ PLACES = {
     "pickling a result": lambda kind: (errors.give_what_raises, "pickled", kind, np.ones(BIG)),
     "unpickling a result": lambda kind: (errors.give_what_raises, "unpickled", kind, np.ones(BIG)),
 }
-# Errors that cannot be sent themselves: the task, and words of what arrives instead.
+# Errors that cannot be sent themselves: the task, and words of the error that arrives instead.
 UNSENDABLE = {errors.raise_two: "second", errors.raise_unpicklable: "does not pickle"}
 
 
@@ -76,7 +76,7 @@ def test_a_result_that_does_not_unpickle_gives_its_block_back_without_the_garbag
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("name", KINDS)
 def test_an_error_of_a_callback_stops_nothing(name, caplog):
-    """The stdlib logs those of futures, and a Pool's go where those of threads go."""
+    """The stdlib logs errors in callbacks of futures; those of a Pool go to threading.excepthook."""
     for kind in ("Pool", "Executor"):
         raised = threading.Event()
 
@@ -92,13 +92,13 @@ def test_an_error_of_a_callback_stops_nothing(name, caplog):
             else:
                 with TemporaryDirectory() as place:
                     pool.submit(deaths.wait_for, f"{place}/go").add_done_callback(callback)
-                    Path(place, "go").touch()  # not before, or it would call back in this thread
+                    Path(place, "go").touch()  # if the file existed earlier, the callback would run in this thread
                     assert raised.wait(LIMIT)
             assert raised.wait(LIMIT)
             assert call(pool, abs, -2) == 2
         if kind == "Pool":
             pool.join()
-    caplog.clear()  # the records hold the traceback, and that the executor
+    caplog.clear()  # the records hold the traceback, which holds the executor
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -114,13 +114,13 @@ def test_an_error_of_an_initializer_reaches_the_calls(kind, name):
 
 
 def test_an_error_of_pickling_is_not_its_own_cause():
-    """Programs that follow causes, as tblib does for distributed, would never end."""
+    """Programs that follow the causes, like tblib for distributed, would never end."""
     with pytest.raises(TypeError, match="does not pickle") as caught:
         pickling.dumps(errors.UnpicklableError())
     assert caught.value.__cause__ is None
 
 
-def test_what_cannot_be_sent_is_said():
+def test_the_error_names_what_cannot_be_sent():
     with (
         make("Executor", "fork", 1) as pool,
         pytest.raises(RuntimeError, match="cannot be sent: TypeError: this error"),

@@ -1,4 +1,4 @@
-"""Objects of the user's that raise when they are named, looked at, hashed or sent: no thread ends, no call hangs."""
+"""User objects that raise when they are named, inspected, hashed or sent: no thread ends, and no call hangs."""
 
 import threading
 
@@ -18,7 +18,7 @@ def options(kind):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_a_worker_that_dies_in_what_cannot_be_named(kind, method):
+def test_a_worker_that_dies_in_an_unnameable_function(kind, method):
     pool = make(kind, method, **options(kind))
     for name in KINDS:
         for func in (hostile.KILLERS[name](), hostile.nameless(name), hostile.OddlyNamed(name)):
@@ -31,7 +31,7 @@ def test_a_worker_that_dies_in_what_cannot_be_named(kind, method):
     terminate(pool)
 
 
-def test_an_executor_that_breaks_over_what_cannot_be_named(kind):
+def test_an_executor_that_an_unnameable_function_breaks(kind):
     for name in KINDS:
         pool = make(kind, "fork")
         with pytest.raises(shmarray.WorkerDiedError):
@@ -62,7 +62,7 @@ class Sleeper:
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_arguments_and_results_that_nobody_may_look_at(kind, method):
+def test_arguments_and_results_that_cannot_be_inspected(kind, method):
     pool = make(kind, method)
     for name, thing in hostile.THINGS.items():
         assert type(start(pool, hostile.give, thing())(LIMIT)) is thing
@@ -72,14 +72,14 @@ def test_arguments_and_results_that_nobody_may_look_at(kind, method):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_errors_that_nobody_may_look_at(kind, method):
+def test_errors_that_cannot_be_inspected(kind, method):
     pool = make(kind, method)
     for name in KINDS:
         for func, error in ((hostile.raise_hostile, hostile.HostileError), (hostile.raise_hostile_base, BaseException)):
             caught = None
             try:
                 start(pool, func, name)(LIMIT)
-            except BaseException as raised:  # noqa: BLE001 - pytest.raises would look at it
+            except BaseException as raised:  # noqa: BLE001 - pytest.raises would inspect it
                 caught = type(raised)
             assert caught is not None
             assert issubclass(caught, (error, KINDS[name])), caught
@@ -88,7 +88,7 @@ def test_errors_that_nobody_may_look_at(kind, method):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_an_error_that_does_not_unpickle_brings_its_text(kind, method):
+def test_an_error_that_does_not_unpickle_keeps_its_text(kind, method):
     pool = make(kind, method)
     for name in KINDS:
         with pytest.raises(KINDS[name], match="of its state") as caught:
@@ -118,7 +118,7 @@ def test_iterables_that_raise_at_every_step(step, name):
             try:
                 assert sorted(begin(hostile.HostileIterable(step, name))) == [1, 2]
             except KINDS[name] as error:
-                assert "told to in" in str(error)  # noqa: PT017 - or no error at all
+                assert "told to in" in str(error)  # noqa: PT017 - an error is optional
             assert pool.apply_async(abs, (-1,)).get(LIMIT) == 1, place
             assert executor.submit(abs, -1).result(LIMIT) == 1, place
     pool.join()
@@ -155,7 +155,7 @@ def test_an_iterable_with_fewer_or_more_items_than_it_says(chunksize, count, wha
 
 
 class Callback:
-    """Raises when it is called, and when it is named."""
+    """Raises when it is called and when it is named."""
 
     def __init__(self, kind):
         self.kind = kind
@@ -171,8 +171,8 @@ class Callback:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("name", KINDS)
-def test_callbacks_that_raise_what_cannot_be_written(name, monkeypatch):
-    """Even when the hook that reports them raises."""
+def test_callbacks_that_raise_unprintable_errors(name, monkeypatch):
+    """Even the hook that reports them may raise."""
 
     def hook(_):
         raise KINDS[name]("of the hook")

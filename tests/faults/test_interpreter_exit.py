@@ -1,4 +1,4 @@
-"""The interpreter ends, in whatever order things are left: status and stderr are the program's own, nothing is left."""
+"""The interpreter ends with pools and arrays in any state: status and stderr are the program's own, nothing remains."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import raw
 from tests.helpers.processes import ROOT, WARNINGS, wait_until
 
-# Seconds that a program may take, on a busy machine.
+# Seconds that a program may take on a busy machine.
 BOUND = 20
 
 PROGRAM = """
@@ -21,7 +21,7 @@ from tests.helpers import workers
 from tests.pool import tasks
 
 NAME = {name!r}
-KEPT = []  # a global, which goes when the module does
+KEPT = []  # a global, which is destroyed with the module
 
 
 def pool(**options):
@@ -49,8 +49,8 @@ if __name__ == "__main__":
     main()
 """
 
-# What is left, and whether that is a pool that nobody closed: then a ResourceWarning, which
-# Python hides, is earned.
+# What is left, and whether it is a pool that was not closed: that causes a ResourceWarning, which
+# Python hides by default.
 POOLS = {
     "never used": ("pool()", True),
     "idle": ("assert pool().apply(abs, (-1,)) == 1", True),
@@ -88,7 +88,7 @@ POOLS = {
         "def late():\n"
         "    try:\n"
         "        with pool() as p: assert p.apply(abs, (-1,)) == 1\n"
-        "    except RuntimeError as error: assert 'at interpreter shutdown' in str(error)  # 3.12 forks no more then\n"
+        "    except RuntimeError as error: assert 'at interpreter shutdown' in str(error)  # no fork since 3.12\n"
         "atexit.register(late)",
         False,
     ),
@@ -98,7 +98,7 @@ POOLS = {
         "if not child:\n"
         "    sys.exit(7)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
-        "assert r.get(20) == 42  # nobody has ended its worker\n"
+        "assert r.get(20) == 42  # its worker is still running\n"
         "p.terminate()",
         False,
     ),
@@ -108,7 +108,7 @@ POOLS = {
         "    child = os.fork()\n"
         "    if not child:\n"
         "        with tasks.make('Pool', 'fork') as own: assert own.apply(abs, (-2,)) == 2\n"
-        "        p._state = 'TERMINATE'  # it is not the child's to close, nor to be warned of\n"
+        "        p._state = 'TERMINATE'  # so that the child does not warn about its parent's pool\n"
         "        leave(7)\n"
         "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
         "assert p.apply(abs, (-3,)) == 3\n"
@@ -129,7 +129,7 @@ EXECUTORS = {
         "def use(begun):\n"
         "    try:\n"
         "        while list(e.map(tasks.ones, [100_000] * 3)): begun.set()\n"
-        "    except RuntimeError: pass  # no new futures after the interpreter's end, as with the stdlib's\n"
+        "    except RuntimeError: pass  # as in the stdlib, no new futures after shutdown\n"
         "in_thread(use)"
     ),
     "atexit uses it": (
@@ -192,7 +192,7 @@ ENDS = {
     "sys.exit(3)": ("sys.exit(3)", 3, ""),
     "an exception": ("raise ValueError('the last word')", 1, "ValueError: the last word"),
 }
-# Where the start method, or the way it ends, may make a difference.
+# Cases that may depend on the start method or on the way the program ends.
 EVERY_METHOD = (
     "never used",
     "idle",
@@ -256,7 +256,7 @@ def test_it_ends_as_the_program_says(body, unclosed, method, end, tmp_path, name
 
 
 def exists(group):
-    """Whether any process of that group is left."""
+    """Return whether any process of that group exists."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -280,7 +280,7 @@ DEFINE = "def double(x): return x * 2"
 
 
 def run_main(how, code, tmp_path):
-    """Run a program as a file, from stdin, by -c, or typed in."""
+    """Run a program as a file, from stdin, with -c, or typed in."""
     script = tmp_path / "program.py"
     script.write_text(code)
     arguments = {"file": [str(script)], "stdin": ["-"], "-c": ["-c", code], "typed": ["-i", "-q"]}[how]
@@ -298,7 +298,7 @@ def run_main(how, code, tmp_path):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("how", ["-c", "typed"])
-def test_where_there_is_no_file_functions_of_modules_work(how, method, tmp_path):
+def test_functions_of_modules_work_in_a_program_without_a_file(how, method, tmp_path):
     done = run_main(how, GUARDLESS.format(define="", method=method, function="abs"), tmp_path)
     assert "[1, 2]" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
@@ -312,8 +312,8 @@ def test_fork_runs_functions_of_any_main(how, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_main_without_its_guard_is_an_error_that_names_it_and_no_loop(method, tmp_path):
-    """multiprocessing.Pool starts workers for ever then, and its call never returns."""
+def test_a_missing_main_guard_is_a_clear_error_and_not_a_loop(method, tmp_path):
+    """multiprocessing.Pool would start workers for ever, and the call would never return."""
     done = run_main("file", GUARDLESS.format(define=DEFINE, method=method, function="double"), tmp_path)
     assert 'under `if __name__ == "__main__":`' in done.stderr
 

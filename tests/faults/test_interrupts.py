@@ -1,4 +1,4 @@
-"""Ctrl-C: the whole foreground process group gets SIGINT, at any moment."""
+"""Ctrl-C: the whole foreground process group receives SIGINT, at any moment."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ ROUNDS = int(os.environ.get("SHMARRAY_ROUNDS", "4"))
 
 @pytest.mark.parametrize("method", START_METHODS)
 def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
-    """Once for each round, in one program; the last is not caught, and ends it as it ends any Python."""
+    """Interrupt one program several times; it does not catch the last one, which ends it as usual in Python."""
     seed = int(os.environ.get("SHMARRAY_SEED", "0")) or random.randrange(1 << 30)
     print("seed", seed)
     rng = random.Random(seed)
@@ -32,7 +32,7 @@ def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
         [sys.executable, "-X", "faulthandler", "-m", "tests.faults.interrupted", kind, method, str(ROUNDS)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        bufsize=0,  # or select would not see what is in the buffer
+        bufsize=0,  # otherwise select would not see what is in the buffer
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": ROOT},
         start_new_session=True,
@@ -46,7 +46,7 @@ def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
             _interrupt(program, rng)
             assert program.wait(20) == -signal.SIGINT
             errors = program.stderr.read().decode()
-            # Of chained ones the first is what the stdlib was just handling.
+            # In a chain of errors, the first is one that the stdlib was handling.
             assert errors.count("Traceback") - errors.count("During handling of the above") == 1, errors
             assert errors.splitlines()[-1] == "KeyboardInterrupt"
         finally:
@@ -54,7 +54,7 @@ def test_ctrl_c_is_one_keyboard_interrupt_and_frees_everything(kind, method):
 
 
 def _line(program):
-    """What it says next; if it hangs, why."""
+    """Return the program's next line; if it hangs, show its stacks."""
     if not select.select([program.stdout], [], [], 30)[0]:
         program.send_signal(signal.SIGABRT)
     line = program.stdout.readline()
@@ -63,7 +63,7 @@ def _line(program):
 
 
 def _interrupt(program, rng):
-    """The moment is random on purpose: in starting, calling, waiting or ending."""
+    """Interrupt at a random moment: while starting, calling, waiting or ending."""
     assert _line(program) == b"ready\n"
     time.sleep(rng.random() * 0.2)
     os.killpg(program.pid, signal.SIGINT)
@@ -73,7 +73,7 @@ def test_ctrl_c_in_the_block_of_an_executor_cancels_the_calls_that_wait(tmp_path
     calls = []
 
     def let_go():
-        with suppress(AssertionError):  # then too, or the block would not end
+        with suppress(AssertionError):  # open the file even then, otherwise the block would not end
             wait_until(calls[-1].cancelled, 5)
         (tmp_path / "go").touch()
 
@@ -93,7 +93,7 @@ def test_ctrl_c_in_the_block_of_an_executor_cancels_the_calls_that_wait(tmp_path
 
 
 class InterruptsBeforeItTakes:
-    """A queue of tasks into which Ctrl-C comes."""
+    """A queue of tasks that receives Ctrl-C before it takes an item."""
 
     def __init__(self, tasks):
         self._tasks = tasks
@@ -105,7 +105,7 @@ class InterruptsBeforeItTakes:
 
 @pytest.mark.parametrize("start", ["map", "starmap", "imap", "imap_unordered", "imap buffered", "apply"])
 def test_a_call_that_ctrl_c_interrupts_as_it_begins_runs_or_is_not_waited_for(start):
-    """With the stdlib it may be registered without its tasks, and join waits for ever."""
+    """In the stdlib, the call may be registered without its tasks, and then join waits for ever."""
     with make("Pool", "fork") as pool:
         begin = {
             "map": lambda: pool.map(abs, [1, 2]),
@@ -128,7 +128,7 @@ def test_a_call_that_ctrl_c_interrupts_as_it_begins_runs_or_is_not_waited_for(st
 
 
 class AlarmingProcess(multiprocessing.context.ForkProcess):
-    """A signal comes as soon as it has started, whose handler raises."""
+    """A process that receives a signal as soon as it has started; the handler raises."""
 
     def start(self):
         super().start()
@@ -157,7 +157,7 @@ def test_a_handler_that_raises_while_workers_start_leaves_nothing(kind):
             with shmarray.ProcessPoolExecutor(2, mp_context=AlarmingContext()) as executor:
                 with pytest.raises(TimeIsOverError):
                     executor.submit(abs, -1)
-                with suppress(TimeIsOverError):  # of the second worker
+                with suppress(TimeIsOverError):  # raised for the second worker
                     assert executor.submit(abs, -1).result() == 1
     finally:
         signal.signal(signal.SIGALRM, before)

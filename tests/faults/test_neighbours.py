@@ -1,4 +1,4 @@
-"""What others put into shared memory, and do to it: an error that says so or nothing at all, never other memory."""
+"""What other programs put into shared memory, or do to it, causes a clear error or nothing, never wrong memory."""
 
 import faulthandler
 import os
@@ -23,7 +23,7 @@ NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-# --- things under a name of ours ------------------------------------------------------
+# --- other objects under a name ---------------------------------------------------------
 
 
 def directory(path):
@@ -84,7 +84,7 @@ def header_that_overflows(path):
     raw.put(os.path.basename(path), raw.header(shape=f"({1 << 40}, {1 << 40})"))
 
 
-# What list does with it is always nothing.  taken: ArrayExistsError; format: ArrayFormatError; denied: PermissionError.
+# list shows none of them.  taken: ArrayExistsError; format: ArrayFormatError; denied: PermissionError.
 TABLE = """
                        attach  require  lock    create  scoped  delete
 directory              format  format   ok      taken   taken   format
@@ -142,7 +142,7 @@ def rows(table):
 
 
 @pytest.mark.parametrize(("thing", "expected"), rows(TABLE))
-def test_what_is_no_array(thing, expected, shm_name):
+def test_objects_that_are_not_arrays(thing, expected, shm_name):
     name = shm_name()
     shmarray.create(f"{name}-target", 3)
     globals()[thing](raw.path(name))
@@ -151,7 +151,7 @@ def test_what_is_no_array(thing, expected, shm_name):
         assert not [info for info in shmarray.list() if info.name == name]
         for door in ("attach", "require", "lock", "create", "scoped"):
             assert (door, outcome(door, name)) == (door, expected[door])
-            assert os.lstat(raw.path(name)) == before  # not touched, not even read
+            assert os.lstat(raw.path(name)) == before  # neither changed nor read
         assert outcome("delete", name) == expected["delete"]
         assert os.path.lexists(raw.path(name)) == (expected["delete"] != "ok")
         assert shmarray.attach(f"{name}-target").shape == (3,)
@@ -159,7 +159,7 @@ def test_what_is_no_array(thing, expected, shm_name):
         shmarray.delete(f"{name}-target")
 
 
-# Of root's array, that nobody else may open, and of one that all may read.
+# An array of root that nobody else may open, and one that everybody may read.
 OTHERS = """
                    attach  require  lock    create  scoped  delete
 0o600              denied  denied   denied  taken   taken   denied
@@ -174,7 +174,7 @@ def test_another_users_array(permissions, expected, name):
     handle = pickle.dumps(shmarray.SharedHandle(shmarray.attach(name)))
 
     def as_nobody():
-        # Not inherited: another program.
+        # As in an unrelated program, the array is not inherited.
         os.setuid(NOBODY)
         with pytest.raises(PermissionError):
             mapping_gone(handle).array  # noqa: B018 - the property raises
@@ -185,12 +185,12 @@ def test_another_users_array(permissions, expected, name):
 
 
 def mapping_gone(handle):
-    """What the handle is in a process that has not the array."""
+    """Return the unpickled handle, as in a process that has not mapped the array."""
     mapping._live.clear()
     return pickle.loads(handle)
 
 
-# --- names that change hands ------------------------------------------------------------
+# --- names that are reused ---------------------------------------------------------------
 
 
 def test_a_hard_link_is_another_name_of_the_same_memory(shm_name):
@@ -202,12 +202,12 @@ def test_a_hard_link_is_another_name_of_the_same_memory(shm_name):
     assert {name, other} <= {info.name for info in shmarray.list()}
     shmarray.delete(name)
     with pytest.raises(shmarray.ArrayNotFoundError):
-        mapping_gone(pickle.dumps(shmarray.SharedHandle(array))).array  # noqa: B018 - by its own name only
+        mapping_gone(pickle.dumps(shmarray.SharedHandle(array))).array  # noqa: B018 - only its own name is valid
     assert shmarray.attach(other).tolist() == [5, 2]
     shmarray.delete(other)
 
 
-def test_a_hard_link_put_in_the_place_of_a_scopes_array_stays(shm_name):
+def test_a_hard_link_that_replaces_a_scopes_array_remains(shm_name):
     name, other = shm_name(), shm_name()
     shmarray.create(other, data=[1, 2])
     with shmarray.scoped(3, name=name):
@@ -219,7 +219,7 @@ def test_a_hard_link_put_in_the_place_of_a_scopes_array_stays(shm_name):
 
 
 def test_a_name_that_is_swapped_all_the_time_gives_one_array_or_the_other(shm_name):
-    """Between list and attach, between stat and open: never half of each, and a handle never the wrong one."""
+    """The swap may happen between list and attach or between stat and open; no array may be mixed or wrong."""
     name, spare = shm_name(), shm_name()
     contents = {1000: 1, 3000: 2}
     ends = []
@@ -253,7 +253,7 @@ def test_a_name_that_is_swapped_all_the_time_gives_one_array_or_the_other(shm_na
         shmarray.delete(left)
 
 
-def test_a_deleted_and_remade_array_on_its_way_to_a_worker_is_that_calls_error(name):
+def test_an_array_replaced_on_its_way_to_a_worker_is_that_calls_error(name):
     with tasks.make("Pool", "fork") as pool:
         array = shmarray.create(name, data=[1, 2])
 
@@ -263,7 +263,7 @@ def test_a_deleted_and_remade_array_on_its_way_to_a_worker_is_that_calls_error(n
             shmarray.create(name, data=[7, 7])
             yield array
 
-        # The worker may look for it just between the one and the other.
+        # The worker may look for it while neither exists.
         with pytest.raises(
             shmarray.ArrayNotFoundError, match=r"another array has replaced it|there is no shared array"
         ):
@@ -276,7 +276,7 @@ PID_REUSED = """
 import os, pickle, shmarray
 
 def owner(content, last):
-    # The next process gets the number after this one.
+    # The next process gets the pid after this one.
     reader, writer = os.pipe()
     answer, done = os.pipe()
     with open("/proc/sys/kernel/ns_last_pid", "w") as file:
@@ -305,7 +305,7 @@ try:
 except shmarray.ArrayNotFoundError as error:
     assert "another array has replaced it" in str(error), error
 else:
-    raise SystemExit("it gave another's memory")
+    raise SystemExit("the handle gave another array's memory")
 assert pickle.loads(new).array.tolist() == [2, 2]
 os.write(done, b"x")
 os.waitpid(second, 0)
@@ -317,8 +317,8 @@ def test_a_reused_pid_behind_an_anonymous_handle_is_an_error():
     run_script(PID_REUSED, prefix=(UNSHARE, "-p", "-f", "--mount-proc", "--kill-child"))
 
 
-def test_names_that_others_took_first_are_passed_by(portable, shm_name, monkeypatch):
-    """Where anonymous arrays need names, these are random; one that is taken is not used."""
+def test_names_that_are_already_taken_are_skipped(portable, shm_name, monkeypatch):
+    """Anonymous arrays that need names have random ones; a name that is taken is not used."""
     given = iter([b"taken", b"taken", b"free"])
     monkeypatch.setattr(temporary.os, "urandom", lambda _: next(given))
     taken, free = (f"shmarray-{os.getpid()}-{end.hex()}" for end in (b"taken", b"free"))
@@ -331,18 +331,18 @@ def test_names_that_others_took_first_are_passed_by(portable, shm_name, monkeypa
         os.unlink(raw.path(taken))
 
 
-# --- memory that is taken away ------------------------------------------------------------
+# --- truncated files ----------------------------------------------------------------------
 
 
-def test_a_file_that_is_cut_off_is_refused_and_touching_what_is_gone_is_a_bus_error(name):
-    """No library can catch that; faulthandler, or python -X faulthandler, tells where it was."""
+def test_a_truncated_file_is_refused_and_access_to_the_missing_part_is_a_bus_error(name):
+    """No library can catch a bus error; faulthandler, or python -X faulthandler, shows where it was."""
     shmarray.create(name, 100_000)
     code = """
 import os, sys, shmarray
 name = sys.argv[1]
 array = shmarray.attach(name)
 os.truncate(f"/dev/shm/{name}", 4096)
-assert array[0] == 0  # what is left can be used
+assert array[0] == 0  # the remaining part can be used
 try:
     shmarray.attach(name)
 except shmarray.ArrayFormatError as error:
@@ -364,7 +364,7 @@ array[-1]
     shmarray.delete(name)
 
 
-def test_a_worker_that_touches_what_was_cut_off_is_said_to_have_died_of_it(kind, name):
+def test_the_bus_error_of_a_worker_in_a_truncated_file_is_reported(kind, name):
     array = shmarray.create(name, 100_000)
     with tasks.make(kind, "fork", initializer=faulthandler.disable) as pool:
         tasks.call(pool, abs, -1)

@@ -1,4 +1,4 @@
-"""What is scarce x what is done: an error that says so or the slower way, nothing lost, all as before afterwards."""
+"""Operations with scarce resources: a clear error or a slower fallback, and everything works again afterwards."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from tests.pool import tasks
 
 MB = 1 << 20
 
-# ok; full: SharedMemoryFullError, at once; pipe: it comes out right, with the one warning of that pool; else the error.
-# A worker's own memory is the system's: what a task's arithmetic takes too much is its MemoryError.
+# ok; full: SharedMemoryFullError, at once; pipe: correct, with that pool's single warning; otherwise the error.
+# A worker's own memory is limited by the system: if a task's computation needs too much, it gets a MemoryError.
 TABLE = """
                                create  create(data)  scoped()  scoped(name)  attach  handle  Pool -> x    Pool(x)      Pool(shared)  Executor -> x  Executor(x)
 plenty                         ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
@@ -38,9 +38,9 @@ file size here                 full    full          full      full          ok 
 file size in workers           ok      ok            ok        ok            ok      ok      pipe         ok           ok            pipe           ok
 file size before all           full    full          full      full          ok      ok      pipe         ok           ok            pipe           ok
 locked memory before all       ok      ok            ok        ok            ok      ok      ok           ok           ok            ok             ok
-"""  # noqa: E501 - it is a table
+"""  # noqa: E501 - a table
 
-# Before there are pools, once there are, in their workers; and what is put before the command.
+# Limits before pools exist, after that, and in workers.
 HOW = {
     "plenty": ("nothing", "nothing", "nothing"),
     "no memfd": ("no_memfd", "nothing", "nothing"),
@@ -54,7 +54,7 @@ HOW = {
     "file size before all": ("file_size", "nothing", "nothing"),
     "locked memory before all": ("locked_memory", "nothing", "nothing"),
 }
-# Where 20 MB would be found in what the process has already.
+# The process already has 20 MB to spare here.
 LARGER = ("a control group", "address space here", "address space in workers")
 NO_DEV = "mount -t tmpfs tmpfs /mnt && touch /mnt/null && mount --bind /dev/null /mnt/null && mount --move /mnt /dev"
 MOUNTS = {
@@ -78,14 +78,14 @@ def rows():
 
 
 @pytest.mark.parametrize(("scarce", "expected"), rows())
-def test_what_is_scarce_is_said_and_what_can_be_done_is_done(scarce, expected):
+def test_each_operation_with_scarce_resources(scarce, expected):
     ready_made = mounted(MOUNTS[scarce]) if scarce in MOUNTS else ()
     with memory_group(180 * MB) if scarce == "a control group" else nullcontext(ready_made) as prefix:
         arguments = (80 * MB if scarce in LARGER else 20 * MB, *HOW.get(scarce, HOW["plenty"]))
         code = f"from tests.helpers import doors; doors.main(*{arguments})"
         then, afterwards = json.loads(run_script(code, prefix=prefix))
     assert then == expected
-    lasting = {"EROFS", "ENOENT"}  # what cannot be lifted
+    lasting = {"EROFS", "ENOENT"}  # these cannot be undone
     assert afterwards == {door: then[door] if then[door] in lasting else "ok" for door in then}
 
 
@@ -113,12 +113,12 @@ import gc, shmarray
 from tests.pool import tasks
 with tasks.make({kind!r}, "fork") as pool:
     try:
-        tasks.call_each(pool, tasks.ones, [1 << 17] * 250)  # 1 MB of memory each, which their holder keeps
+        tasks.call_each(pool, tasks.ones, [1 << 17] * 250)  # 1 MB each, kept by the caller
     except shmarray.SharedMemoryFullError as error:
         assert "control group" in str(error), error
     else:
         raise SystemExit("they fitted")
-    gc.collect()  # as any failed call of multiprocessing, it is in a cycle with its error
+    gc.collect()  # as always in multiprocessing, a failed call is in a cycle with its error
     assert len(tasks.call_each(pool, tasks.ones, [1 << 17] * 20)) == 20
 """
 
@@ -150,11 +150,11 @@ def test_in_a_control_group(code):
         run_script(code, prefix=prefix)
 
 
-# --- in the middle ----------------------------------------------------------------------
+# --- in the middle of an operation ------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE], ids=["file size", "descriptors"])
-def test_in_the_middle_of_imap_every_result_still_comes(kind):
+def test_every_result_of_imap_arrives_if_memory_runs_out(kind):
     def limited():
         with tasks.make("Pool", "fork") as pool:
             results = pool.imap(tasks.double, (np.full(100_000 * (1 + i % 7), i) for i in range(40)))
@@ -170,7 +170,7 @@ def test_in_the_middle_of_imap_every_result_still_comes(kind):
     in_child(limited)
 
 
-def test_address_space_that_ends_in_the_middle_of_imap_fails_that_result_alone():
+def test_lack_of_address_space_during_imap_fails_only_that_result():
     def limited():
         with tasks.make("Pool", "fork") as pool:
             results = pool.imap(tasks.ones, [10, 20 * MB, 20, 30 * MB, 30])
@@ -190,11 +190,11 @@ def test_address_space_that_ends_in_the_middle_of_imap_fails_that_result_alone()
 @pytest.mark.parametrize(
     "make", ["shmarray.create(name, data=data)", "shmarray.scoped(data=data, name=name).__enter__()"]
 )
-def test_a_file_system_that_is_full_in_the_middle_of_a_copy(make):
+def test_a_file_system_that_fills_up_during_a_copy(make):
     code = f"""
 import os, numpy as np, shmarray
 from shmarray.core.posix import space
-space.check = lambda *_: None  # another takes the space between the look and the copy
+space.check = lambda *_: None  # as if another program took the space after the check
 name, data = "file:///mnt/x.npy", np.ones(33 << 20, "u1")
 for size in (1, 12):
     filler = open("/mnt/filler", "wb")
@@ -212,7 +212,7 @@ assert os.statvfs("/mnt").f_bavail == os.statvfs("/mnt").f_blocks
     run_script(code, prefix=mounted("mount -t tmpfs -o size=16m tmpfs /mnt"))
 
 
-# --- at the beginning -------------------------------------------------------------------
+# --- while a pool is created ------------------------------------------------------------
 
 
 MAKE_WITH_FEW_DESCRIPTORS = """
@@ -233,7 +233,7 @@ def try_with(room):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 
-assert try_with(4096)  # starts the resource tracker, which stays
+assert try_with(4096)  # starts the resource tracker, which remains
 before = descriptors()
 room = len(before)
 while not try_with(room):
@@ -246,7 +246,7 @@ assert room < 100
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_pool_is_made_with_all_its_descriptors_or_leaves_none(kind, method):
-    """However many there are: from none to enough."""
+    """The number of available descriptors rises from none to enough."""
     run_script(MAKE_WITH_FEW_DESCRIPTORS.format(kind=kind, method=method))
 
 
@@ -273,7 +273,7 @@ for more in range(3):
         assert error.errno == errno.EAGAIN, error
         assert " of 4 workers could be started; use fewer, or raise the limit of processes" in str(error), error
     else:
-        raise SystemExit("there was no limit")
+        raise SystemExit("the limit had no effect")
     assert left() == before
 
 limit(10)
@@ -301,10 +301,10 @@ assert left() == before
 """
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv(1) and another user")
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv(1) and root, to become another user")
 def test_a_pool_is_made_with_all_its_processes_or_leaves_none(kind):
-    """Nor does it hang when there are none left; a failed fork left four descriptors of multiprocessing's open."""
-    # Root may have any number of processes, and others may be tests of this user's.
+    """A pool must not hang if no process can be started. Regression: a failed fork left four descriptors open."""
+    # Root has no limit on processes, and other tests run as this user.
     other = ("setpriv", f"--ruid={100_000 + os.getpid()}", "--bounding-set=-sys_resource,-sys_admin")
     options = {} if kind == "Pool" else {"replace_workers": True}
     run_script(MAKE_WITH_FEW_PROCESSES.format(kind=kind, options=options), prefix=other)

@@ -1,4 +1,4 @@
-"""What real programs do to pools: many descriptors, objects that raise, handlers, stuck tasks, parts that are kept."""
+"""What real programs do: many descriptors, objects that raise, handlers, stuck tasks, kept parts of results."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ def executor_options(kind):
 # --- many descriptors ----------------------------------------------------------------
 
 
-# Not the forkserver, which is the parent's in a forked child.
+# Without forkserver: a forked child would use its parent's.
 IN_CHILD = ["fork", "spawn"]
 
 
@@ -59,7 +59,7 @@ def test_a_program_with_5000_open_files_can_use_pools(kind, method):
 
 @pytest.fixture
 def socket_timeout():
-    """As downloaders set it, for all sockets that are made from then on."""
+    """Set the default timeout of new sockets, as download programs do."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(0.01)
     yield
@@ -78,7 +78,7 @@ def test_a_timeout_of_all_sockets_ends_no_idle_worker(kind, method):
 
 @pytest.mark.usefixtures("socket_timeout")
 def test_a_timeout_of_all_sockets_ends_no_scope(name):
-    """The helper that deletes names after a kill read nothing, and took that for the end of the program."""
+    """Regression: the helper that deletes names after a kill took the timeout for the end of the program."""
 
     def program():
         with shmarray.scoped(10, name=name) as array:
@@ -105,7 +105,7 @@ def test_a_result_with_neither_pickle_nor_repr_fails_its_call_alone(kind, error)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_an_argument_that_raises_wherever_one_looks_fails_its_call_alone(kind, error):
+def test_an_argument_that_raises_on_any_access_fails_only_its_call(kind, error):
     with make(kind, "fork", 1) as pool:
         pid = call(pool, tasks.pid)
         with pytest.raises(error):
@@ -142,8 +142,8 @@ def test_an_exception_that_does_not_unpickle_still_says_what_was_raised_and_wher
 
 
 @pytest.mark.parametrize("into", [(int, ("3",)), (type, (KeyError(),)), (list, ())])
-def test_an_exception_that_unpickles_as_none_is_its_calls_error_alone(kind, into):
-    """Setting its cause raised in the collecting thread, which ended the pool."""
+def test_an_exception_that_does_not_unpickle_as_one_fails_only_its_call(kind, into):
+    """Regression: setting its cause raised in the collecting thread, which ended the pool."""
     with make(kind, "fork", 1) as pool:
         for _ in range(2):
             with pytest.raises(TypeError, match=f"unpickles as no exception, but as {into[0].__name__}$") as caught:
@@ -153,7 +153,7 @@ def test_an_exception_that_unpickles_as_none_is_its_calls_error_alone(kind, into
 
 
 class Once:
-    """Can be pickled so many times."""
+    """Can be pickled a limited number of times."""
 
     left = 0
 
@@ -165,7 +165,7 @@ class Once:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_initargs_that_stop_pickling_leave_the_workers_that_there_are(kind, method, monkeypatch):
+def test_initargs_that_stop_pickling_do_not_affect_existing_workers(kind, method, monkeypatch):
     monkeypatch.setattr(Once, "left", 2)
     with make(kind, method, 2, initializer=programs.give, initargs=(Once(),), **executor_options(kind)) as pool:
         call_each(pool, abs, range(4))
@@ -213,7 +213,7 @@ def test_an_error_of_our_own_in_a_thread_fails_all_calls_and_later_ones(kind, cl
 
 
 @pytest.mark.parametrize("method", IN_CHILD)
-def test_workers_have_none_of_the_programs_handlers(kind, method):
+def test_workers_do_not_inherit_the_programs_handlers(kind, method):
     def program():
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -251,7 +251,7 @@ def test_a_pool_inside_asyncio_does_not_end_the_server(kind):
 
 @pytest.mark.parametrize("how", ["ignored", "reaped elsewhere"])
 @pytest.mark.parametrize("method", IN_CHILD)
-def test_without_exit_statuses_deaths_are_told_and_ends_are_reached(kind, how, method):
+def test_deaths_are_reported_and_pools_end_without_exit_statuses(kind, how, method):
     def reap(*_):
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -338,12 +338,12 @@ def test_the_error_of_a_dead_worker_names_the_items(how):
 
 
 @pytest.mark.parametrize("close", [False, True])
-def test_what_is_kept_of_a_chunk_keeps_no_more(kind, close):
+def test_results_kept_of_a_chunk_keep_only_their_memory(kind, close):
     with make(kind, "fork", 2) as pool:
         kept = [result for result in pool.map(tasks.ones, [SIZE] * 300, chunksize=50) if id(result)][::30]
         files = tasks.allocator_of(pool).files
         gc.collect()
-        used = lambda: sum(file.allocated() for file in files)  # noqa: E731 - also when the pool is closed
+        used = lambda: sum(file.allocated() for file in files)  # noqa: E731 - also works when the pool is closed
         if not close:
             wait_until(lambda: used() < 2 * 8 * SIZE * len(kept) + (1 << 20), LIMIT)
     if kind == "Pool":
@@ -356,7 +356,7 @@ def test_what_is_kept_of_a_chunk_keeps_no_more(kind, close):
     assert (kept[0] == 1).all()
 
 
-def test_of_two_arrays_of_one_result_each_goes_by_itself(kind):
+def test_two_arrays_of_one_result_are_freed_separately(kind):
     with make(kind, "fork", 1) as pool:
         result = call(pool, tasks.big_and_small, 1_000_000, 20_000)
         small = result["small"]
@@ -365,7 +365,7 @@ def test_of_two_arrays_of_one_result_each_goes_by_itself(kind):
         assert (small == 2).all()
 
 
-def test_parts_of_an_argument_that_came_back_go_by_themselves(kind):
+def test_returned_parts_of_an_argument_are_freed_separately(kind):
     with make(kind, "fork", 1) as pool:
         parts = call(pool, tasks.halves, np.arange(1_000_000.0))
         assert parts[1][0] == 500_000
@@ -428,7 +428,7 @@ def test_a_forked_child_cannot_use_its_parents_executor():
 @pytest.mark.parametrize("method", START_METHODS)
 def test_a_slow_task_does_not_hold_up_the_calls_behind_it(method, tmp_path):
     with make("Executor", method, 2) as executor:
-        call_each(executor, abs, range(200))  # so that workers have many tiny tasks
+        call_each(executor, abs, range(200))  # makes the scheduler send many tiny tasks to each worker
         slow = executor.submit(tasks.wait_for_file, str(tmp_path / "go"))
         assert [executor.submit(abs, -i).result(LIMIT) for i in range(50)] == list(range(50))
         (tmp_path / "go").touch()
@@ -436,7 +436,7 @@ def test_a_slow_task_does_not_hold_up_the_calls_behind_it(method, tmp_path):
 
 
 @pytest.mark.parametrize("cancels", [True, False])
-def test_calls_that_wait_at_a_shutdown_are_cancelled_if_that_is_asked_for(tmp_path, cancels):
+def test_calls_that_wait_at_a_shutdown_are_cancelled_on_request(tmp_path, cancels):
     executor = make("Executor", "fork", 1)
     slow = executor.submit(deaths.wait_for, f"{tmp_path}/go")
     futures = [executor.submit(abs, -number) for number in range(50)]
@@ -461,33 +461,33 @@ def test_calls_behind_a_slow_one_go_to_the_worker_that_is_idle_first(kind, tmp_p
         (tmp_path / "1").touch()
         second(LIMIT)
         try:
-            assert [get(LIMIT) for get in quick] == [0, 1]  # one of them was behind the first
+            assert [get(LIMIT) for get in quick] == [0, 1]  # one of them was queued behind the first
         finally:
             (tmp_path / "0").touch()
         first(LIMIT)
 
 
-def test_slow_calls_can_be_cancelled_until_a_worker_is_about_to_have_them(tmp_path):
+def test_slow_calls_can_be_cancelled_until_they_are_sent(tmp_path):
     with make("Executor", "fork", 2) as executor:
         futures = [executor.submit(tasks.wait_for_file, str(tmp_path / "go")) for _ in range(12)]
         wait_until(futures[0].running)
         cancelled = [future.cancel() for future in futures]
         (tmp_path / "go").touch()
-        assert sum(cancelled) >= 8  # each worker has one and another ahead
+        assert sum(cancelled) >= 8  # each worker has one, and another one ahead
         assert [future.cancelled() for future in futures] == cancelled
 
 
 def test_after_tiny_calls_those_behind_a_slow_one_can_be_cancelled(tmp_path):
-    """A worker that was answering has many calls ahead; one that has been silent for a while has few."""
+    """A worker that answers quickly has many calls ahead; one that has been silent for a while has few."""
     with make("Executor", "fork", 1) as executor:
         call_each(executor, abs, range(300))
         slow = executor.submit(tasks.wait_for_file, str(tmp_path / "go"))
         try:
             wait_until(slow.running)
-            time.sleep(0.05)  # far longer than a tiny call takes
+            time.sleep(0.05)  # much longer than a tiny call takes
             later = [executor.submit(abs, -number) for number in range(10)]
             wait_until(later[0].running)
-            time.sleep(0.05)  # in which the others would be sent as well
+            time.sleep(0.05)  # the other calls would be sent in this time
             assert all(future.cancel() for future in later[2:])
         finally:
             (tmp_path / "go").touch()

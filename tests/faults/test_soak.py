@@ -1,4 +1,4 @@
-"""At random for long: all results are right, nothing hangs, and at the end all is as at the start."""
+"""Long random use: all results are correct, nothing hangs, and the final state equals the initial state."""
 
 import gc
 import itertools
@@ -22,7 +22,7 @@ def spend(kind, methods, scope, moments):
     day.end()
     print(f"{steps} steps")
     del day
-    while gc.collect():  # what finalizers of one time let go of, the next finds
+    while gc.collect():  # finalizers may leave more garbage for the next collection
         pass
 
 

@@ -1,4 +1,4 @@
-"""Processes that are stopped, as by a debugger, a batch system or a suspended laptop, and go on later or never."""
+"""Processes that are stopped, for example by a debugger, a batch system or a suspended laptop, and may continue."""
 
 import os
 import signal
@@ -67,7 +67,7 @@ def worker_of(pool):
     return next(iter(pool._processes))
 
 
-# What stops the one worker, and the call that waits for it.
+# What stops the only worker, and the call that waits for it.
 STAGES = {
     "initializer": (tasks.double, 1),
     "idle": (tasks.double, 1),
@@ -80,7 +80,7 @@ STAGES = {
 
 
 def stopped(kind, stage):
-    """A pool whose worker is stopped, and what waits for the result of a call."""
+    """Return a pool whose worker is stopped, and a function that waits for the result of a call."""
     pool = make(kind, "fork", 1, initializer=stop, initargs=(stage,))
     func, argument = STAGES[stage]
     if type(argument) is tuple:
@@ -94,7 +94,7 @@ def stopped(kind, stage):
     return pool, get
 
 
-def test_a_worker_that_goes_on_loses_nothing(kind):
+def test_a_worker_that_continues_loses_nothing(kind):
     for stage in STAGES:
         pool, get = stopped(kind, stage)
         behind = start(pool, tasks.double, np.ones(10_000))
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_while_it_is_stopped_is_noticed(kind):
         if stage in ("task", "argument", "result") or kind == "Executor":
             with pytest.raises(shmarray.WorkerDiedError):
                 get(LIMIT)
-        elif stage != "initializer":  # the call had not begun: the next worker does it
+        elif stage != "initializer":  # the call had not begun, so the next worker runs it
             get(LIMIT)
         end(pool)
 
@@ -152,7 +152,7 @@ def test_a_time_limit_frees_a_worker_that_is_stopped_at_any_stage(kind):
 
 
 def test_a_caller_that_is_stopped_while_its_tasks_end(kind):
-    """What was done in time is done, though the caller looks too late."""
+    """Tasks that ended in time have succeeded, even if the caller notices too late."""
 
     def program(channel):
         pool = make(kind, "fork", 2, task_timeout=1)
@@ -168,13 +168,13 @@ def test_a_caller_that_is_stopped_while_its_tasks_end(kind):
         child.receive()
         os.kill(child.pid, signal.SIGSTOP)
         wait_until(lambda: is_stopped(child.pid))
-        threading.Event().wait(1.2)  # longer than the limit: that is what is tried
+        threading.Event().wait(1.2)  # longer than the limit
         os.kill(child.pid, signal.SIGCONT)
         assert child.result() == [0, 2, 4, 6]
 
 
 def test_a_clock_that_jumps_moves_no_limit(monkeypatch):
-    """Limits are of the monotonic clock."""
+    """Limits use the monotonic clock."""
     with make("Pool", "fork", 1, task_timeout=LIMIT) as pool:
         assert pool.apply(abs, (-1,)) == 1
         real = time.time

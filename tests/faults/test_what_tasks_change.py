@@ -1,4 +1,4 @@
-"""Tasks that change the process they run in: the worker goes on, and its later tasks and results are right."""
+"""Tasks that change the process in which they run: the worker continues, and later results are correct."""
 
 import builtins
 import gc
@@ -22,7 +22,7 @@ from tests.pool.tasks import call, make
 
 
 def drop_directory():
-    """The working directory is deleted."""
+    """Delete the working directory."""
     place = tempfile.mkdtemp()
     os.chdir(place)
     shutil.rmtree(place)
@@ -69,7 +69,7 @@ def new_session():
 
 
 def little_recursion():
-    """Less than a few frames are left."""
+    """Leave room for only a few frames."""
     depth, frame = 0, sys._getframe()
     while frame:
         depth, frame = depth + 1, frame.f_back
@@ -119,7 +119,7 @@ def a_thread_that_raises():
 
 
 def a_child_that_returns():
-    """Both come back from the task; one of them is the worker."""
+    """Return from the task in two processes; one of them is the worker."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         os.fork()
@@ -151,7 +151,7 @@ def umask():
 
 
 def all_arrays_read_only():
-    """Everything that the worker has of numpy's and can be found."""
+    """Make all of the worker's arrays that can be found read-only."""
     for thing in gc.get_objects():
         if isinstance(thing, np.ndarray):
             thing.flags.writeable = False
@@ -199,7 +199,7 @@ def change(name):
 
 
 @pytest.mark.parametrize("what", SURVIVED, ids=lambda what: what.__name__)
-def test_the_same_worker_goes_on(kind, what):
+def test_the_same_worker_continues(kind, what):
     pool = make(kind, "fork", 1)
     pid = call(pool, change, what.__name__)
     assert (call(pool, tasks.double, np.ones(10_000)) == 2).all()
@@ -215,11 +215,11 @@ def test_the_same_worker_goes_on(kind, what):
 
 
 def limit_address_space():
-    """Below what the process has already."""
+    """Set a limit below the current usage."""
     resource.setrlimit(resource.RLIMIT_AS, (1 << 27, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def test_an_initializer_that_limits_the_address_space_leaves_small_tasks_their_way(kind):
+def test_small_tasks_work_if_an_initializer_limits_the_address_space(kind):
     with make(kind, "fork", initializer=limit_address_space) as pool:
         assert call(pool, abs, -5) == 5
         with pytest.raises((MemoryError, OSError)):

@@ -1,6 +1,6 @@
-"""A worker dies: at every stage, in every way, under every start method, behind both front doors.
+"""A worker dies at every stage, in every way, under every start method, in both kinds of pool.
 
-The table is `STAGES`; every row is tried with every way of dying in `deaths.WAYS`.
+The table is `STAGES`; each row is tested with every way of dying in `deaths.WAYS`.
 """
 
 import os
@@ -26,13 +26,13 @@ from tests.helpers.processes import in_child, runs, wait_until
 from tests.pool import tasks
 from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, call, make
 
-# Seconds after which a call is taken to hang; what is promised is two, on a machine with nothing else to do.
+# Seconds after which a call is considered hung; two are promised on an otherwise idle machine.
 LIMIT = 20
 SMALL = 10_000  # items of 8 bytes: above the 56 KB from which arrays travel in blocks
 
 
 class Door:
-    """What both front doors can do, under one set of names."""
+    """A common interface to both kinds of pool."""
 
     def __init__(self, kind, method, *, has_memory=True, initializer=deaths.arm, **options):
         self.kind = kind
@@ -40,7 +40,7 @@ class Door:
             self.pool = make(kind, method, initializer=initializer, **options)
 
     def start(self, func, *args):
-        """Begin a call; gives what waits for its result."""
+        """Start a call; return a function that waits for its result."""
         if self.kind == "Pool":
             return self.pool.apply_async(func, args).get
         return self.pool.submit(func, *args).result
@@ -49,7 +49,7 @@ class Door:
         return self.start(func, *args)(LIMIT)
 
     def then(self, callback, func, *args):
-        """Begin a call and have what it gives told in the thread that receives all results."""
+        """Start a call with a callback, which runs in the thread that receives all results."""
         if self.kind == "Pool":
             self.pool.apply_async(func, args, callback=callback)
         else:
@@ -60,8 +60,8 @@ class Door:
         return [process.pid for process in processes]
 
     def have_idle_workers(self):
-        """Have all workers there, and idle."""
-        if self.kind == "Executor" and len(self.handles()) < 2:  # it starts them for calls
+        """Wait until all workers exist and are idle."""
+        if self.kind == "Executor" and len(self.handles()) < 2:  # executors start workers on demand
             with TemporaryDirectory() as place:
                 for get in [self.start(deaths.meet, place) for _ in range(2)]:
                     get(LIMIT)
@@ -93,16 +93,16 @@ def idle(door, way):
 
 
 def unread(door, way):
-    """It has a message of several packets, and has read none of them."""
+    """The worker has been sent a message of several packets, and has read none of them."""
     return _stopped(door, way, b"x" * 60_000)
 
 
 def receiving(door, way):
-    """It has part of a message that is longer than a socket or a pipe holds."""
+    """The worker has part of a message that is longer than any socket or pipe buffer."""
     return _stopped(door, way, b"x" * (4 << 20))
 
 
-receiving.needs_no_memory = True  # with shared memory no message is as long as that
+receiving.needs_no_memory = True  # with shared memory no message is so long
 
 
 def _stopped(door, way, argument):
@@ -115,7 +115,7 @@ def _stopped(door, way, argument):
         get = door.start(deaths.length, argument)
         wait_until(lambda: any(worker.in_flight and not _has_room(worker) for worker in door.handles()), LIMIT)
         victim = next(worker.pid for worker in door.handles() if worker.in_flight)
-        os.kill(victim, deaths.SIGNALS[way])  # comes with the first packet that it reads
+        os.kill(victim, deaths.SIGNALS[way])  # arrives with the first packet that it reads
     finally:
         for pid in before:
             os.kill(pid, signal.SIGCONT)
@@ -136,15 +136,15 @@ def packing(door, way):
 
 
 def sending(door, way):
-    """It waits for room for its result."""
-    with patch.object(placement, "WINDOW_SECONDS", 1000.0):  # each worker has many tasks, whatever they take
+    """The worker waits for room for its result."""
+    with patch.object(placement, "WINDOW_SECONDS", 1000.0):  # gives each worker many tasks, however long they take
         for get in [door.start(deaths.pid) for _ in range(DEEP)]:
             get(LIMIT)
         return _sending(door, way, deaths.give_much, 40, 24_000)
 
 
 def sending_half(door, way):
-    """It has sent part of a result that is longer than a socket or a pipe holds."""
+    """The worker has sent part of a result that is longer than any socket or pipe buffer."""
     return _sending(door, way, deaths.give_too_much, 2, 4 << 20)
 
 
@@ -152,7 +152,7 @@ sending_half.needs_no_memory = True
 
 
 def _sending(door, way, func, count, length):
-    """Both workers wait, with more to do behind; the end of one holds the thread that receives the results."""
+    """Both workers wait, with more tasks queued; then one ends and its callback blocks the receiving thread."""
     reached, go = threading.Event(), threading.Event()
 
     def hold(_):
@@ -190,7 +190,7 @@ def _sending(door, way, func, count, length):
 
 FAILS, GOES_TO_ANOTHER, NO_CALL = "its call fails", "its call goes to another", "there is no call"
 
-# Where a worker dies, and what becomes of its call behind Pool's door.  Any death breaks the executor.
+# Where a worker dies, and what happens to its call in a Pool.  In an executor, any death breaks it.
 STAGES = {
     idle: NO_CALL,
     unread: GOES_TO_ANOTHER,
@@ -208,7 +208,7 @@ FUNCTIONS = {
     sending: "give_much()",
     sending_half: "give_too_much()",
 }
-# A spawned worker takes a quarter of a second to start: there each row with one way of dying only.
+# A spawned worker takes a quarter of a second to start, so test each row with only one way of dying.
 CASES = [
     pytest.param(method, stage, way, id=f"{method}-{stage.__name__}-{way}")
     for method in START_METHODS
@@ -222,7 +222,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def pools():
-    """A pool for each start method, which lives through all cases: that is what is to be proved."""
+    """One pool for each start method, which must survive all cases."""
     doors = {}
 
     def get(method, has_memory):
@@ -237,11 +237,11 @@ def pools():
 
 
 class TestPool:
-    """Only the call that the worker ran fails, the others do not notice, the worker is replaced, no block is lost."""
+    """Only the call that the worker ran fails, others are not affected, the worker is replaced, no block is lost."""
 
     @pytest.fixture
     def no_leaks(self):
-        """Instead of the one for all tests: the pools, and the descriptors of new workers, stay for other cases."""
+        """Replaces the check for all tests: the pools and the descriptors of new workers remain for other cases."""
 
     @pytest.mark.parametrize(("method", "stage", "way"), CASES)
     def test_it_survives(self, pools, method, stage, way):
@@ -286,8 +286,8 @@ def _check_words(error, pids, way, function):
 
 
 @pytest.mark.parametrize(("method", "stage", "way"), CASES)
-def test_the_executor_says_who_died_and_over_what_and_ends(method, stage, way):
-    """The stdlib's contract, BrokenProcessPool for all calls, with words; and no hang."""
+def test_the_executor_reports_the_dead_worker_and_its_task_and_ends(method, stage, way):
+    """The stdlib's contract: BrokenProcessPool for all calls, here with details, and nothing hangs."""
     door = Door("Executor", method, has_memory=_has_memory(stage))
     try:
         door.have_idle_workers()
@@ -340,7 +340,7 @@ def test_workers_that_all_die_at_their_start_fail_the_calls_after_a_few_tries(ki
 
 @pytest.mark.parametrize(("kind", "method", "way"), ENDS)
 def test_one_worker_that_dies_at_its_start(kind, method, way, tmp_path):
-    """A pool goes on; an executor is broken."""
+    """A pool continues; an executor is broken."""
     door = Door(kind, method, initializer=deaths.arm_and_die_once, initargs=(way, str(tmp_path / "dead")))
     try:
         if kind == "Pool":
@@ -355,10 +355,10 @@ def test_one_worker_that_dies_at_its_start(kind, method, way, tmp_path):
 
 @pytest.mark.parametrize(("kind", "method", "way"), ENDS)
 def test_workers_that_die_while_they_end_after_their_last_task(kind, method, way):
-    """The answers were there before; new workers take their places."""
+    """They answered before; new workers replace them."""
     if kind == "Pool":
         door = Door(kind, method, maxtasksperchild=2)
-    elif method == "fork":  # the stdlib: max_tasks_per_child is incompatible with it; so at the end of all
+    elif method == "fork":  # the stdlib forbids max_tasks_per_child with fork, so workers end only with the executor
         door = Door(kind, method)
     else:
         door = Door(kind, method, max_tasks_per_child=2)
@@ -372,8 +372,8 @@ def test_workers_that_die_while_they_end_after_their_last_task(kind, method, way
 
 
 @pytest.mark.parametrize("stop", ["close", "terminate"])
-def test_a_worker_that_is_killed_while_all_end_holds_up_nobody(kind, stop):
-    """It may hold the lock for which the others wait, to read that they are to end."""
+def test_a_worker_that_is_killed_while_all_end_delays_nothing(kind, stop):
+    """It may hold the lock for which the others wait in order to read that they must end."""
     for victim in range(2):
         door = Door(kind, "fork")
         door.have_idle_workers()
@@ -390,8 +390,8 @@ def test_a_worker_that_is_killed_while_all_end_holds_up_nobody(kind, stop):
 
 
 @pytest.mark.parametrize("task", [deaths.sleep_deaf, deaths.sleep_in_c])
-def test_tasks_that_take_no_notice_of_sigterm_hold_up_no_end(kind, task, tmp_path):
-    """A pool that is terminated, and an executor that another worker's death has broken."""
+def test_tasks_that_ignore_sigterm_do_not_delay_the_end(kind, task, tmp_path):
+    """Cases are a terminated pool, and an executor that was broken by the death of another worker."""
     door = Door(kind, "fork")
     path = str(tmp_path / "pid")
     get = door.start(task, path)
@@ -407,8 +407,8 @@ def test_tasks_that_take_no_notice_of_sigterm_hold_up_no_end(kind, task, tmp_pat
     wait_until(lambda: not runs(int(Path(path).read_text(encoding="ascii"))), LIMIT)
 
 
-def test_a_child_that_a_dead_worker_left_behind_hides_nothing(kind, tmp_path):
-    """It has inherited all descriptors of the worker, and looks at its arrays."""
+def test_the_child_of_a_dead_worker_does_not_hide_the_death(kind, tmp_path):
+    """The child has inherited all descriptors of the worker, and uses its arrays."""
     path = str(tmp_path / "pid")
     door = Door(kind, "fork")
     try:
@@ -422,7 +422,7 @@ def test_a_child_that_a_dead_worker_left_behind_hides_nothing(kind, tmp_path):
 
 
 def leave_a_child_and_die(array, place):
-    """Leave a child that looks at the argument when it is told."""
+    """Leave a child that checks the argument when it is told to."""
     if not os.fork():
         signal.alarm(LIMIT)
         wait_until(lambda: os.path.exists(f"{place}/go"), LIMIT)
@@ -431,7 +431,7 @@ def leave_a_child_and_die(array, place):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_a_child_of_a_dead_worker_has_is_not_used_for_other_tasks(kind, tmp_path):
+def test_memory_used_by_the_child_of_a_dead_worker_is_not_reused(kind, tmp_path):
     options = {} if kind == "Pool" else {"replace_workers": True}
     with make(kind, "fork", 1, **options) as pool:
         with pytest.raises(shmarray.WorkerDiedError):
@@ -443,8 +443,8 @@ def test_what_a_child_of_a_dead_worker_has_is_not_used_for_other_tasks(kind, tmp
         assert (tmp_path / "same").exists()
 
 
-def test_a_program_that_dies_of_sigpipe_does_not_die_of_a_dead_worker():
-    """As programs do that write to pipes, and restore what the shell expects."""
+def test_a_dead_worker_causes_no_sigpipe():
+    """The program restores the default action of SIGPIPE, as programs do that write to pipes."""
 
     def program():
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -460,8 +460,8 @@ def test_a_program_that_dies_of_sigpipe_does_not_die_of_a_dead_worker():
     assert in_child(program) == "alive"
 
 
-def test_a_call_that_was_cancelled_meanwhile_does_not_keep_the_others_from_their_error():
-    """Before 3.12 the stdlib's thread ends when it tells a cancelled one."""
+def test_a_cancelled_call_does_not_keep_the_error_from_the_others():
+    """Before 3.12 the stdlib's thread ends when it reports the error to a cancelled future."""
     with TemporaryDirectory() as place:
         door = Door("Executor", "fork")
         door.have_idle_workers()
@@ -479,8 +479,8 @@ def test_a_call_that_was_cancelled_meanwhile_does_not_keep_the_others_from_their
 @pytest.mark.parametrize(
     ("method", "end"), [("forkserver", "shutdown"), ("forkserver", "garbage"), ("spawn", "shutdown")]
 )
-def test_calls_that_wait_when_an_executor_ends_get_new_workers_for_those_that_have_ended(method, end):
-    """The stdlib counts idle workers late, and a shut down executor has forgotten its queues."""
+def test_calls_that_wait_when_an_executor_ends_get_new_workers(method, end):
+    """The stdlib counts idle workers late, and an executor that was shut down has forgotten its queues."""
     for _ in range(1 if method == "spawn" else 4):
         door = Door("Executor", method, max_tasks_per_child=1)
         gets = [door.start(deaths.pid) for _ in range(4)]
@@ -494,14 +494,14 @@ def test_calls_that_wait_when_an_executor_ends_get_new_workers_for_those_that_ha
 
 
 def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monkeypatch):
-    """In the thread of a submit, which holds the executor's lock meanwhile."""
+    """The thread of a submit starts the worker and holds the executor's lock meanwhile."""
     true_start = WorkerSet._spawn
     started = []
 
     def start(workers):
         if started:
             os.kill(started[0], signal.SIGKILL)
-            wait_until(lambda: executor._broken, LIMIT)  # the collecting thread has seen it
+            wait_until(lambda: executor._broken, LIMIT)  # wait until the collecting thread has noticed the death
         worker = true_start(workers)
         started.append(worker.pid)
         return worker
@@ -523,12 +523,12 @@ def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monk
 
 
 def _has_room(worker):
-    """Whether more of a long message is about to be sent."""
+    """Return whether more of a long message is about to be sent."""
     return worker.in_flight[0].is_being_sent and bool(select.select([], [worker.channel], [], 0)[1])
 
 
 def _waits_in(pid):
-    """Where in the kernel a process waits; empty if that cannot be known."""
+    """Return where in the kernel a process waits, or an empty string if that is unknown."""
     with suppress(OSError), open(f"/proc/{pid}/wchan", encoding="ascii") as file:
         return file.read()
     return ""
@@ -539,10 +539,10 @@ def _waits_for_room(pid):
 
 
 def _end(pid, way):
-    """Have a worker die where it waits.
+    """Make a worker die where it waits.
 
-    Again and again: the signal may come just before it begins to wait, and Python 3.13.0 sees
-    to signals nowhere else in processes that another thread than the main one has forked.
+    The signal is sent repeatedly: it may arrive just before the wait begins, and Python 3.13.0 handles
+    signals nowhere else in processes that were forked by a thread other than the main thread.
     """
 
     def is_over():
@@ -554,7 +554,7 @@ def _end(pid, way):
 
 
 def _waits_for_message(door):
-    """One of some idle workers."""
+    """Return one of the idle workers."""
     return _one_of(door.workers(), lambda pid: "skb_wait" in _waits_in(pid))
 
 
