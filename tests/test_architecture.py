@@ -1,4 +1,4 @@
-"""The house is as its plan says: who may import whom, what is public, what is where."""
+"""The architecture: which module may import which, what is public, and where things are."""
 
 import ast
 import importlib
@@ -132,13 +132,13 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(path):
-    """Every module that a file imports, wherever in it the import is."""
+    """Yield every module that a file imports, anywhere in the file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "imports are absolute"
-            # "from shmarray.core import names" imports a module, if there is one of that name.
+            assert not node.level, "imports must be absolute"
+            # "from shmarray.core import names" imports a module if one has that name.
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole in MODULES else node.module
@@ -149,7 +149,7 @@ def own_imports(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_has_its_place_in_the_order(module):
+def test_every_module_is_in_the_order(module):
     assert module in LAYERS
 
 
@@ -169,7 +169,7 @@ def test_the_pool_layer_knows_the_core_through_its_two_facades_only(module):
 def test_the_engine_never_sees_an_array(module):
     assert "numpy" not in {name.split(".")[0] for name in imported(MODULES[module])}
     inside = {name for name in own_imports(module) if name.startswith("shmarray.pool.arrays.")}
-    assert inside <= {"shmarray.pool.arrays.messages"}, "only what the package exports"
+    assert inside <= {"shmarray.pool.arrays.messages"}, "only modules that the package exports"
 
 
 PROCESSES = {"multiprocessing", "concurrent", "subprocess", "signal", "socket", "select", "selectors"}
@@ -178,7 +178,7 @@ CALLS_OF_PROCESSES = {"fork", "kill", "killpg", "waitpid", "wait", "_exit", "pid
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("shmarray.pool.arrays")])
 def test_arrays_never_see_a_process(module):
-    foreign = set(imported(MODULES[module])) - {"multiprocessing.reduction"}  # a pickler
+    foreign = set(imported(MODULES[module])) - {"multiprocessing.reduction"}  # contains only a pickler
     assert not {name.split(".")[0] for name in foreign} & PROCESSES
     assert not {name for name in own_imports(module) if name.startswith("shmarray.pool.engine")}
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
@@ -249,7 +249,7 @@ def test_all_is_sorted_and_complete(module):
 
 @pytest.mark.parametrize("facade", ["shmarray", "shmarray.pool"])
 def test_pools_are_imported_at_first_use(facade):
-    """Named arrays, scopes, handles and multiprocessing's pickler are there at once, and need none of it."""
+    """Named arrays, scopes, handles and multiprocessing's pickler are available at once without importing pools."""
     code = f"""
 import sys, numpy, {facade}
 from multiprocessing.reduction import ForkingPickler
@@ -264,7 +264,7 @@ try:
 except AttributeError as error:
     assert str(error) == "module '{facade}' has no attribute 'Pools'"
 else:
-    raise SystemExit("it has every attribute")
+    raise SystemExit("the module has every attribute")
 """
     run_script(code)
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, at the smallest scale, with what is always there; their figures are nobody's business here."""
+"""The benchmarks run at the smallest scale, with the peers that are always installed; their timings are not checked."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ ALWAYS_THERE = {"shmarray", "shmarray executor", "multiprocessing", "concurrent.
 
 @pytest.fixture(scope="module")
 def records():
-    """What the smallest run measures."""
+    """Records of the smallest run."""
     found = [record for run in named.GROUPS.values() for group in run(SMALLEST, peers.missing()) for record in group]
     with measure.Stage({peer: "pip install it" for peer in peers.PEERS if peer not in ALWAYS_THERE}) as stage:
         for work in table(SMALLEST):
@@ -35,7 +35,7 @@ def results(records):
     return Results(processes.machine(), peers.versions(), peers.missing(), SMALLEST.name, records)
 
 
-def test_everybody_who_is_there_and_does_not_say_why_not_has_figures(records):
+def test_every_installed_peer_has_timings_or_a_reason(records):
     without = [record for record in records if not (record.first and any(record.later))]
     assert [record for record in without if not record.note] == []
     silent = [record for record in without if record.peer in ALWAYS_THERE]
@@ -83,13 +83,13 @@ def test_the_terminal_shows_every_peer(results):
 def test_pictures_are_drawn(results, tmp_path):
     source = tmp_path / "before.json"
     source.write_text(json.dumps(results.as_json()), encoding="utf-8")
-    # A process of its own: matplotlib keeps the files of its fonts open.
+    # In a separate process, because matplotlib keeps its font files open.
     arguments = ["-m", "benchmarks", "--from", str(source), "--folder", str(tmp_path)]
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, timeout=60)
     assert {path.name for path in tmp_path.glob("*.png")} == {"time.png", "memory.png", "growth.png"}
 
 
-def test_ratios_are_of_turns_in_the_same_round():
+def test_ratios_compare_runs_of_the_same_round():
     ours, theirs = (
         Record("g", "w", peer, later=later) for peer, later in (("a", [1.0, 2.0, 4.0]), ("b", [2.0, None, 4.0]))
     )
@@ -98,11 +98,11 @@ def test_ratios_are_of_turns_in_the_same_round():
 
 
 def wrong(x):
-    """Another result in each process: the caller's is not the worker's."""
+    """Return a different result in each process, so the workers' results differ from the caller's."""
     return float(id(wrong) + processes.os.getpid())
 
 
-def test_a_peer_that_fails_is_a_result_and_others_go_on():
+def test_a_peer_that_fails_is_recorded_and_others_continue():
     work = Workload("maps", "wrong", wrong, table(SMALLEST)[0].make, ["multiprocessing"])
     fine = Workload("maps", "fine", double, work.make, ["shmarray", "multiprocessing"])
     with measure.Stage({}) as stage:
@@ -110,7 +110,7 @@ def test_a_peer_that_fails_is_a_result_and_others_go_on():
         assert all(record.time for record in measure.run(fine, stage, SMALLEST))
 
 
-def test_a_host_that_dies_is_an_error_of_its_peer():
+def test_a_host_process_that_dies_is_an_error_of_its_peer():
     host = Host("multiprocessing")
     try:
         processes.kill_tree(host.pid)
@@ -121,7 +121,7 @@ def test_a_host_that_dies_is_an_error_of_its_peer():
 
 
 @pytest.mark.parametrize("constant", constants.constants(), ids=lambda constant: constant.name)
-def test_constants_are_where_the_benchmark_looks_and_named_beside_them(constant):
+def test_constants_exist_and_their_comments_name_the_benchmark(constant):
     before = [getattr(place, name) for place, name in constant.places]
     with constants.set_to(constant.places, "other"):
         assert {getattr(place, name) for place, name in constant.places} == {"other"}

@@ -1,11 +1,11 @@
-"""What the README and the pages of documentation show: every block is run, every public name is explained.
+"""The README and the documentation: every code block is run, and every public name is explained.
 
-A block in ``python`` is a program of its own: it runs as a file, says nothing on stderr, and prints what the comments
-behind its prints say (up to ``: ``, or anything if the comment begins with ``e.g.``).  Blocks that are not run have
-another language, or say why in a comment on the line above::
+A ``python`` block is a complete program: it is run as a file, must print nothing to stderr, and must print what the
+comments behind its prints say (up to ``: ``, or anything if the comment begins with ``e.g.``).  Blocks that are not
+run are in another language, or have a comment with the reason on the line above::
 
-    <!-- needs: torch -->               run where that can be imported
-    <!-- not run: it takes an hour -->  never
+    <!-- needs: torch -->               is run if torch can be imported
+    <!-- not run: it takes an hour -->  is never run
 """
 
 import contextlib
@@ -26,11 +26,10 @@ from tests.helpers import processes, programs, raw
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?:<!-- (needs|not run): (.*?) -->\n)?```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-# What Dask says on a machine that is busy, when a worker takes its time to end.
+# Dask prints this on a busy machine if a worker takes long to end.
 DASK_IS_SLOW = re.compile(r".*distributed\.nanny - WARNING - Worker process still alive after .* seconds, killing\n")
 PRINTED = re.compile(r"^\s*print\(.*\)\s+# (.*)$", re.MULTILINE)
-# Not run: for the shell, for people, for other programs.
-# What tests/command runs, in a shell; and what nobody does.
+# Blocks in these languages are not run here; tests/command runs those for the shell.
 OTHER_LANGUAGES = {"console", "sh", "text", "yaml", "toml"}
 
 
@@ -66,7 +65,7 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 @contextlib.contextmanager
 def names_to_oneself():
-    """The names in the blocks are what people read, so they are no test's own: one run at a time on this machine."""
+    """Hold a lock, because the names in the blocks are not unique: only one run at a time on this machine."""
     directory = os.open(raw.SHM, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -76,7 +75,7 @@ def names_to_oneself():
 
 
 def run(blocks: list[Block], directory: Path) -> list[str]:
-    """Run blocks in one interpreter; what is wrong with each."""
+    """Run blocks in one interpreter; return what is wrong with them."""
     scripts = {block: directory / f"block_{block.line}" / "program.py" for block in blocks}
     for block, script in scripts.items():
         script.parent.mkdir()
@@ -86,7 +85,7 @@ def run(blocks: list[Block], directory: Path) -> list[str]:
         subprocess.run(
             [sys.executable, "-X", "faulthandler", programs.__file__, *map(str, scripts.values())],
             timeout=100,
-            env=os.environ | {"PYTHONPATH": processes.ROOT, "TQDM_DISABLE": "1"},  # bars are on stderr
+            env=os.environ | {"PYTHONPATH": processes.ROOT, "TQDM_DISABLE": "1"},  # progress bars go to stderr
             check=True,
         )
         left = {
@@ -133,12 +132,12 @@ def test_every_block_is_run_or_says_why_not() -> None:
     assert dodging == []
 
 
-def test_every_fence_was_understood() -> None:
+def test_every_fence_is_recognized() -> None:
     for page in PAGES:
         assert len(re.findall("^ *```", page.read_text(encoding="utf-8"), re.MULTILINE)) == 2 * len(blocks_of(page))
 
 
-def test_nothing_but_directives_passes_for_one() -> None:
+def test_every_block_in_braces_is_a_known_directive() -> None:
     directives = {block.language.split()[0] for block in BLOCKS if block.language.startswith("{")}
     assert directives <= {"{eval-rst}", "{toctree}", "{include}"}
 

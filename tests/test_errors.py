@@ -1,4 +1,4 @@
-"""Every error is the builtin that a caller would already catch, and survives a pickle."""
+"""Every error is also the builtin that a caller would already catch, and can be pickled."""
 
 import copy
 import errno
@@ -95,7 +95,7 @@ def test_notes_survive_a_pickle():
     assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
 
 
-def test_errors_cross_a_stock_pool_and_leave_it_whole():
+def test_errors_cross_a_stock_pool_without_breaking_it():
     with ProcessPoolExecutor(1) as pool:
         for error in EXAMPLES:
             raised = pool.submit(raise_error, pickle.dumps(error)).exception(timeout=30)

@@ -1,6 +1,6 @@
-"""Every example runs, in a fresh interpreter, silent on stderr, and leaves nothing in shared memory.
+"""Every example runs in a new interpreter, without output on stderr, and leaves nothing in shared memory.
 
-Each compares its answer with the serial one, and exits with a status other than 0 if it is another.
+Each compares its answer with the serial one, and exits with a status other than 0 if they differ.
 """
 
 import importlib.util
@@ -14,14 +14,14 @@ import pytest
 from tests.helpers import processes, raw
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-# Two programs that belong together: each waits for what the other does.
+# Two programs that wait for each other.
 PAIRS = {"scan_producer.py": "scan_consumer.py"}
 ALONE = sorted(set(EXAMPLES.glob("*.py")) - {EXAMPLES / name for pair in PAIRS.items() for name in pair})
-# Large, and missing in many environments that have the rest.
+# Large, and often missing where the other dependencies are installed.
 NEEDS = {"group_by.py": "pandas"}
 
 
-# Some seconds less, of work that is the same.
+# Saves some seconds of the same work.
 ARGUMENTS = {"sharpen_photo.py": ["--quick"]}
 
 
@@ -46,13 +46,13 @@ def check(program):
 
 
 @pytest.mark.parametrize("path", ALONE, ids=lambda path: path.name)
-def test_example_runs_and_finds_its_answer_right(path):
+def test_example_runs_and_checks_its_answer(path):
     check(start(path, *ARGUMENTS.get(path.name, ())))
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["producer first", "consumer first"])
 @pytest.mark.parametrize("pair", PAIRS.items(), ids=" ".join)
-def test_unrelated_programs_work_together_whoever_comes_first(pair, order, name):
+def test_unrelated_programs_work_together_in_any_order(pair, order, name):
     programs = [start(EXAMPLES / path, name) for path in pair[::order]]
     for program in programs:
         check(program)

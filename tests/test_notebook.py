@@ -1,4 +1,4 @@
-"""The notebook of examples, executed by a real Jupyter kernel; its cells compare their answers with serial ones."""
+"""The example notebook, executed by a real Jupyter kernel; its cells compare their answers with serial ones."""
 
 import json
 import os
@@ -10,12 +10,12 @@ import pytest
 
 from tests.helpers import processes
 
-pytest.importorskip("nbclient", reason="executes notebooks (the extra test)")
-pytest.importorskip("ipykernel", reason="is the kernel (the extra test)")
-pytest.importorskip("cloudpickle", reason="sends what cells define")
+pytest.importorskip("nbclient", reason="needs nbclient (the extra test)")
+pytest.importorskip("ipykernel", reason="needs ipykernel (the extra test)")
+pytest.importorskip("cloudpickle", reason="needs cloudpickle to send functions of cells")
 
 EXAMPLE = Path(processes.ROOT) / "examples" / "notebook.ipynb"
-# A kernel has threads, and of that fork warns since Python 3.12.
+# A kernel has threads, and since Python 3.12 a fork then warns.
 SETTING = """
 import multiprocessing, warnings
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
@@ -27,7 +27,7 @@ import shmarray
 @pytest.fixture
 def execute(tmp_path):
     def execute(*codes):
-        """Run cells in a kernel of their own: what they printed to both streams, and the error that ended them."""
+        """Run cells in a new kernel; return what they printed to both streams, and the error that ended them."""
         done = subprocess.run(
             [sys.executable, "-m", "tests.helpers.notebooks"],
             input=json.dumps(codes),
@@ -35,7 +35,7 @@ def execute(tmp_path):
             text=True,
             timeout=110,
             cwd=processes.ROOT,
-            # No kernels and settings of the user's.
+            # Ignore the user's kernels and settings.
             env=os.environ
             | {name: str(tmp_path) for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
             | {"PYTHONPATH": processes.ROOT, "JUPYTER_RUNTIME_DIR": str(tmp_path), "JUPYTER_PLATFORM_DIRS": "1"},
@@ -52,13 +52,13 @@ def codes_of_the_example():
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_the_example_runs_and_finds_its_answers_right(execute, start_method):
+def test_the_example_runs_and_checks_its_answers(execute, start_method):
     result = execute(SETTING.format(start_method), *codes_of_the_example())
     assert (result["error"], result["stderr"]) == ("", "")
     assert result["stdout"].count("label ") == 4
 
 
-def test_the_example_is_kept_without_outputs():
+def test_the_example_is_stored_without_outputs():
     cells = json.loads(EXAMPLE.read_text(encoding="utf-8"))["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 

@@ -1,4 +1,4 @@
-"""What help() shows of the public functions fits on two lines, and their types can be evaluated."""
+"""Signatures of the public functions, as help() shows them, fit on two lines, and their types can be evaluated."""
 
 import inspect
 import typing

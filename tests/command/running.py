@@ -1,4 +1,4 @@
-"""The command as a process of its own, and processes that hold arrays for it to find."""
+"""Runs the command in its own process, and processes that hold arrays for it to find."""
 
 import os
 import pty
@@ -14,7 +14,7 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "COLUMN
 
 
 def run(*arguments, prefix=(), env=(), **options):
-    """Run it to its end; stdin is no terminal."""
+    """Run the command to its end; its stdin is not a terminal."""
     return subprocess.run(
         [*prefix, *COMMAND, *arguments],
         capture_output="stdout" not in options,
@@ -27,13 +27,13 @@ def run(*arguments, prefix=(), env=(), **options):
     )
 
 
-# The first terminal that the leader of a session opens is the one whose Ctrl-C reaches it.
+# Ctrl-C reaches a session through the first terminal that its leader opens.
 _TAKE_TERMINAL = "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @contextmanager
 def on_a_terminal(*arguments):
-    """Start it with a terminal; gives the process and the terminal's other end."""
+    """Start the command on a terminal; return the process and the other end of the terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", _TAKE_TERMINAL, *COMMAND, *arguments],
@@ -53,12 +53,12 @@ def on_a_terminal(*arguments):
 
 
 def read_until(fd, text):
-    """What the terminal shows up to a text; all of it if it never comes."""
+    """Return what the terminal shows up to and including a text, or everything if the text never appears."""
     seen = b""
     while text.encode() not in seen:
         try:
             more = os.read(fd, 4096)
-        except OSError:  # EIO: the process is gone
+        except OSError:  # EIO: the process has ended
             break
         if not more:
             break
@@ -67,7 +67,7 @@ def read_until(fd, text):
 
 
 def press(key, process, terminal):
-    """Press a key until the process ends; a Ctrl-C between Python's prompt and its read is seen with the next key."""
+    """Press a key until the process ends: Python may notice a Ctrl-C just before a read only with the next key."""
     while process.poll() is None:
         os.write(terminal, key)
         with suppress(subprocess.TimeoutExpired):
@@ -77,7 +77,7 @@ def press(key, process, terminal):
 
 @contextmanager
 def held(name, *modes):
-    """Another process that has an array mapped."""
+    """A context with another process that has an array mapped."""
     with Child(_hold, name, modes) as child:
         assert child.receive() == "mapped"
         yield child

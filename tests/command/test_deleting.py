@@ -20,7 +20,7 @@ from tests.helpers.scarcity import mounted, needs_mount
 @pytest.fixture
 def three(shm_name):
     names = ["b", "a"]
-    while names != sorted(names):  # as they are listed: not across the numbers 9 and 10
+    while names != sorted(names):  # sorted as they are listed; "10" comes before "9"
         names = [shm_name(ending) for ending in ("-a-end", "-b-end", "-c-other")]
     for name in names:
         shmarray.create(name, 1000)
@@ -29,7 +29,7 @@ def three(shm_name):
 
 @pytest.fixture
 def pattern(three):
-    """Matches the first two."""
+    """Return a pattern that matches the first two."""
     return f"t{os.getpid()}-*-end"
 
 
@@ -57,7 +57,7 @@ def test_by_name(three, delete):
     assert left(three) == [three[1]]
 
 
-def test_by_pattern_without_a_question_if_told_so(three, pattern, delete):
+def test_by_pattern_without_a_question_on_request(three, pattern, delete):
     status, _, err = delete("--yes", pattern)
     assert (status, err) == (0, "")
     assert left(three) == [three[2]]
@@ -69,7 +69,7 @@ def test_a_pattern_for_one_array_asks_nothing(three, delete, prefix):
     assert left(three) == three[1:]
 
 
-def test_nobody_to_ask_is_a_refusal(three, pattern):
+def test_without_a_terminal_to_ask_nothing_is_deleted(three, pattern):
     done = run("delete", pattern)
     assert (done.returncode, done.stdout) == (2, "")
     assert "2 arrays would be deleted" in done.stderr
@@ -85,7 +85,7 @@ def test_a_dry_run_deletes_nothing_and_asks_nothing(three, pattern, delete):
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
-def test_what_is_not_there_is_an_error_and_the_others_go(three, shm_name, delete, dry):
+def test_a_missing_array_is_an_error_and_the_others_are_deleted(three, shm_name, delete, dry):
     status, out, err = delete(*dry, shm_name("-none"), three[0], f"{three[0]}x*", three[1])
     assert status == 1
     assert err.count("\n") == 2
@@ -95,17 +95,17 @@ def test_what_is_not_there_is_an_error_and_the_others_go(three, shm_name, delete
     assert left(three) == (three if dry else three[2:])
 
 
-def test_a_pattern_without_a_match_is_said_once(three, delete):
+def test_a_pattern_without_a_match_is_reported_once(three, delete):
     status, out, err = delete(f"{three[0]}x*")
     assert (status, out, err.count("\n")) == (1, "", 1)
 
 
-def test_what_was_meant(three, delete):
+def test_a_similar_name_is_suggested(three, delete):
     assert f"did you mean '{three[2]}'" in delete(three[2][:-1])[2]
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
-def test_what_is_no_array_stays(name, delete, dry):
+def test_other_files_are_not_deleted(name, delete, dry):
     raw.put(name, b"something else")
     status, out, err = delete(*dry, name)
     assert (status, out) == (1, "")
@@ -113,7 +113,7 @@ def test_what_is_no_array_stays(name, delete, dry):
     assert left([name])
 
 
-def test_patterns_do_not_see_what_is_no_array(name, delete):
+def test_patterns_match_only_arrays(name, delete):
     raw.put(name, b"something else")
     assert delete("--yes", f"{name}*")[0] == 1
     assert left([name])
@@ -129,18 +129,18 @@ def test_a_name_that_looks_like_a_pattern_means_itself(shm_name, delete):
     shmarray.delete(other)
 
 
-def test_a_name_twice_goes_once(three, delete):
+def test_a_repeated_name_is_deleted_once(three, delete):
     status, out, _ = delete(three[0], three[0])
     assert (status, out.splitlines()[-1]) == (0, "1 array deleted, 8.0 KiB freed")
 
 
-def test_a_name_with_a_hyphen_in_front(delete):
+def test_a_name_that_begins_with_a_hyphen(delete):
     name = f"-t{os.getpid()}"
     shmarray.create(name, 1)
     assert delete("--", name)[0] == 0
 
 
-def test_unreadable_arrays_go_by_name(name, delete):
+def test_unreadable_arrays_are_deleted_by_name(name, delete):
     shmarray.create(name, 1, permissions=0o000)
     assert delete("--dry-run", name)[0] == 0
     assert delete(name)[0] == 0
@@ -172,11 +172,11 @@ def test_files(tmp_path, delete):
 
 @pytest.fixture
 def own_shared_memory():
-    """What to put before a command, so that no array of others is there."""
+    """Return the prefix that runs a command without the arrays of others."""
     return mounted("mount -t tmpfs tmpfs /dev/shm")
 
 
-def test_only_what_is_unused(three, delete):
+def test_only_unused_arrays(three, delete):
     with held(three[0], "r") as child:
         status, out, err = delete("--unused", *three)
         assert (status, err) == (0, "")
@@ -186,7 +186,7 @@ def test_only_what_is_unused(three, delete):
     assert not left(three)
 
 
-def test_of_a_pattern_only_what_is_unused(three, pattern, delete):
+def test_only_unused_arrays_that_match_a_pattern(three, pattern, delete):
     with held(three[0], "c"):
         status, out, _ = delete("--yes", "--unused", pattern)
         assert (status, out.splitlines()[-1]) == (0, "1 array deleted, 8.0 KiB freed")
@@ -194,7 +194,7 @@ def test_of_a_pattern_only_what_is_unused(three, pattern, delete):
     assert left(three) == [three[0], three[2]]
 
 
-def test_only_what_is_old(three, delete, monkeypatch):
+def test_only_old_arrays(three, delete, monkeypatch):
     for age in ("1h", "2min", "0.5d", "86400s"):
         status, out, err = delete("--older-than", age, *three)
         assert (status, err, out.count("kept")) == (0, "", 3)
@@ -202,13 +202,13 @@ def test_only_what_is_old(three, delete, monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 3600)
     assert delete("--older-than", "59min", three[0])[0] == 0
-    monkeypatch.setattr(time, "time", lambda: now - 3600)  # the clock was set back
+    monkeypatch.setattr(time, "time", lambda: now - 3600)  # as if the clock had been set back
     assert "kept" in delete("--older-than", "0s", three[1])[1]
     assert left(three) == three[1:]
 
 
 @pytest.mark.parametrize("age", ["", "1", "h", "-1h", "1 h", "1y", "1e3s", "nan s"])
-def test_what_is_no_age(three, age, capsys):
+def test_invalid_ages(three, age, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["delete", f"--older-than={age}", *three])
     assert "invalid age" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_what_is_no_age(three, age, capsys):
 
 
 @needs_mount
-def test_without_names_all_are_meant_and_even_one_is_asked_about(own_shared_memory):
+def test_without_names_all_arrays_are_meant_and_deletion_is_confirmed(own_shared_memory):
     script = """
 "$0" -c 'import shmarray; shmarray.create("a", 3)'
 "$0" -m shmarray delete --unused; echo $?
@@ -249,8 +249,8 @@ def test_without_proc_nothing_is_known_to_be_unused(name):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_what_others_may_have_mapped_is_not_unused(shm_name):
-    """A user may look into no process of others, nor into one of his own that has changed its user."""
+def test_arrays_that_others_may_have_mapped_are_not_unused(shm_name):
+    """A user may not inspect processes of other users, nor non-dumpable processes, for example after setuid."""
     private, shared = shm_name("-private"), shm_name("-shared")
 
     def as_nobody(channel):
@@ -258,7 +258,7 @@ def test_what_others_may_have_mapped_is_not_unused(shm_name):
         shmarray.create(private, 3)
         shmarray.create(shared, 3, permissions=0o644)
         channel.send("made")
-        channel.recv()  # not dumpable, and of the same user
+        channel.recv()  # this process is not dumpable, but belongs to the same user
 
     def delete_as_nobody():
         os.setuid(65534)
@@ -275,7 +275,7 @@ def test_what_others_may_have_mapped_is_not_unused(shm_name):
     assert main(["delete", "--unused", shared]) == 0
 
 
-def test_one_that_was_made_anew_meanwhile_stays(name, monkeypatch, capsys):
+def test_an_array_that_was_replaced_meanwhile_remains(name, monkeypatch, capsys):
     shmarray.create(name, 3)
     ask = deleting._is_meant
 
@@ -316,7 +316,7 @@ def test_no_answer_deletes_nothing(three, pattern, key, status):
     assert left(three) == three
 
 
-def test_names_in_full_are_not_asked_about(three):
+def test_full_names_need_no_confirmation(three):
     with on_a_terminal("delete", *three) as (process, terminal):
         assert "[y/N]" not in read_until(terminal, "no such text")
         assert process.wait(30) == 0

@@ -1,4 +1,4 @@
-"""The page about the command line shows what the commands print."""
+"""The page about the command line shows what the commands really print."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.helpers.processes import ROOT
 with open(os.path.join(ROOT, "docs", "command-line.md"), encoding="utf-8") as page:
     BLOCKS = re.findall(r"^```console\n(.*?)^```", page.read(), re.DOTALL | re.MULTILINE)
 
-# A shared memory of its own, so that nothing but the page's arrays is there.
+# A separate shared memory that contains only the page's arrays.
 SHELL = (
     'mount -t tmpfs -o size=$1 tmpfs /dev/shm; shmarray() { "$PYTHON" -m shmarray "$@"; }; '
     'python3() { "$PYTHON" "$@"; }; '
@@ -21,9 +21,9 @@ SHELL = (
 
 
 def said(text):
-    """Without what is another time and on another machine another: numbers, the owner, how wide columns are."""
+    """Return the lines without what differs between runs and machines: numbers, the owner and column widths."""
     text = re.sub(r"\b\d[\d.,:-]*( ?(B|KiB|MiB|GiB|s|min)\b)?", "#", text.replace("root", "OWNER"))
-    text = re.sub(r"^  created .*\n", "", text, flags=re.MULTILINE)  # which tmpfs of old kernels does not know
+    text = re.sub(r"^  created .*\n", "", text, flags=re.MULTILINE)  # missing in tmpfs of old kernels
     return re.sub(r" +", " ", text).splitlines()
 
 
@@ -50,7 +50,7 @@ def outputs(block):
 
 @needs_mount
 def test_the_commands_print_what_the_page_shows():
-    """One after the other: later ones see what earlier ones made."""
+    """The commands run in order, because later ones use the results of earlier ones."""
     blocks = [block for block in BLOCKS if "doctor" not in block]
     shown = said("".join(map(outputs, blocks)))
     found = said(printed("\n".join(map(commands, blocks)), "1000m").replace(_me(), "OWNER"))

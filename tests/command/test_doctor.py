@@ -1,4 +1,4 @@
-"""``shmarray doctor``: what its figures mean, and what it says of this system."""
+"""``shmarray doctor``: how it judges its findings, and what it reports about this system."""
 
 import errno
 import json
@@ -91,13 +91,13 @@ MIB, GIB = 1 << 20, 1 << 30
         ("self_test", ["OSError: no"], "will bite", "OSError: no"),
     ],
 )
-def test_figures_and_what_they_mean(judgement, figures, verdict, word):
+def test_judgements_of_findings(judgement, figures, verdict, word):
     found = getattr(judgements, judgement)(*figures)
     assert found.verdict == verdict
     assert word in "\n".join((found.text, *found.remedies))
 
 
-def test_the_remedy_comes_with_what_bites():
+def test_problems_come_with_remedies():
     bites = [
         judgements.shared_memory(None),
         judgements.open_files(8, 8),
@@ -106,7 +106,7 @@ def test_the_remedy_comes_with_what_bites():
     assert all(finding.verdict == "will bite" and finding.remedies for finding in bites)
 
 
-def test_what_is_refused_is_found(monkeypatch):
+def test_refused_calls_are_detected(monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -114,7 +114,7 @@ def test_what_is_refused_is_found(monkeypatch):
     monkeypatch.setattr(facts.os, "posix_fallocate", refused)
     monkeypatch.setattr(facts.fcntl, "flock", refused)
     assert facts.reserving().errno == facts.locking().errno == errno.EPERM
-    assert facts.giving_back() is None  # it reserves by other means
+    assert facts.giving_back() is None  # memory is reserved in another way
     monkeypatch.delattr(facts.os, "posix_fallocate")
     assert facts.reserving().errno == errno.ENOSYS
     monkeypatch.setattr(facts.SparseFile, "create", lambda: None)
@@ -171,7 +171,7 @@ FEW_DEVICES = (
         pytest.param(FEW_DEVICES, ("will bite", "no /dev/shm"), id="none"),
     ],
 )
-def test_what_shared_memory_can_be(mount, expected):
+def test_kinds_of_shared_memory(mount, expected):
     done = run("doctor", "--json", prefix=(UNSHARE, "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"))
     assert done.stderr == ""
     checks = {check["check"]: (check["verdict"], check["text"]) for check in json.loads(done.stdout)["checks"]}
@@ -203,7 +203,7 @@ def test_a_parent_that_ignores_the_end_of_its_children_does_not_matter():
 
 
 @needs_mount
-def test_huge_pages_are_seen_where_they_are_on():
+def test_enabled_huge_pages_are_detected():
     mount = 'mount -t tmpfs -o size=1g,huge=advise tmpfs /dev/shm && exec "$@"'
     done = run("doctor", "--json", prefix=(UNSHARE, "-m", "sh", "-c", mount, "sh"))
     checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
@@ -217,7 +217,7 @@ def test_few_open_files_bite():
     assert (done.returncode, checks["open files"]) == (1, "will bite")
 
 
-def test_the_last_word_of_logind_counts(tmp_path, monkeypatch):
+def test_the_last_setting_of_logind_counts(tmp_path, monkeypatch):
     etc, lib = tmp_path / "etc", tmp_path / "lib"
     for directory in (etc, lib):
         (directory / "logind.conf.d").mkdir(parents=True)
@@ -235,7 +235,7 @@ def test_the_last_word_of_logind_counts(tmp_path, monkeypatch):
     assert facts._remove_ipc()
 
 
-def test_mounts_are_read_as_they_are():
+def test_mounts_are_read():
     assert facts.mounted("/proc")[0] == "proc"
     assert facts.mounted("/no such place") == ("", "")
     assert facts.shared_memory().total == os.statvfs(raw.SHM).f_blocks * os.statvfs(raw.SHM).f_frsize

@@ -1,4 +1,4 @@
-"""``shmarray info``, and the statistics."""
+"""``shmarray info`` and the statistics."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_the_data_can_be_left_unread(name, info):
 
 
 @pytest.mark.parametrize("arguments", [["info"], ["info", "--json"]])
-def test_an_unknown_name_and_what_was_meant(name, capsys, arguments):
+def test_an_unknown_name_gives_a_suggestion(name, capsys, arguments):
     shmarray.create(name, 1)
     assert main([*arguments, f"{name}x"]) == 1
     out, err = capsys.readouterr()
@@ -124,7 +124,7 @@ def test_objects_that_are_not_arrays(name, capsys):
     assert capsys.readouterr().err.startswith(f"shmarray: '{name}' is not an array: ")
 
 
-def test_what_no_array_can_be_called(capsys):
+def test_an_invalid_name(capsys):
     assert main(["info", "a/b\x1b"]) == 1
     assert capsys.readouterr().err.startswith("shmarray: the name 'a/b\\x1b' contains a slash: ")
 
@@ -160,7 +160,7 @@ def test_nans_are_counted_and_left_out():
     assert found.mean == pytest.approx(np.nanmean(array))
 
 
-def test_nothing_but_nans_and_nothing_at_all():
+def test_only_nans_and_no_items():
     assert (one(np.full(3, np.nan)).mean, one(np.full(3, np.nan)).least) == (None, None)
     assert (one(np.zeros((0, 3))).mean, one(np.zeros((0, 3))).items) == (None, 0)
 
@@ -195,7 +195,7 @@ def test_each_field_of_numbers_has_its_own():
 
 
 @given(strategies.dtypes, strategies.shapes, st.sampled_from("CF"))
-def test_no_array_is_too_odd(dtype, shape, order):
+def test_statistics_of_any_array(dtype, shape, order):
     for found in summaries(np.zeros(shape, dtype, order)):
         assert str(found.least)
         assert found.mean is None or str(found.mean)
@@ -225,7 +225,7 @@ def test_several_are_shown_one_after_the_other(shm_name, info, document):
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_one_that_is_missing_does_not_hide_the_others(shm_name, capsys, options):
+def test_a_missing_array_does_not_hide_the_others(shm_name, capsys, options):
     name, missing = shm_name("-a"), shm_name("-b")
     shmarray.create(name, 3)
     assert main(["info", *options, missing, name]) == 1

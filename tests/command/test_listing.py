@@ -17,7 +17,7 @@ from tests.helpers.scarcity import mounted, needs_mount
 
 @pytest.fixture
 def listed(capsys):
-    """Run it in this process and give what it printed."""
+    """Run the command in this process and return what it printed."""
 
     def run(*arguments):
         assert main(["list", *arguments]) == 0
@@ -51,7 +51,7 @@ def test_json_is_exact(name, entries):
     (entry,) = entries(name)
 
     created, modified = entry.pop("created"), entry.pop("modified")
-    assert before - 1 < (created or modified) <= modified < time.time() + 1  # tmpfs of old kernels has no birth
+    assert before - 1 < (created or modified) <= modified < time.time() + 1  # old kernels' tmpfs has no creation time
     assert entry.pop("owner")
     assert entry == {
         "name": name,
@@ -65,7 +65,7 @@ def test_json_is_exact(name, entries):
     }
 
 
-def test_json_says_how_much_there_is(name, listed):
+def test_json_has_the_totals(name, listed):
     shmarray.create(name, 1_000_000)
     found = json.loads(listed("--json", name))["shared_memory"]
 
@@ -89,8 +89,8 @@ def test_sorted_by_name_by_size_and_by_age(shm_name, entries):
 
 
 def wait_for_another_moment():
-    """The file system's clock moves in steps of some milliseconds."""
-    coarse = 5  # CLOCK_REALTIME_COARSE, which Python has no name for
+    """Wait for the next step of the file system's clock, which takes some milliseconds."""
+    coarse = 5  # CLOCK_REALTIME_COARSE, for which Python has no name
     start = time.clock_gettime_ns(coarse)
     wait_until(lambda: time.clock_gettime_ns(coarse) > start)
 
@@ -102,16 +102,16 @@ def test_counts_the_processes_that_have_it_mapped(name, entries, listed):
         assert listed(name).splitlines()[1].split()[-1] == "2"
 
 
-def test_what_is_no_array_is_passed_over(name, entries):
+def test_other_files_are_skipped(name, entries):
     raw.put(name, b"something else")
     assert entries(name) == []
 
 
-def test_nothing_there_is_a_sentence(name, listed):
+def test_an_empty_list_is_a_sentence(name, listed):
     assert listed(name).startswith("There are no arrays that match in /dev/shm. /dev/shm: ")
 
 
-def test_an_array_with_two_names_takes_its_space_once(shm_name, listed):
+def test_an_array_with_two_names_is_counted_once(shm_name, listed):
     first, second = shm_name(), shm_name()
     shmarray.create(first, 10_000)
     os.link(raw.path(first), raw.path(second))
@@ -140,7 +140,7 @@ def test_narrow_terminals_get_fewer_columns_and_whole_names(shm_name, listed, mo
 
 
 @needs_mount
-def test_without_proc_nobody_is_said_to_have_it(name):
+def test_without_proc_no_processes_are_reported(name):
     shmarray.create(name, 3)
     prefix = mounted("mount -t tmpfs tmpfs /proc")
     assert run("list", name, prefix=prefix).stdout.splitlines()[1].endswith("?")
@@ -150,6 +150,6 @@ def test_without_proc_nobody_is_said_to_have_it(name):
 
 
 @needs_mount
-def test_no_limit_is_no_full_memory():
+def test_a_memory_without_a_limit_is_not_full():
     prefix = mounted("mount -t ramfs ramfs /dev/shm")
     assert run("list", prefix=prefix).stdout.endswith("/dev/shm has no limit of its own.\n")

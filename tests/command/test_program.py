@@ -1,4 +1,4 @@
-"""The command as a process: help, exit codes, pipes, Ctrl-C."""
+"""The command as a process: help, exit codes, pipes and Ctrl-C."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.helpers import raw
 from tests.helpers.processes import run_script, wait_until
 
 
-def test_the_help_teaches():
+def test_the_help_explains_the_commands():
     done = run("--help")
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("list", "info", "delete", "doctor", "demo", "examples:", "exit codes:"):
@@ -34,7 +34,7 @@ def test_version():
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["info"], ["list", "--sort", "colour"], ["delete"]])
-def test_what_makes_no_sense_is_two(arguments, capsys):
+def test_invalid_arguments_exit_with_2(arguments, capsys):
     try:
         status = main(arguments)
     except SystemExit as end:
@@ -60,7 +60,7 @@ def test_the_script_is_the_same_command():
 
 
 def reader_gone(*arguments):
-    """Run it with a stdout that nobody reads."""
+    """Run the command with a stdout that has no reader."""
     ours, theirs = os.pipe()
     os.close(ours)
     try:
@@ -72,14 +72,14 @@ def reader_gone(*arguments):
 @pytest.mark.parametrize(
     "arguments", [["list"], ["list", "--json"], ["--help"], ["list", "--help"], ["doctor"]], ids=" ".join
 )
-def test_a_reader_that_went_away_is_no_traceback(arguments):
+def test_a_closed_pipe_causes_no_traceback(arguments):
     done = reader_gone(*arguments)
     assert done.stderr == ""
-    assert done.returncode in ((0, 141) if "--help" in arguments else (141,))  # argparse hides it, or does not
+    assert done.returncode in ((0, 141) if "--help" in arguments else (141,))  # argparse may ignore the error
 
 
 def test_into_head(name):
-    many = [(f"field{number}", "f4") for number in range(300)]  # more text than a pipe holds
+    many = [(f"field{number}", "f4") for number in range(300)]  # more text than a pipe buffer holds
     with shmarray.scoped(3, many, name=name):
         done = subprocess.run(
             ["/bin/sh", "-c", f"{' '.join(COMMAND)} info --json {name} | head -n 1"],
@@ -92,7 +92,7 @@ def test_into_head(name):
     assert done.stderr == ""
 
 
-def test_a_full_disk_is_said_once():
+def test_a_full_disk_is_reported_once():
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = run("list", stdout=full, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, "shmarray: the output cannot be written: No space left on device\n")
@@ -115,7 +115,7 @@ def test_what_says_nothing_needs_no_stdout(name):
     assert "there is no shared array" in done.stderr
 
 
-def test_a_terminal_of_little_alphabet(shm_name):
+def test_a_terminal_that_supports_only_ascii(shm_name):
     name = shm_name("-日本")
     with shmarray.scoped(3, name=name):
         done = run("list", name, env={"PYTHONIOENCODING": "ascii"})
@@ -133,12 +133,12 @@ def test_demo():
     assert "times as fast" in done.stdout
 
 
-def test_ctrl_c_waits_whichever_thread_the_signal_reaches():
+def test_ctrl_c_is_delayed_whichever_thread_receives_the_signal():
     run_script("""
 import signal, threading
 from shmarray.command.interrupts import undisturbed
 end = threading.Event()
-thread = threading.Thread(target=end.wait)  # as numpy's: it blocks no signal
+thread = threading.Thread(target=end.wait)  # like numpy's threads, it blocks no signal
 thread.start()
 steps = []
 try:
@@ -168,7 +168,7 @@ def test_ctrl_c_ends_it_quietly_with_130_and_leaves_nothing():
             for line in process.stdout:
                 if "A pool" in line:
                     break
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers receive it too
             _, err = process.communicate(timeout=30)
         finally:
             process.kill()

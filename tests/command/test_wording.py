@@ -1,4 +1,4 @@
-"""Numbers and foreign text, for people; columns."""
+"""Numbers and foreign text as they are shown to people, and columns."""
 
 import json
 
@@ -106,7 +106,7 @@ def test_columns_align():
     ]
 
 
-def test_what_is_worth_least_goes_first_and_names_are_never_cut():
+def test_the_least_important_columns_are_dropped_first_and_names_are_never_cut():
     assert table.lines(COLUMNS, ROWS, 30)[0].split() == ["name", "size", "age", "owner"]
     assert table.lines(COLUMNS, ROWS, 29)[0].split() == ["name", "size", "age"]
     assert table.lines(COLUMNS, ROWS, 15)[0].split() == ["name", "size"]
@@ -118,7 +118,7 @@ def test_wide_and_combining_characters_align():
     assert lines == ["name  x", "日本  |", "e\u0301abc  |", "abcd  |"]
 
 
-def test_a_pipe_is_as_wide_as_anything(monkeypatch):
+def test_a_pipe_has_no_limit_on_width(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert table.terminal_width() > 1000
     monkeypatch.setenv("COLUMNS", "60")

@@ -1,4 +1,4 @@
-"""Clusters, and the proof that no copy of an array is left in them."""
+"""Clusters, and a check that no copies of arrays remain in them."""
 
 import gc
 import os
@@ -16,14 +16,14 @@ try:
 
     from shmarray.dask.copies import COPIES
 except ModuleNotFoundError:
-    # Then the modules that need it are skipped, and say so.
+    # The modules that need it are then skipped with a message.
     COPIES = {}
 else:
-    # A test that waits for longer than this for a worker has found an error.
+    # If a test waits for a worker longer than this, something is wrong.
     dask.config.set({"distributed.comm.timeouts.connect": "10s", "distributed.admin.tick.limit": "60s"})
 
 WARNINGS = [
-    # Of distributed and of what it uses.
+    # Warnings of distributed and of the libraries that it uses.
     "ignore::DeprecationWarning",
     "ignore::PendingDeprecationWarning",
     "ignore::FutureWarning",
@@ -39,13 +39,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def no_leaks(request, _lasting_helpers):
-    """Copies, their descriptors and mappings, and registers: none is left in this process or in its workers.
+    """Check that no copies, their descriptors and mappings, or registers remain in this process or in its workers.
 
-    Not sockets and threads: those of Dask come and go as it likes.
+    Sockets and threads are not checked, because Dask creates and closes them at any time.
     """
     yield
     if getattr(request.node, "failed", False):
-        return  # its traceback holds what its frames held
+        return  # the traceback keeps the frames' objects alive
     gc.collect()
     with suppress(AssertionError):
         wait_until(lambda: not _left(), 10)
@@ -60,7 +60,7 @@ def _left():
 
 
 def _registers():
-    """Those in which a process of this test is, or one that has ended."""
+    """Return the registers that contain a process of this test, including one that has ended."""
     found = []
     own = {str(os.getpid()), *map(str, _descendants())}
     for name in os.listdir("/dev/shm"):
@@ -87,10 +87,10 @@ def _descendants():
     return found
 
 
-# Not for the session: its scheduler opens and closes files all the time, which other tests would take for leaks.
+# Not for the session: the scheduler opens and closes files at any time, which other tests would consider leaks.
 @pytest.fixture(scope="module")
 def cluster():
-    """Two worker processes on this host."""
+    """A cluster of two worker processes on this host."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
     with distributed.LocalCluster(processes=True, silence_logs=50, **options) as made:
         yield made
@@ -112,7 +112,7 @@ def network():
 
 @pytest.fixture
 def remote(network):
-    """A client whose scheduler is here, and whose workers will be on other hosts."""
+    """A client whose scheduler is on this host, and whose workers will be on other hosts."""
     options = {"n_workers": 0, "dashboard_address": ":0", "silence_logs": 50, "protocol": "tcp"}
     with distributed.LocalCluster(host=network.address, **options) as cluster, distributed.Client(cluster) as made:
         yield made

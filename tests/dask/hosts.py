@@ -1,6 +1,6 @@
-"""Hosts that are none: namespaces of their own for network, mounts and processes, own /dev/shm and boot id.
+"""Simulated hosts: separate namespaces for network, mounts and processes, with their own /dev/shm and boot id.
 
-Everything ends with the processes that hold the namespaces; nothing has to be taken down.
+Everything ends with the processes that hold the namespaces, so nothing has to be removed.
 """
 
 import os
@@ -34,14 +34,14 @@ def run(*command):
 
 
 class Namespaces:
-    """A process that holds namespaces; with it dies all that runs in them."""
+    """A process that holds namespaces; everything that runs in them dies with it."""
 
     def __init__(self, kinds, script):
         command = ["unshare", *kinds, "--fork", "--kill-child", "sh", "-c", script]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         if self._process.stdout.readline() != "ready\n":
             self.end()
-            raise OSError("namespaces cannot be made here")
+            raise OSError("cannot create namespaces here")
         with open(f"/proc/{self._process.pid}/task/{self._process.pid}/children", encoding="ascii") as children:
             self.pid = int(children.read())
 
@@ -55,7 +55,7 @@ class Namespaces:
 
 
 class Network:
-    """A switch, to which the machine itself and hosts are connected."""
+    """A switch that connects this machine with simulated hosts."""
 
     def __init__(self):
         self.subnet = f"10.{200 + secrets.randbelow(50)}.{secrets.randbelow(250)}"
@@ -101,7 +101,7 @@ class Network:
 
 
 class Host:
-    """One of them; its workers are processes of it."""
+    """A simulated host; workers are started in its namespaces."""
 
     def __init__(self, network, number, shm):
         self.number = number
@@ -115,12 +115,12 @@ class Host:
             raise
 
     def limit_rate(self, megabits):
-        """Bound what the host sends."""
+        """Limit the rate at which the host sends."""
         limit = ["tbf", "rate", f"{megabits}mbit", "burst", "1mb", "latency", "100ms"]
         run(*self.namespaces.within("tc", "qdisc", "replace", "dev", "eth0", "root", *limit))
 
     def start_workers(self, scheduler, count=2, *, nanny=False, prefix=(), options=()):
-        """Start worker processes, with one thread each."""
+        """Start worker processes with one thread each."""
         command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--nthreads", 1, "--no-dashboard"]
         command += ["--memory-limit", 0, "--host", self.address, "--nanny" if nanny else "--no-nanny", *options]
         for _ in range(count):
@@ -135,7 +135,7 @@ class Host:
             )
 
     def pids(self):
-        """The host's processes, as the machine numbers them, and as the host does."""
+        """Return the host's processes: their pids outside, mapped to their pids on the host."""
         found = {}
         space = os.readlink(f"/proc/{self.namespaces.pid}/ns/pid")
         for name in filter(str.isdigit, os.listdir("/proc")):
@@ -147,12 +147,12 @@ class Host:
         return found
 
     def kill(self, pid):
-        """Kill a process by the number that it has there."""
+        """Kill a process by its pid on the host."""
         (number,) = [outer for outer, inner in self.pids().items() if inner == pid]
         os.kill(number, signal.SIGKILL)
 
     def copies(self):
-        """How many pieces of anonymous memory its processes have."""
+        """Return the number of distinct blocks of anonymous memory that the host's processes have."""
         return len({inode for pid in self.pids() for inode in anonymous_memory(pid)})
 
     def registers(self):
@@ -182,7 +182,7 @@ class Host:
 
 
 def anonymous_memory(pid):
-    """The inodes of the library's anonymous memory that a process has mapped or open."""
+    """Return the inodes of the library's anonymous memory that a process has mapped or open."""
     found = set()
     with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
         found = {int(line.split()[4]) for line in lines if "/memfd:shmarray" in line}
@@ -197,19 +197,19 @@ def anonymous_memory(pid):
 
 def _why_not():
     if os.geteuid() != 0:
-        return "hosts can be made by root only"
+        return "only root can create simulated hosts"
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
-        return f"to make hosts needs {', '.join(missing)}"
+        return f"creating simulated hosts needs {', '.join(missing)}"
     with ExitStack() as stack:
         try:
             network = Network()
             stack.callback(network.end)
             network.host()
         except (OSError, subprocess.SubprocessError) as error:
-            return f"hosts cannot be made here: {error}"
+            return f"cannot create simulated hosts here: {error}"
     return ""
 
 
 _reason = _why_not()
-needs_hosts = pytest.mark.skipif(bool(_reason), reason=_reason or "hosts can be made")
+needs_hosts = pytest.mark.skipif(bool(_reason), reason=_reason or "simulated hosts are available")

@@ -1,4 +1,4 @@
-"""What runs in workers."""
+"""Functions that run in workers."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ ONE_MB = 1 << 20
 
 
 def large(nbytes=2 * ONE_MB):
-    """An array whose items all differ."""
+    """Return an array whose items are all different."""
     return np.arange(nbytes // 8, dtype=np.float64)
 
 
@@ -67,7 +67,7 @@ def fail_at_three(x):
 
 
 def fail_with(table, _):
-    """An error whose traceback has the array in its frames."""
+    """Raise an error whose traceback has the array in its frames."""
     kept = np.asarray(table)
     raise ValueError(f"of {kept.nbytes} bytes")
 
@@ -77,7 +77,7 @@ def number_of_copies():
 
 
 def kill_oneself_once(path, value):
-    """The first time, die; the file says that it was so."""
+    """Kill the worker at the first call; a file records it."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -92,7 +92,7 @@ def wait_for_file(path):
 
 
 def in_child_process(handle):
-    """The array, in a process that the task forks."""
+    """Return an item of the array, read by a child process of the task."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -123,7 +123,7 @@ def wait_for_file_with(_, path):
 
 
 def total_after(table, seconds):
-    """Have all of it in the page table for so long."""
+    """Read the whole array, and keep its pages mapped for so long."""
     total = float(np.asarray(table).sum())
     time.sleep(seconds)
     return total

@@ -1,4 +1,4 @@
-"""On several hosts: exactly one copy on each, whoever dies, and none when it is over."""
+"""Several hosts: exactly one copy on each, whatever process dies, and none at the end."""
 
 import os
 import random
@@ -26,7 +26,7 @@ MB = 1 << 20
 
 
 def start(network, client, counts, **options):
-    """Hosts with so many workers each."""
+    """Start hosts with so many workers each."""
     found = [network.host() for _ in counts]
     before = len(client.nthreads())
     for host, count in zip(found, counts, strict=True):
@@ -36,7 +36,7 @@ def start(network, client, counts, **options):
 
 
 def on_every_worker(client, handle, place=7):
-    """What a task on each worker finds in the array."""
+    """Return what a task on each worker finds in the array."""
     futures = [client.submit(tasks.item, handle, place, workers=[address], pure=False) for address in client.nthreads()]
     return client.gather(futures)
 
@@ -64,7 +64,7 @@ def kill_worker(client, host, address):
 
 
 def owner_of(client, host, registered=0):
-    """The worker that has brought the array to its host."""
+    """Return the worker that brought the array to its host."""
     (name,) = host.registers()
     with open(f"/proc/{host.namespaces.pid}/root/dev/shm/{name}", encoding="ascii") as file:
         pid = int(file.read().split("/proc/")[1 + registered].split("/")[0])
@@ -80,23 +80,23 @@ def test_each_host_has_one_copy_and_none_after_the_end(network, remote):
     assert [host.registers() for host in hosts] == [[], []]
 
 
-def test_copies_outlive_those_who_fetched_them_and_come_again_where_nobody_is_left(network, remote):
+def test_copies_outlive_the_workers_that_fetched_them_and_are_fetched_again(network, remote):
     first, second = start(network, remote, [2, 2])
     with share(remote, tasks.large()) as shared:
         on_every_worker(remote, shared.future)
 
-        kill_worker(remote, first, owner_of(remote, first))  # the one that has fetched
-        add_worker(remote, first)  # attaches to what the other has
+        kill_worker(remote, first, owner_of(remote, first))  # the worker that fetched it
+        add_worker(remote, first)  # attaches to the copy of the other worker
         assert on_every_worker(remote, shared.future) == [7.0] * 4
         assert first.copies() == 1
 
-        second.kill_workers()  # all of a host
+        second.kill_workers()  # all workers of one host
         wait_until(lambda: len(remote.nthreads()) == 2)
         add_worker(remote, second)
         assert on_every_worker(remote, shared.future) == [7.0] * 3
         assert [first.copies(), second.copies()] == [1, 1]
 
-        first.kill_workers()  # and then all there are: the client sends it again
+        first.kill_workers()  # then all workers, so that the client must send it again
         second.kill_workers()
         wait_until(lambda: not remote.nthreads())
         add_worker(remote, first)
@@ -115,7 +115,7 @@ def test_a_late_host_fetches_from_another_host(network, remote):
 
 
 @pytest.mark.parametrize("victim", ["fetching", "source"])
-def test_a_death_in_the_middle_of_a_fetch_costs_time_only(network, remote, victim):
+def test_a_death_during_a_fetch_costs_only_time(network, remote, victim):
     source, target = start(network, remote, [1, 2])
     with share(remote, tasks.large()) as small:
         on_every_worker(remote, small.future)
@@ -138,7 +138,7 @@ def test_a_death_in_the_middle_of_a_fetch_costs_time_only(network, remote, victi
 
 
 def owner_in_flight(client, host):
-    """The worker in whose memory an array arrives."""
+    """Return the worker in whose memory an array is arriving."""
     (inner,) = [inner for outer, inner in host.pids().items() if anonymous_memory(outer)]
     return next(address for address in workers_of(client, host) if pid_of(client, address) == inner)
 
@@ -186,7 +186,7 @@ def test_a_killed_client_leaves_no_copy(network, remote):
         child.wait()
         child.stdout.close()
     wait_until(lambda: [host.copies() for host in hosts] == [0, 0])
-    with share(remote, tasks.large()):  # removes what the killed one has left in its own host's memory
+    with share(remote, tasks.large()):  # removes what the killed client left in this host's memory
         pass
 
 
@@ -201,7 +201,7 @@ def test_the_pool_shares_on_all_hosts(network, remote):
     wait_until(lambda: [host.copies() for host in hosts] == [0, 0])
 
 
-def test_without_memory_the_task_says_so_and_nothing_is_left(network, remote):
+def test_lack_of_memory_is_the_tasks_error_and_nothing_is_left(network, remote):
     (host,) = start(network, remote, [1], prefix=("prlimit", f"--fsize={4 * MB}"))
     with share(remote, tasks.large(8 * MB)) as shared:
         with pytest.raises(shmarray.SharedMemoryFullError, match="ulimit -f"):
@@ -210,18 +210,18 @@ def test_without_memory_the_task_says_so_and_nothing_is_left(network, remote):
     assert host.registers() == []
 
 
-def test_a_shared_handle_of_another_host_names_what_goes_there(network, remote):
+def test_the_error_for_a_shared_handle_of_another_host_names_the_alternative(network, remote):
     start(network, remote, [1])
     with shmarray.scoped(data=tasks.large()) as array, Pool(remote) as pool:
         with pytest.raises(shmarray.ArrayNotFoundError, match=r"shmarray\.dask\.share"):
             pool.apply(tasks.item_of_shared_handle, (shmarray.SharedHandle(array),))
-        assert pool.apply(tasks.item, (array, 3)) == 3.0  # the array itself goes with its content
+        assert pool.apply(tasks.item, (array, 3)) == 3.0  # the array itself is sent with its content
 
 
 @pytest.mark.cluster
 def test_another_user_of_the_same_host_has_a_copy_of_its_own(network, remote, tmp_path):
     (host,) = start(network, remote, [1])
-    # The interpreter may lie where only root can read.
+    # Only root may be allowed to read the interpreter's directory.
     reading = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
     user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reading, "env", "HOME=/tmp")
     add_worker(remote, host, prefix=user, options=["--local-directory", "/tmp/shmarray-test-nobody"])
@@ -237,7 +237,7 @@ def test_idle_copies_stay(network, remote):
     with share(remote, tasks.large()) as shared:
         on_every_worker(remote, shared.future)
         before = [host.copies() for host in hosts]
-        time.sleep(7)  # Dask's memory manager takes away extra copies of its own values after less than that
+        time.sleep(7)  # Dask's memory manager removes extra copies of its own values sooner than that
         assert [host.copies() for host in hosts] == before == [1, 1]
         assert on_every_worker(remote, shared.future) == [7.0] * 4
 

@@ -31,7 +31,7 @@ def test_the_guide_runs_with_several_ranks(tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 22
     program = tmp_path / "program.py"
     program.write_text(code, encoding="utf-8")
-    # Open MPI wants to be told that it may run as root, and more ranks than cores.
+    # Open MPI must be told that it may run as root, and may start more ranks than there are cores.
     allowed = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

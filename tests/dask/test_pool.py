@@ -1,4 +1,4 @@
-"""The faces: what Pool and ProcessPoolExecutor of multiprocessing and concurrent.futures do, on a cluster."""
+"""Pool and ProcessPoolExecutor on a cluster: the interfaces of multiprocessing and concurrent.futures."""
 
 import concurrent.futures
 import multiprocessing
@@ -29,7 +29,7 @@ def executor(client):
 # --- Pool ---
 
 
-def test_methods_give_what_those_of_multiprocessing_give(pool):
+def test_methods_return_the_same_as_in_multiprocessing(pool):
     expected = [x * x for x in range(10)]
     assert pool.map(tasks.square, range(10)) == expected
     assert pool.map(tasks.square, range(10), chunksize=3) == expected
@@ -42,7 +42,7 @@ def test_methods_give_what_those_of_multiprocessing_give(pool):
     assert pool.apply(int, ("11",), {"base": 2}) == 3
 
 
-def test_results_to_come(pool):
+def test_asynchronous_results(pool):
     got = []
     result = pool.map_async(tasks.square, [1, 2], callback=got.append)
     assert result.get(20) == [1, 4]
@@ -52,7 +52,7 @@ def test_results_to_come(pool):
     assert pool.apply_async(tasks.square, (3,), callback=got.append).get(20) == 9
 
 
-def test_an_error_is_raised_and_told(pool):
+def test_an_error_is_raised_and_passed_to_the_callback(pool):
     with pytest.raises(ValueError, match="three"):
         pool.map(tasks.fail_at_three, range(5), 1)
     errors = []
@@ -129,7 +129,7 @@ def test_each_task_has_a_writable_array_of_its_own(pool):
         assert all(result.flags.writeable for result in got)
 
 
-def test_an_array_in_many_tasks_is_shared_and_yet_each_task_s_own(pool):
+def test_an_array_in_many_tasks_is_shared_but_private_to_each_task(pool):
     table = tasks.large()
     assert pool.starmap(tasks.take_and_spoil, [(table, 5)] * 20, 1) == [5.0] * 20
     assert table[5] == 5.0
@@ -137,7 +137,7 @@ def test_an_array_in_many_tasks_is_shared_and_yet_each_task_s_own(pool):
     assert kind == ("ndarray", True)
 
 
-def test_a_generator_may_fill_one_buffer_again_and_again(pool):
+def test_a_generator_may_reuse_one_buffer(pool):
     buffer = tasks.large()
 
     def frames():
@@ -190,7 +190,7 @@ def test_an_array_in_many_calls_of_a_map_is_shared(executor):
     assert table[5] == 5.0
 
 
-def test_a_map_that_is_dropped_or_too_slow_lets_go_of_its_array(executor, tmp_path):
+def test_a_map_that_is_dropped_or_too_slow_releases_its_array(executor, tmp_path):
     table, path = tasks.large(), tmp_path / "go"
     executor.map(tasks.take_and_spoil, [table] * 4, [5] * 4)
     with pytest.raises(concurrent.futures.TimeoutError):

@@ -1,4 +1,4 @@
-"""On one host, with two worker processes: what tasks see of a shared array, and how long it is there."""
+"""One host with two worker processes: what tasks see of a shared array, and how long it exists."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ def test_tasks_of_all_workers_see_one_copy(client):
     wait_until(lambda: copies_of(worker_pids(client)) == 0)
 
 
-def test_what_happens_to_the_array_later_is_seen_by_nobody(client):
+def test_later_changes_to_the_array_are_not_visible(client):
     array = tasks.large()
     with share(client, array) as shared:
         array[:] = -1
@@ -74,7 +74,7 @@ ARRAYS = {
 
 @pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
 @pytest.mark.parametrize("writable", [False, True])
-def test_every_array_arrives_as_it_is(client, array, writable):
+def test_every_array_arrives_unchanged(client, array, writable):
     with share(client, array, writable=writable) as shared:
         got = client.submit(np.array, shared.future, copy=True, pure=False).result()
         expected = np.asarray(array)
@@ -113,7 +113,7 @@ def test_a_task_that_raises_does_not_keep_the_array(client):
     with share(client, tasks.large()) as shared, ProcessPoolExecutor(client) as executor:
         futures = [executor.submit(tasks.fail_with, shared, number) for number in range(4)]
         assert {str(future.exception()) for future in futures} == {"of 2097152 bytes"}
-    wait_until(lambda: copies_of(worker_pids(client)) == 0)  # though Dask still has the tracebacks
+    wait_until(lambda: copies_of(worker_pids(client)) == 0)  # although Dask still has the tracebacks
 
 
 def test_the_future_keeps_the_array_until_its_tasks_are_done(client, tmp_path):
@@ -127,7 +127,7 @@ def test_the_future_keeps_the_array_until_its_tasks_are_done(client, tmp_path):
     shared.close()
     (tmp_path / "go").touch()
     assert client.gather(results) == [3.0, 3.0]
-    wait_until(lambda: copies_of(worker_pids(client)) == 0)  # though the results are still there
+    wait_until(lambda: copies_of(worker_pids(client)) == 0)  # although the results still exist
 
 
 def test_a_closed_share_says_so(client):
@@ -143,7 +143,7 @@ def test_a_closed_share_says_so(client):
         client.submit(tasks.item, handle, 3).result()
 
 
-def test_garbage_closes_itself(client):
+def test_a_share_is_closed_when_it_is_garbage(client):
     share(client, tasks.large())
     wait_until(lambda: copies_of(worker_pids(client)) == 0)
 
@@ -185,7 +185,7 @@ def test_a_restart_closes_shares_and_new_ones_work(cluster):
         old.close()
 
 
-def test_a_worker_that_dies_in_a_task_has_it_done_again(client, tmp_path):
+def test_a_task_whose_worker_dies_is_run_again(client, tmp_path):
     with share(client, tasks.large()) as shared:
         future = client.submit(tasks.kill_oneself_once, str(tmp_path / "died"), shared.future)
         assert future.result().shape == (1 << 18,)
@@ -195,7 +195,7 @@ def test_a_worker_that_dies_in_a_task_has_it_done_again(client, tmp_path):
 
 
 def test_under_tls():
-    pytest.importorskip("cryptography", reason="distributed makes certificates with it")
+    pytest.importorskip("cryptography", reason="distributed needs it to make certificates")
     security = distributed.Security.temporary()
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
     with (
@@ -206,12 +206,12 @@ def test_under_tls():
         assert client.submit(tasks.item, shared.future, 3).result() == 3.0
 
 
-def test_installing_twice_is_as_good_as_once(client):
+def test_installing_twice_is_the_same_as_once(client):
     install(client)
     with share(client, tasks.large()) as shared:
         on_every_worker(client, tasks.item, shared.future, 3)
         with distributed.Client(client.scheduler.address) as other:
-            install(other)  # a plugin that is replaced would close what workers have
+            install(other)  # replacing the plugin would close the workers' copies
         assert set(client.run(tasks.number_of_copies).values()) == {1}
 
 
@@ -220,6 +220,6 @@ def test_shared_memory_does_not_count_against_the_limit_of_a_worker():
     with distributed.LocalCluster(memory_limit="350MB", **options) as cluster, distributed.Client(cluster) as client:
         (pid,) = worker_pids(client)
         with share(client, np.ones(30 << 20)) as shared:
-            for _ in range(5):  # the monitors look every 0.1 and 0.2 seconds
+            for _ in range(5):  # the monitors check every 0.1 and 0.2 seconds
                 assert client.submit(tasks.total_after, shared.future, 0.2, pure=False).result() == 30 << 20
         assert worker_pids(client) == [pid]

@@ -1,6 +1,6 @@
-"""A plugin for the pytest that runs joblib's own tests: our backend takes the place of loky, joblib's default.
+"""A pytest plugin for joblib's own tests: our backend replaces loky, joblib's default.
 
-So every test that names loky, or no backend, is a test of ours; only those are kept, each with two workers.
+Every test that uses loky, or no particular backend, then tests ours; only those are kept, each with two workers.
 """
 
 import joblib._parallel_backends
@@ -8,8 +8,8 @@ import joblib.parallel
 
 import shmarray.joblib
 
-_NO_MEMMAPS = "looks for joblib's memory maps, in whose place our blocks are"
-_ONCE = "seconds for what another of its parameters shows: a new interpreter for each"
+_NO_MEMMAPS = "looks for joblib's memory maps; our backend uses blocks instead"
+_ONCE = "takes seconds for new interpreters, and another of its parameters tests the same"
 
 # Not run: the test, or one of its parameters, and the reason.
 NOT_RUN = {
@@ -18,15 +18,15 @@ NOT_RUN = {
     "test_memmap_with_big_offset": _NO_MEMMAPS,
     "test_parallel_config_no_backend": _NO_MEMMAPS,
     "test_parallel_config_params_explicit_set": _NO_MEMMAPS,
-    "test_nested_parallel_warnings": "loky in loky has processes; in our workers, as in multiprocessing's, it has not",
-    "test_parallel_pickling": "loky puts a PicklingError around the error of a __reduce__; we, as the stdlib, do not",
-    "test_dask_backend_when_dask_not_installed": "is about another backend",
-    "test_batching_auto_threading": "is about another backend",
-    "test_mutate_input_with_threads": "is about another backend",
+    "test_nested_parallel_warnings": "loky may start processes inside loky; our workers, like the stdlib's, may not",
+    "test_parallel_pickling": "loky wraps an error of __reduce__ in a PicklingError; ours, like the stdlib, does not",
+    "test_dask_backend_when_dask_not_installed": "tests another backend",
+    "test_batching_auto_threading": "tests another backend",
+    "test_mutate_input_with_threads": "tests another backend",
     "test_parallel_with_unpicklable_functions_in_args[args": _ONCE,
     "test_parallel_with_unpicklable_functions_in_args[kwargs-def": _ONCE,
     "test_parallel_with_unpicklable_functions_in_args[delayed-def gen": _ONCE,
-    "test_parallel_byteorder_corruption[1-": "max_nbytes is for joblib's memory maps",
+    "test_parallel_byteorder_corruption[1-": "max_nbytes applies only to joblib's memory maps",
     "test_threadpool_limitation_in_child_override[parallel_config-MKL": _ONCE,
     "test_threadpool_limitation_in_child_override[parallel_config-OMP": _ONCE,
 }
@@ -36,22 +36,22 @@ _BACKENDS = {"backend", "child_backend", "parent_backend", "outer_backend", "inn
 
 
 def pytest_addoption(parser):
-    parser.addoption("--part", type=int, help="which of two halves, so that they can run side by side")
+    parser.addoption("--part", type=int, help="which of two halves to run, so that they can run in parallel")
 
 
 def pytest_configure(config):
     for mark in ("thread_unsafe", "no_cover"):
         config.addinivalue_line("markers", f"{mark}: joblib's")
-    ours = type("LokyBackend", (shmarray.joblib.ShmarrayBackend,), {})  # they look for its name
+    ours = type("LokyBackend", (shmarray.joblib.ShmarrayBackend,), {})  # the tests look for this name
     joblib.parallel.BACKENDS["loky"] = joblib._parallel_backends.LokyBackend = ours
-    del joblib.parallel.BACKENDS["shmarray"]  # or every test would be there twice
+    del joblib.parallel.BACKENDS["shmarray"]  # otherwise every test would exist twice
 
 
 def pytest_collection_modifyitems(config, items):
     items[:] = sorted(filter(_is_wanted, items), key=lambda item: item.name)[config.option.part :: 2]
     for item in items:
         if "error" in _parameters(item):
-            # loky's calls share one executor, and the end of one call is an error in another.
+            # loky's calls share one executor, so the end of one call is an error in another.
             item.callspec.params["error"] = False
 
 

@@ -1,4 +1,4 @@
-"""What the joblib backend's workers run; they do not import the tests."""
+"""Functions for the joblib backend's workers, which do not import the tests."""
 
 import os
 import time
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def overwrite(array, *more):
-    """What was there before, and of further arguments a part; writes to all of them."""
+    """Return the previous content, and parts of the further arguments; write to all of them."""
     seen = array.copy()
     array[...] = -1
     parts = [_overwrite_part(other) for other in more]
@@ -41,7 +41,7 @@ def variable(name):
 
 
 def nested(_):
-    """What calls inside a task are, level by level."""
+    """Return how calls inside a task are run: the backend, and the pids of the task and of its calls."""
     import joblib
 
     backend, _ = joblib.parallel.get_active_backend()

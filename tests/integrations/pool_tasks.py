@@ -1,4 +1,4 @@
-"""What scipy, emcee, dask and asyncio have our workers run; importable under every start method."""
+"""Functions that scipy, emcee, dask and asyncio run in our workers; importable under every start method."""
 
 import time
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 
 
 def bowl(x):
-    """Smallest at (1, 2)."""
+    """Return a function value whose minimum is at (1, 2)."""
     return float((x[0] - 1) ** 2 + (x[1] - 2) ** 2)
 
 
 def bell(x):
-    """A function of a number with values in the plane."""
+    """Return a vector of two values for a number."""
     return np.exp(-(x**2)) * np.array([1.0, 2.0])
 
 
@@ -26,6 +26,6 @@ def wait_for(path):
 
 
 def increment(array):
-    """Write to the argument, and give it back."""
+    """Increment the argument in place and return it."""
     array += 1
     return array

@@ -1,4 +1,4 @@
-"""Every example of working with other libraries runs, silent on stderr; each compares its answer with a serial one."""
+"""Every example for other libraries runs without output on stderr; each compares its answer with a serial one."""
 
 import importlib.util
 import os
@@ -20,12 +20,12 @@ NEEDS = {
 }
 
 
-def test_it_is_known_what_each_needs():
+def test_the_requirements_of_each_example_are_known():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(NEEDS)
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_example_runs_and_finds_its_answer_right(name):
+def test_example_runs_and_checks_its_answer(name):
     missing = [needed for needed in NEEDS[name] if importlib.util.find_spec(needed) is None]
     if missing:
         pytest.skip(f"{name} needs {', '.join(missing)}")

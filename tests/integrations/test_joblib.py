@@ -1,4 +1,4 @@
-"""The joblib backend: the contract of the arrays, the workers' life, and scikit-learn."""
+"""The joblib backend: the contract for arrays, the life of the workers, and scikit-learn."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from shmarray import WorkerDiedError
 from shmarray.pool.arrays import pickling
 from tests.helpers import processes
 
-pytest.importorskip("joblib", reason="has a backend of ours, but shmarray does not need it")
+pytest.importorskip("joblib", reason="needs joblib")
 
 import joblib
 from joblib import Parallel, delayed
@@ -27,12 +27,12 @@ from shmarray.joblib import end_idle_workers
 from shmarray.pool.arrays.by_value import ByValue
 from tests.integrations import joblib_tasks as tasks
 
-BIG = 300_000  # items of 8 bytes: more than from where joblib would make a memory map
+BIG = 300_000  # items of 8 bytes: larger than the limit from which joblib uses memory maps
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _tracker():
-    resource_tracker.ensure_running()  # loky's, which stays until the end
+    resource_tracker.ensure_running()  # loky's tracker, which runs until the end
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def _backend(no_leaks):
 
 def test_tasks_have_writable_arrays_of_their_own_and_never_old_ones():
     array = np.zeros(BIG)
-    with Parallel() as parallel:  # one set of workers, where joblib keeps what it has seen
+    with Parallel() as parallel:  # a single set of workers, where joblib would cache arrays
         for number in range(4):
             array[...] = number
             for seen, was_writable in parallel(delayed(tasks.overwrite)(array) for _ in range(4)):
@@ -55,7 +55,7 @@ def test_tasks_have_writable_arrays_of_their_own_and_never_old_ones():
                 assert seen.flags.writeable
                 assert (seen == number).all()
             assert (array == number).all()
-    for number in range(3):  # nor from one call to the next, nor for another array in the place of one
+    for number in range(3):  # other calls and other arrays at the same address do not see old content either
         again = np.full(BIG, number)
         assert [(seen == number).all() for seen, _ in Parallel()([delayed(tasks.overwrite)(again)] * 3)] == [True] * 3
         del again
@@ -68,7 +68,7 @@ def test_calls_that_travel_together_do_not_see_each_others_writes():
     results = Parallel(batch_size=6)(calls)
     assert [(seen.any(), *others) for seen, *others in results] == [(False, True, 0, 3)] * 6
     array = np.zeros(BIG)
-    with shmarray.scoped(data=array) as shared:  # but here they do
+    with shmarray.scoped(data=array) as shared:  # here they do see each other's writes
         results = Parallel(batch_size=6)(delayed(tasks.put)(shared, index) for index in range(6))
         assert shared[:7].tolist() == [0, 1, 2, 3, 4, 5, 0]
         assert all(result[5] == 5 for result in results)
@@ -84,7 +84,7 @@ def test_a_view_of_a_file_or_of_a_shared_array_stays_one(tmp_path):
     del array, mapped
 
 
-def test_a_map_of_a_file_whose_name_is_another_files_is_no_map_of_that(tmp_path):
+def test_a_map_of_a_replaced_file_is_not_a_map_of_the_new_file(tmp_path):
     mapped = np.memmap(tmp_path / "numbers", float, "w+", shape=BIG)
     (tmp_path / "new").write_bytes(b"short")
     (tmp_path / "new").rename(tmp_path / "numbers")
@@ -105,7 +105,7 @@ def test_the_bytes_of_arrays_are_not_pickled():
     assert sorted(buffer.nbytes for buffer in pickled.buffers) == [4 * BIG, 8 * BIG, 8 * BIG]
 
 
-def test_what_carries_arrays_arrives_as_it_was():
+def test_objects_that_contain_arrays_arrive_unchanged():
     record = np.ones(BIG, [("a", "f8"), ("b", ">i2")])
     carried = {
         "record": record.view(np.recarray),
@@ -148,7 +148,7 @@ def test_lambdas_and_local_classes_go_both_ways():
     assert "in fail" in str(caught.value.__cause__)  # the traceback in the worker
 
 
-def test_what_cannot_be_sent_is_an_error_of_the_call():
+def test_an_unsendable_object_is_an_error_of_the_call():
     for task in (delayed(tasks.pid)(threading.Lock()), delayed(threading.Lock)()):
         with pytest.raises(Exception, match="lock"):
             Parallel()([task] * 3)
@@ -206,12 +206,12 @@ def wait_for_end_of(ended):
     processes.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ended))
 
 
-def test_workers_are_not_used_again_for_another_initializer():
+def test_workers_are_not_reused_for_another_initializer():
     mine = np.zeros(3)
     with joblib.parallel_config(backend="shmarray", n_jobs=2, initializer=tasks.total, initargs=(mine,)):
         first = pids()
         assert pids() == first
-        mine[0] = 1  # the same object, but not what they began with
+        mine[0] = 1  # the same object, but its content is not what the workers began with
         assert pids().isdisjoint(first)
 
 
@@ -259,7 +259,7 @@ def test_calls_inside_tasks_run_in_threads_and_never_in_daemons_children():
         assert inner == {own}
 
 
-def test_n_jobs_is_as_joblib_says():
+def test_n_jobs_is_as_in_joblib():
     everything = joblib.cpu_count()
     assert joblib.effective_n_jobs(-1) == everything
     assert joblib.effective_n_jobs(-everything - 5) == 1
@@ -310,14 +310,14 @@ def test_ctrl_c_ends_the_call_and_its_workers():
         assert program.stdout.readline() == "begin\n"
         processes.wait_until(lambda: _sleeping_workers(program.pid) == 2)
         began = time.monotonic()
-        os.killpg(program.pid, signal.SIGINT)  # as a terminal does: the workers too
+        os.killpg(program.pid, signal.SIGINT)  # as a terminal does: the workers receive it too
         told, errors = program.communicate(timeout=30)
     assert (told, errors, program.returncode) == ("interrupted\n", "", 0)
     assert time.monotonic() - began < 15
 
 
 def _sleeping_workers(session):
-    """Workers that have the function that sleeps: in a sleep that nothing else does."""
+    """Return the number of workers that sleep in the task; nothing else in them uses this kind of sleep."""
     found = 0
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -335,7 +335,7 @@ def _sleeping_workers(session):
 
 @pytest.fixture(scope="module")
 def flowers():
-    pytest.importorskip("sklearn", reason="runs through joblib, but shmarray does not need it")
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
     from sklearn.datasets import make_classification
 
     return make_classification(4000, 40, n_informative=8, random_state=0)

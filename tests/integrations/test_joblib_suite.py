@@ -1,4 +1,4 @@
-"""joblib's own tests of its backends pass with ours in the place of its default."""
+"""joblib's own tests of its backends pass with ours in place of its default."""
 
 import os
 import subprocess
@@ -9,10 +9,10 @@ import pytest
 from tests.helpers import processes
 from tests.pool.test_stdlib_suites import end_session
 
-pytest.importorskip("joblib", reason="has a backend of ours, but shmarray does not need it")
+pytest.importorskip("joblib", reason="needs joblib")
 from tests.integrations import joblib_suite
 
-RUN_LIMIT = 110  # seconds, less than pytest allows
+RUN_LIMIT = 110  # seconds, less than pytest's timeout
 TESTS = ["joblib.test.test_parallel", "joblib.test.test_config"]
 
 
@@ -20,7 +20,7 @@ TESTS = ["joblib.test.test_parallel", "joblib.test.test_config"]
 def test_joblibs_own_tests_pass_with_our_backend(tmp_path, part):
     command = [sys.executable, "-m", "pytest", "-p", "tests.integrations.joblib_suite", "-p", "no:cacheprovider"]
     options = ["-q", "-c", os.devnull, "--rootdir", str(tmp_path), "--timeout", "60", f"--part={part}"]
-    # They compare with as many threads of BLAS as there are processors.
+    # The tests expect as many BLAS threads as there are processors.
     env = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     env["PYTHONPATH"] = processes.ROOT
     with (tmp_path / "output").open("w+b") as output:
@@ -48,4 +48,4 @@ def test_joblibs_own_tests_pass_with_our_backend(tmp_path, part):
     ],
 )
 def test_left_out(name):
-    """Only so that pytest's summary names each with its reason."""
+    """Do nothing: this only makes pytest's summary list each of them with its reason."""

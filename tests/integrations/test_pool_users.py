@@ -1,4 +1,4 @@
-"""scipy, emcee, dask and asyncio with our Pool or executor where they take one."""
+"""scipy, emcee, dask and asyncio with our Pool or executor."""
 
 import asyncio
 import multiprocessing
@@ -11,7 +11,7 @@ from shmarray import WorkerDiedError
 from tests.integrations import joblib_tasks, pool_tasks
 from tests.pool.tasks import make
 
-optional = partial(pytest.importorskip, reason="works with our pools, but shmarray does not need it")
+optional = partial(pytest.importorskip, reason="tests an optional library that works with pools")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def executor():
         yield executor
 
 
-# --- scipy: workers= takes a map ---
+# --- scipy: workers= accepts a map function ---
 
 
 def test_scipy_has_the_serial_answer_from_our_maps(kind):
@@ -38,7 +38,7 @@ def test_scipy_has_the_serial_answer_from_our_maps(kind):
     with make(kind, "fork") as pool:
         evolved = optimize.differential_evolution(pool_tasks.bowl, bounds, workers=pool.map, **options)
         best = optimize.brute(pool_tasks.bowl, bounds, Ns=9, workers=pool.map, finish=None)
-        if kind == "Pool":  # it wants the length of what comes back, which no executor's map has
+        if kind == "Pool":  # quad_vec needs the length of the result, which an executor's map does not have
             area, _ = integrate.quad_vec(pool_tasks.bell, -3, 3, workers=pool.map)
             assert np.allclose(area, integrate.quad_vec(pool_tasks.bell, -3, 3)[0])
     if kind == "Pool":
@@ -47,7 +47,7 @@ def test_scipy_has_the_serial_answer_from_our_maps(kind):
     assert best.tolist() == [1.0, 2.0]
 
 
-# --- emcee: pool= takes what has a map ---
+# --- emcee: pool= accepts an object with a map method ---
 
 
 def test_emcee_samples_as_without_a_pool(pool):
@@ -63,7 +63,7 @@ def test_emcee_samples_as_without_a_pool(pool):
     assert np.array_equal(*chains)
 
 
-# --- dask: pool= takes an executor or a pool ---
+# --- dask: pool= accepts an executor or a pool ---
 
 
 def test_dask_computes_in_our_workers(kind):
@@ -83,7 +83,7 @@ def test_dask_computes_in_our_workers(kind):
     assert multiprocessing.current_process().pid not in pids
 
 
-# --- asyncio: run_in_executor takes an executor ---
+# --- asyncio: run_in_executor accepts an executor ---
 
 
 def test_asyncio_awaits_our_executor(executor):
@@ -130,8 +130,8 @@ def test_an_awaited_worker_that_dies_is_the_executors_error():
         asyncio.run(die())
 
 
-def test_asyncio_and_a_pool_meet_in_callbacks(pool):
-    """Pool has no futures; its callbacks come from a thread of its own."""
+def test_asyncio_and_a_pool_work_together_through_callbacks(pool):
+    """Pool has no futures; its callbacks run in one of its own threads."""
 
     async def once(array):
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Uses of named arrays that a type checker accepts, and the types that it then knows."""
+"""Uses of named arrays that a type checker accepts, and the types that it infers."""
 
 from typing import Any, assert_type
 

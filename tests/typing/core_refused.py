@@ -1,4 +1,4 @@
-"""Misuses of named arrays, each with the error of mypy that its line is to have."""
+"""Misuses of named arrays, each with mypy's expected error for the line."""
 
 import numpy as np
 from numpy.typing import NDArray

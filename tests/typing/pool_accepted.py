@@ -1,4 +1,4 @@
-"""Uses of pools that a type checker accepts, and the types that it then knows."""
+"""Uses of pools that a type checker accepts, and the types that it infers."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future

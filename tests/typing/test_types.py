@@ -1,7 +1,7 @@
-"""What a type checker says of the public names.
+"""What a type checker reports about uses of the public names.
 
-Each ``*_accepted.py`` here must pass ``mypy --strict``; each ``*_refused.py`` must have just
-the errors that the comments ``# error: code`` at the ends of its lines name.
+Each ``*_accepted.py`` here must pass ``mypy --strict``; each ``*_refused.py`` must have exactly
+the errors that comments of the form ``# error: code`` at the ends of lines state.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 
 import shmarray
 
-pytest.importorskip("mypy", reason="mypy is not installed: the extra 'check' brings it")
+pytest.importorskip("mypy", reason="needs mypy (the extra check)")
 
 HERE = Path(__file__).parent
 FILES = sorted([*HERE.glob("*_accepted.py"), *HERE.glob("*_refused.py")])
@@ -24,7 +24,7 @@ EXPECTED = re.compile(r"# error: ([a-z-]+)$")
 
 
 def reported(files, cache):
-    """The errors of mypy in the files: name, line and code."""
+    """Return mypy's errors in the files: name, line and code."""
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}", "--output=json"]
     run = subprocess.run(
         [*command, *map(str, files)],
@@ -42,7 +42,7 @@ def reported(files, cache):
 
 def _where_the_package_is():
     root = str(Path(shmarray.__file__).parent.parent)
-    # What is installed mypy finds itself, and does not let it be named.
+    # mypy finds installed packages itself, and refuses to have their directory named.
     return {} if root in site.getsitepackages() else {"MYPYPATH": root}
 
 
@@ -53,11 +53,11 @@ def expected(path):
 
 
 def test_mypy_says_what_the_files_say(tmp_path):
-    """In one test: nearly all of the time goes into numpy's stubs."""
+    """All files in one test, because nearly all of the time is spent on numpy's stubs."""
     assert reported(FILES, tmp_path) == {error for path in FILES for error in expected(path)}
 
 
-def test_there_is_something_to_refuse():
-    """A pattern that found nothing would make every refused file an accepted one."""
+def test_expected_errors_are_found():
+    """If the pattern found nothing, every refused file would count as an accepted one."""
     for path in FILES:
         assert any(expected(path)) == path.name.endswith("_refused.py"), path
