@@ -1,19 +1,19 @@
-"""How shmarray compares with its peers: same work, same machine, same run, in interleaved rounds.
+"""Benchmarks that compare shmarray with its peers: same work, same machine, same run, in interleaved rounds.
 
     make bench              or: python -m benchmarks [--quick] [--only TEXT] [--write]
 
-From top to bottom; each module imports only those below it::
+The modules from top to bottom; each imports only those below it::
 
     __main__    the command: measure, print, write
-    constants   what justifies the constants of the library; a program of its own
+    constants   measurements behind the library's constants; a separate program
     report      tables on the terminal and in Markdown
     plots       the pictures
     named       named arrays, in this process: attach, create, copy in
-    measure     rounds, pairs, ratios: maps, each peer in a process of its own
+    measure     rounds, pairs and ratios of maps, with each peer in its own process
     host        that process, and its handle
-    workloads   what is done
-    peers       who does it: one adapter each
-    limit       what no peer can beat: bare processes and copies in warm memory
-    processes   what a tree of processes uses; what machine this is
-    records     what was measured
+    workloads   the work
+    peers       an adapter for each peer
+    limit       the minimum cost: plain processes and copies in memory that was used before
+    processes   resource usage of a tree of processes; description of the machine
+    records     the measurements
 """

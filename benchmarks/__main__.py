@@ -1,9 +1,9 @@
-"""The command: measures, prints as it goes, and writes what was measured.
+"""The command: takes measurements, prints them as it goes, and writes the results.
 
 python -m benchmarks                 everything
 python -m benchmarks --quick         a little of everything
-python -m benchmarks --write         and then the numbers and pictures of the documents
-python -m benchmarks --from FILE --write      only that, from an earlier run's results.json
+python -m benchmarks --write         also update the numbers and pictures in the documents
+python -m benchmarks --from FILE --write      only that, from the results.json of an earlier run
 """
 
 import argparse
@@ -39,12 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scale", choices=SCALES, default="full", help="how much of everything")
+    parser.add_argument("--scale", choices=SCALES, default="full", help="how much to measure")
     parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="a little: --scale quick")
-    parser.add_argument("--rounds", type=int, help="how often all take turns")
-    parser.add_argument("--only", default="", metavar="TEXT", help="groups and workloads with this in their name")
-    parser.add_argument("--peers", nargs="+", metavar="PEER", help="these, ours and the limit only")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmarks", help="where the results go")
+    parser.add_argument("--rounds", type=int, help="number of rounds in which all peers take turns")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only groups and workloads with this in their name")
+    parser.add_argument("--peers", nargs="+", metavar="PEER", help="only these peers, shmarray and the limit")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmarks", help="where to write the results")
     parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="results of an earlier run")
     parser.add_argument("--write", action="store_true", help="update README.md, benchmarks/README.md and docs/pictures")
     return parser
@@ -61,8 +61,8 @@ def _measure(options: argparse.Namespace) -> Results:
             print(report.terminal(records), flush=True)
             results.records += records
     except KeyboardInterrupt:
-        print("\ninterrupted: what was measured until now is written")
-        options.write = False  # documents have all of it, or stay as they are
+        print("\ninterrupted: writing the results so far")
+        options.write = False  # never update the documents with incomplete results
     return results
 
 

@@ -1,10 +1,10 @@
-"""What profits from shmarray's pool: objects of many kinds, there and back, against `multiprocessing.Pool`.
+"""Which objects benefit from shmarray's pool: many kinds, compared with `multiprocessing.Pool`.
 
     python -m benchmarks.carriers [--rounds N]
 
-Each kind is 16 objects of some 8 MB, sent one by one to two workers, which return them.  Both
-pools take their turn in every round; the ratio is the median over the rounds.  A kind whose
-library is not installed is named and left out.
+Each kind consists of 16 objects of about 8 MB, sent one by one to two workers, which return them.  Both
+pools take turns in every round; the ratio is the median over the rounds.  A kind whose library is not
+installed is reported and left out.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def seconds(pool: Any, things: list[Any]) -> float:
 
 
 def ratio(things: list[Any], stock: Any, ours: Any, rounds: int) -> tuple[float, float, float]:
-    """Seconds for each object with both, and how many times as fast ours is."""
+    """Return the seconds per object with either pool, and how many times as fast ours is."""
     turns = [(seconds(stock, things), seconds(ours, things)) for _ in range(rounds + 1)][1:]
     theirs, mine = (statistics.median(times) / len(things) for times in zip(*turns, strict=True))
     return theirs, mine, statistics.median(a / b for a, b in turns)
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=COUNT)
     options = parser.parse_args(arguments)
-    context = multiprocessing.get_context("spawn")  # torch and polars do not like to be forked
+    context = multiprocessing.get_context("spawn")  # torch and polars may fail in forked processes
     print("| there and back, 8 MB each | multiprocessing | shmarray | times as fast |\n|---|---|---|---|")
     with context.Pool(2) as stock, shmarray.Pool(2, context=context) as ours:
         for name, make in KINDS.items():

@@ -1,11 +1,11 @@
-"""One large array in many tasks on worker processes of one host: Dask's own ways, Ray's, and ours.
+"""One large array in many tasks on worker processes of one host: Dask's own methods, Ray's, and ours.
 
 python -m benchmarks.cluster                    512 MB in 100 tasks on four workers, three rounds
-python -m benchmarks.cluster --megabytes 64     less of it
+python -m benchmarks.cluster --megabytes 64     a smaller array
 
-Each takes its turn in every round, in a process of its own with a cluster of its own, whose workers
-have run a task before.  Time is from the array in the caller to the last result; memory is what all
-processes together have at most, beyond what they had before.
+All contestants take turns in every round, each in its own process with its own cluster, whose workers have already
+run a task.  The time is from the array in the caller to the last result; the memory is the peak of all processes
+together, minus their memory before.
 """
 
 import argparse
@@ -31,13 +31,13 @@ Call = Callable[[np.ndarray, list[int]], list[float]]
 
 
 def item(table: Any, place: int) -> float:
-    """Read a hundredth of it, and give an item."""
+    """Read a hundredth of the table, and return an item."""
     array = np.asarray(table)
     part = len(array) // 100
     return float(array[place]) + 0.0 * float(array[place % 100 * part :][:part].sum())
 
 
-# --- who takes part ------------------------------------------------------------------
+# --- contestants ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -129,10 +129,10 @@ OURS = next(iter(CONTESTANTS))
 
 
 def turn(name: str, megabytes: int, tasks: int, workers: int) -> dict[str, float]:
-    """Seconds and bytes of one contestant's call, in a process of its own."""
+    """Run one contestant's call in its own process; return the seconds and bytes."""
     arguments = [sys.executable, "-m", "benchmarks.cluster", "--turn", name]
     arguments += [f"--megabytes={megabytes}", f"--tasks={tasks}", f"--workers={workers}"]
-    done = subprocess.run(  # noqa: S603 - this module itself
+    done = subprocess.run(  # noqa: S603 - runs this module
         arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=600
     )
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -1,11 +1,10 @@
-"""What justifies the constants of the library: each tried at other values, in interleaved rounds.
+"""Measurements behind the library's constants: each is set to other values, in interleaved rounds.
 
     python -m benchmarks.constants [NAME ...] [--rounds N]
 
-One table for each constant: a row for each piece of work, a column for each value; medians
-of the time of a call, and in brackets by how much it is slower than with the value that
-the library has, or with the first column where that one is not among them.  Read off where
-the better column changes.
+Prints a table for each constant, with a row for each piece of work and a column for each value.  Cells contain the
+median time of a call and, in parentheses, its ratio to the time with the library's value, or with the first column
+if that value has none.  Choose the value where the faster column changes.
 """
 
 import argparse
@@ -28,11 +27,11 @@ from shmarray.core import copying
 from shmarray.pool.arrays import allocator, blocks, calls, dedup, lending, pickling
 from shmarray.pool.engine import collector, placement
 
-# Where a constant lives: several places if it was imported by name.
+# Where a constant is stored: several places if modules import it by name.
 Places = tuple[tuple[Any, str], ...]
 Job = Callable[[Any], Any]
 
-_ALL, _NONE = 1, 1 << 40  # every size is above the one, and below the other
+_ALL, _NONE = 1, 1 << 40  # every size is above the first and below the second
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class Row:
     ----------
     name : str
     make : callable
-        Makes the job, with its data: a callable that is given the pool.
+        Makes the job with its data; the job is a callable that receives the pool.
     workers : int
-        0: there is no pool.
+        0 if there is no pool.
     fresh : bool
-        Whether it is the first call of a new pool that counts.
+        Whether to time the first call of a new pool.
     pause : float
         Seconds between calls.
     """
@@ -87,7 +86,7 @@ def busy(duration: float) -> None:
 
 
 def copies(*values_and_counts: Any) -> list[Any]:
-    """Each value so many times."""
+    """Return a list that contains each value the given number of times."""
     pairs = zip(values_and_counts[::2], values_and_counts[1::2], strict=True)
     return [value for value, count in pairs for _ in range(count)]
 
@@ -132,7 +131,7 @@ def _small() -> Constant:
         rows += [Row(f"200 x {size_text(size)}, x.sum()", partial(_map, total, *items))]
         rows += [Row(f"200 x {size_text(size)}, x * 2", partial(_map, double, *items))]
     columns = {"in a message": _NONE, "in a block": _ALL}
-    question = "the size from which arrays lie in a block"
+    question = "the size from which arrays are in a block"
     return Constant("SMALL", question, ((pickling, "SMALL"),), columns, rows)
 
 
@@ -140,14 +139,14 @@ def _long() -> Constant:
     sizes = (4 * KB, 16 * KB, 32 * KB, 56 * KB, 64 * KB, 256 * KB)
     rows = [Row(f"200 x {size_text(size)} of text", partial(_map, len, copies, "x" * size, 200)) for size in sizes]
     columns = {"in the message": _NONE, "in a block": _ALL}
-    return Constant("LONG", "the size from which pickles lie in a block", ((pickling, "LONG"),), columns, rows)
+    return Constant("LONG", "the size from which pickles are in a block", ((pickling, "LONG"),), columns, rows)
 
 
 def _copy_out() -> Constant:
     sizes = (64 * KB, 128 * KB, 256 * KB, 512 * KB, MB, 4 * MB)
     rows = [Row(f"100 results of {size_text(size)}", partial(_map, ones, copies, size, 100)) for size in sizes]
     columns = {"copied out": _NONE, "left in the block": 0}
-    question = "the size from which results stay in their block"
+    question = "the size from which results remain in their block"
     return Constant("_COPY_OUT", question, ((lending, "_COPY_OUT"),), columns, rows)
 
 
@@ -168,7 +167,7 @@ def _deep() -> Constant:
         Row("one of 50 ms, then 1000 of 0.1 ms", partial(_map, busy, copies, 0.05, 1, 1e-4, 1000)),
     ]
     columns = {str(depth): depth for depth in (2, 8, 24, 64)}
-    return Constant("DEEP", "tasks without arrays that a worker may have unread", ((placement, "DEEP"),), columns, rows)
+    return Constant("DEEP", "unread tasks without arrays that a worker may have", ((placement, "DEEP"),), columns, rows)
 
 
 def _ahead() -> Constant:
@@ -189,12 +188,12 @@ def _calls() -> Constant:
         Row("400 x 8 kB, x.sum()", partial(_map, total, arrays, 400, 8 * KB)),
     ]
     columns = {"pickled once": calls.FunctionCache.pickled, "with each task": _not_pickled}
-    question = "a function's pickle, for all tasks of a call"
+    question = "whether to pickle a function once for all tasks of a call"
     return Constant("calls", question, ((calls.FunctionCache, "pickled"),), columns, rows)
 
 
 def _not_pickled(_: Any, func: Any) -> None:
-    """As FunctionCache.pickled, of a function that must be pickled with each task."""
+    """Replace FunctionCache.pickled, as for a function that must be pickled with each task."""
 
 
 def _window_bytes() -> Constant:
@@ -204,7 +203,7 @@ def _window_bytes() -> Constant:
         for name, function in (("x.sum()", total), ("x * 2", double))
     ]
     columns = {size_text(size): size for size in (MB, 4 * MB, 16 * MB)}
-    question = "bytes that a worker may have, if that is more than tasks_ahead tasks"
+    question = "bytes that a worker may have ahead, if that is more than tasks_ahead tasks"
     return Constant("WINDOW_BYTES", question, ((placement, "WINDOW_BYTES"),), columns, rows)
 
 
@@ -215,7 +214,7 @@ def _window_seconds() -> Constant:
         Row("one of 50 ms, then 1000 of 0.1 ms", partial(_map, busy, copies, 0.05, 1, 1e-4, 1000)),
     ]
     columns = {f"{1000 * time_:g} ms": time_ for time_ in (0.0005, 0.002, 0.01)}
-    question = "seconds of work that a worker may have, if that is more than tasks_ahead tasks"
+    question = "seconds of work that a worker may have ahead, if that is more than tasks_ahead tasks"
     return Constant("WINDOW_SECONDS", question, ((placement, "WINDOW_SECONDS"),), columns, rows)
 
 
@@ -236,7 +235,7 @@ def _idle() -> Constant:
         for pause in (0.3, 0.8, 1.5)
     ]
     columns = {f"{wait:g} s": wait for wait in (0.1, 1.0, 10.0)}
-    question = "seconds after which memory that nobody used goes back"
+    question = "seconds after which unused memory is freed"
     return Constant("IDLE", question, ((blocks, "IDLE"), (allocator, "IDLE")), columns, rows)
 
 
@@ -251,7 +250,7 @@ def _files() -> Constant:
         for workers in (2, 4, 8)
     ]
     columns = {str(count): count for count in (1, 2, 8)}
-    question = "files for results: who takes new memory holds its file's lock"
+    question = "number of files for results: a file is locked while a worker takes new memory in it"
     return Constant("_FILES_FOR_RESULTS", question, ((allocator, "_FILES_FOR_RESULTS"),), columns, rows)
 
 
@@ -269,7 +268,7 @@ def _chunk() -> Constant:
         Row(f"create(data=), {size_text(size)}", partial(_create, size), 0) for size in (16 * MB, 64 * MB, 256 * MB)
     ]
     columns = {size_text(size): size for size in (MB, 4 * MB, 16 * MB)}
-    return Constant("_CHUNK", "what each of two threads copies at a time", ((copying, "_CHUNK"),), columns, rows)
+    return Constant("_CHUNK", "how much each of two threads copies at a time", ((copying, "_CHUNK"),), columns, rows)
 
 
 # --- measuring -----------------------------------------------------------------------
@@ -277,7 +276,7 @@ def _chunk() -> Constant:
 
 @contextmanager
 def set_to(places: Places, value: Any) -> Iterator[None]:
-    """Give a constant another value; workers forked meanwhile keep it."""
+    """Temporarily set a constant to another value; workers that are forked meanwhile keep it."""
     before = [getattr(place, name) for place, name in places]
     for place, name in places:
         setattr(place, name, value)
@@ -289,7 +288,7 @@ def set_to(places: Places, value: Any) -> Iterator[None]:
 
 
 def measure(constant: Constant, row: Row, rounds: int) -> dict[str, list[float]]:
-    """Seconds in each round, by column."""
+    """Return the seconds of each round, by column."""
     times: dict[str, list[float]] = {label: [] for label in constant.columns}
     job = row.make()
     with ExitStack() as stack:
@@ -306,12 +305,12 @@ def measure(constant: Constant, row: Row, rounds: int) -> dict[str, list[float]]
 
 
 def _pool(workers: int) -> Any:
-    # Forked, so that workers have what is set here.
+    # Forked, so that workers inherit the values set here.
     return shmarray.Pool(workers, context=multiprocessing.get_context("fork")) if workers else ExitStack()
 
 
 def _turn(row: Row, job: Job, pool: Any) -> float:
-    """One call for the memory, one that counts."""
+    """Make one call to allocate the memory, and one that is timed."""
     job(pool)
     time.sleep(row.pause)
     return _seconds(job, pool)
@@ -332,7 +331,7 @@ def _seconds(job: Job, pool: Any) -> float:
 
 
 def show(constant: Constant, rounds: int) -> None:
-    """Measure and print one table."""
+    """Take the measurements for one table, and print it."""
     place, name = constant.places[0]
     value = getattr(place, name)
     where = getattr(place, "__module__", None) or place.__name__

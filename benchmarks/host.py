@@ -1,6 +1,6 @@
-"""A process of its own for each peer: none of them has the others' threads, memory or settings around it.
+"""A separate process for each peer, so that the threads, memory and settings of others do not affect it.
 
-The handle sends commands and gets answers; times are taken in the host itself.
+The handle sends commands and receives answers; the host itself measures the times.
 """
 
 import copy
@@ -18,13 +18,13 @@ from benchmarks import processes
 from benchmarks.peers import PEERS, Peer
 from benchmarks.workloads import Workload, fingerprint, identity, look
 
-# Seconds after which a peer is given up.
+# Seconds after which a peer is considered hung.
 PATIENCE = 120.0
 _FEW = 64
 
 
 class PeerError(Exception):
-    """A peer that could not do it: its own words."""
+    """A peer failed; the message is its own."""
 
 
 class Host:
@@ -33,7 +33,7 @@ class Host:
     Parameters
     ----------
     name : str
-        Of the peer.
+        The name of the peer.
     """
 
     def __init__(self, name: str) -> None:
@@ -44,19 +44,19 @@ class Host:
         far.close()
 
     def load(self, work: Workload) -> None:
-        """Make a new pool for this work, whose workers run; its call is not made yet."""
+        """Make a new pool for this work and start its workers, without calling it yet."""
         self._ask("load", work)
 
     def call(self, calls: int = 1) -> tuple[float, float]:
-        """Make so many calls; gives the mean of their seconds, and of the processor time they took."""
+        """Make so many calls; return the mean seconds per call, and the mean processor time."""
         return self._ask("call", calls)
 
     def memory(self) -> int:
-        """Bytes of memory, now."""
+        """Return the current memory in bytes."""
         return processes.Memory(self.pid).peak
 
     def watch(self) -> int:
-        """Bytes of memory at most, during two calls."""
+        """Return the peak memory in bytes during two calls."""
         self._tell("call", 2)
         memory = processes.watch(self.pid, self._near.poll, PATIENCE)
         self._answer(0)
@@ -66,7 +66,7 @@ class Host:
         self._ask("unload")
 
     def close(self) -> None:
-        """End it."""
+        """End the host."""
         with suppress(PeerError):
             self._tell()
         self._process.join(20)
@@ -107,11 +107,11 @@ class Host:
 
 
 def serve(name: str, commands: Connection) -> None:
-    """Be the host: do what is asked until there is nobody to ask."""
+    """Run the host: execute commands until the other end is closed."""
     warnings.simplefilter("ignore")
-    # Signals to the group, by Ctrl-C or by a peer, are not for both: who asks ends who is asked.
+    # Signals to the group, from Ctrl-C or from a peer, must not reach both: the caller ends the host.
     os.setsid()
-    # A spawned process would spawn by default, and not do what the system's default is.
+    # A spawned process would also spawn by default; use the system's default.
     multiprocessing.set_start_method(None, force=True)
     with _Stand(name) as stand, commands, suppress(EOFError, ConnectionError):
         while command := commands.recv():
@@ -121,12 +121,12 @@ def serve(name: str, commands: Connection) -> None:
 def _outcome(method: Any, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     try:
         return method(*arguments), ""
-    except Exception as error:  # noqa: BLE001 - a peer's: whatever it raises is its result
+    except Exception as error:  # noqa: BLE001 - any error of a peer is its result
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[-120:]}"
 
 
 class _Stand:
-    """A peer's place, with what it works on."""
+    """A peer and the work that it is given."""
 
     def __init__(self, name: str) -> None:
         self._kind = PEERS[name]
@@ -145,7 +145,7 @@ class _Stand:
         if not (self._kind.starts_slowly and self._peer and self._peer.workers == work.workers):
             self._stack.close()
             self._peer = self._stack.enter_context(self._kind(work.workers))
-        # Workers start, and load what they need to run anything.
+        # Start the workers, and let them import what every task needs.
         if work.array is None:
             self._peer.map(identity, range(_FEW), 1)
         else:
@@ -176,7 +176,7 @@ class _Stand:
             times.append(time.perf_counter() - start)
             if not self._is_checked:
                 self._check(results)
-            del results  # not in the time: the next call finds the memory as a program would that let go of it
+            del results  # not timed: the next call finds the memory as in a program that has released the results
         return sum(times) / calls, (processes.processor_time(os.getpid()) - used) / calls
 
     def _run(self) -> list[Any]:
@@ -188,7 +188,7 @@ class _Stand:
         return self._peer.spread(work.function, self._array, self._items)
 
     def _check(self, results: list[Any]) -> None:
-        """Whether the work was done, and that only."""
+        """Check that the results are correct."""
         expected = [self._work.function(*self._arguments(copy.deepcopy(self._items[k]))) for k in (0, -1)]
         found = [results[k] for k in (0, -1)]
         if len(results) != len(self._items) or list(map(fingerprint, found)) != list(map(fingerprint, expected)):

@@ -1,13 +1,13 @@
-"""The limit: what carrying large arrays costs at least, with nothing but processes and copies.
+"""The limit: the minimum cost of sending large arrays, with nothing but processes and copies.
 
-For each array one copy to a worker's side, the function itself, and one copy of the result
-to the caller's side, with the work spread over the workers, in memory that was touched
-before.  Every source and every result has its own memory, as in reality: one buffer for
-all of them would lie in the processor's cache.  A result that is the argument itself stays
-where it is: one copy less.
+For each array there is one copy to the worker, the function itself, and one copy of the result
+to the caller, in memory that was used before, with the work spread over the workers.  Every
+source and every result has its own memory, as in real programs: a single buffer for all of
+them would be in the processor's cache.  If the result is the argument itself, it stays where
+it is, which saves one copy.
 
-The results of the first call lie in fresh memory, so that call shows what touching those
-pages costs as many processes.
+The results of the first call are in new memory, so that call shows the cost of that many new
+pages with the same number of processes.
 """
 
 import mmap
@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_AHEAD = 2  # argument buffers of a worker
+_AHEAD = 2  # argument buffers per worker
 
 
 class Limit:
-    """Bare processes over shared memory that is there before them; see the module.
+    """Plain processes with shared memory that exists before them; see the module.
 
     Parameters
     ----------
     workers : int
     function : callable
     items : list of ndarray
-        All of one shape and dtype.
+        All have the same shape and dtype.
     """
 
     def __init__(self, workers: int, function: Callable[[Any], Any], items: list[NDArray[Any]]) -> None:
@@ -48,7 +48,7 @@ class Limit:
 
     @contextmanager
     def running(self) -> Iterator[Callable[[], list[Any]]]:
-        """The workers; gives what makes one call."""
+        """A context with running workers; its value is a function that makes one call."""
         context = multiprocessing.get_context("fork")
         ends = [context.Pipe() for _ in range(self._workers)]
         processes = [context.Process(target=self._serve, args=(place, ends)) for place in range(self._workers)]
@@ -79,11 +79,11 @@ class Limit:
             if other != place:
                 far.close()
         buffers = cycle(self._arguments[place :: self._workers])
-        # Always the same ones, so that what a worker writes to is mapped there from the second call on.
+        # The same tasks in every call, so that the worker's result memory is mapped from the second call on.
         tasks = range(place, len(self._sources), self._workers)
         caller = ends[place][1]
         for task in tasks:
-            self._sources[task].max()  # mapped here, as an array is where it was made
+            self._sources[task].max()  # maps the array in this process, as in a process that created it
         caller.send_bytes(b"ready")
         try:
             while caller.recv_bytes():
@@ -104,6 +104,6 @@ class Limit:
 
 
 def _shared(count: int, like: NDArray[Any]) -> NDArray[Any]:
-    """Arrays in memory that forked children share."""
+    """Return an array in memory that forked children share."""
     octets = mmap.mmap(-1, count * like.nbytes)
     return np.ndarray((count, *like.shape), like.dtype, octets)

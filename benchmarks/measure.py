@@ -1,4 +1,4 @@
-"""Rounds, in which all peers take turns; what is compared is always two turns of the same round."""
+"""Rounds in which all peers take turns; comparisons are always between two turns of the same round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ from benchmarks.peers import PEERS
 from benchmarks.records import Record
 from benchmarks.workloads import Scale, Workload
 
-# Of calls that take more seconds than this, one is timed in a turn, and not the mean of two.
+# If a call takes more seconds than this, a turn times one call instead of two.
 _LONG = 0.3
-# Before calls that take more seconds than this, there is one that is not timed, and not two.
+# If a call takes more seconds than this, it is preceded by one untimed call instead of two.
 _TOO_LONG = 1.5
 
 
 class Stage:
-    """The hosts of the peers, started when they are needed.
+    """The hosts of the peers, which are started on demand.
 
     Parameters
     ----------
     absent : dict of str to str
-        The peers that do not take part, with the reason.
+        The peers that do not take part, with the reasons.
     """
 
     def __init__(self, absent: dict[str, str]) -> None:
         self.absent = absent
-        # By group and peer: seconds for each task, the last time.
+        # The latest seconds per task, by group and peer.
         self.pace: dict[tuple[str, str], float] = {}
         self._hosts: dict[str, Host] = {}
 
@@ -58,7 +58,7 @@ class _Entrant:
 
 
 class Contest:
-    """One workload, all its peers.
+    """All peers at one workload.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Contest:
                 self._entrants[record.peer] = _Entrant(stage.host(record.peer), record)
 
     def _too_slow(self, record: Record) -> str:
-        """Whether fewer tasks have shown that these would take too long."""
+        """Return a note if runs with fewer tasks have shown that this one would take too long."""
         seconds = record.count * self._stage.pace.get((record.group, record.peer), 0)
         is_so = record.group == "tasks" and seconds > self._scale.budget
         return f"some {seconds:.0f} s, as fewer tasks show" if is_so else ""
@@ -116,7 +116,7 @@ class Contest:
         entrant.spent += seconds
 
     def _round(self, number: int) -> None:
-        """One turn each."""
+        """Give each peer one turn."""
         for entrant in self._entrants.values():
             entrant.record.later.append(None)
         for name in self._in_turn(number):
@@ -125,17 +125,17 @@ class Contest:
                 self._guarded(self._turn, entrant)
 
     def _in_turn(self, number: int) -> list[str]:
-        """Who takes part; who begins changes, so that nobody always follows the same one, and has its warm memory."""
+        """Return the peers in order; the first one changes, so that none always profits from the same predecessor."""
         names = list(self._entrants)
         start = number % len(names) if names else 0
         return names[start:] + names[:start]
 
     def _turn(self, entrant: _Entrant) -> None:
-        """Some calls, the first of which are not timed.
+        """Make some calls; the first ones are not timed.
 
-        An idle pool of ours gives its memory back after a second, which is about as long
-        as the others take for their turns; it has it again after one call, and has it
-        mapped again after two.  All others have the same calls, but for the slow.
+        An idle pool of ours frees its memory after a second, which is about as long as the turns of
+        the others take.  It has the memory again after one call, and has it mapped again after two.
+        All peers make the same calls, except slow ones.
         """
         before, _ = entrant.host.call()
         if before <= _TOO_LONG:
@@ -147,14 +147,14 @@ class Contest:
         entrant.spent += before + calls * seconds
 
     def _is_spent(self, entrant: _Entrant) -> bool:
-        """Whether a slow one has had its time; one turn it has anyway, if that can end soon.
+        """Return whether a slow peer has used its time; it has at least one turn if that can end soon.
 
-        Ours, and what it is measured by, have more: every ratio needs them.
+        Ours and the limit have more time, because every ratio needs them.
         """
         patience = 3 if entrant.record.peer in (self._work.own, "limit") else 1
         if not any(entrant.record.later):
             patience *= 2
-        if self._work.at:  # one of many points
+        if self._work.at:  # one of several sizes or counts
             patience /= 3
         return entrant.spent > patience * self._scale.budget
 
@@ -173,7 +173,7 @@ class Contest:
             self._guarded(step, entrant)
 
     def _guarded(self, step: Callable[[_Entrant], Any], entrant: _Entrant) -> None:
-        """Who fails is out, and the reason is the result."""
+        """Run a step; a peer that fails is removed, and the error becomes its result."""
         try:
             step(entrant)
         except PeerError as error:
@@ -182,14 +182,14 @@ class Contest:
             del self._entrants[name]
             try:
                 entrant.host.unload()
-            except PeerError:  # dead, or killed because it took too long
+            except PeerError:  # it is dead, or was killed because it took too long
                 self._stage.close(name)
 
 
 def run(work: Workload, stage: Stage, scale: Scale) -> list[Record]:
-    """Measure one workload; what cannot be done here has a note in place of figures."""
+    """Run one workload; if that is not possible here, the records have a note instead of times."""
     lacking = work.absent
-    needed = 2 * len(work.peers) * work.nbytes  # all peers have their own, all the time; and results
+    needed = 2 * len(work.peers) * work.nbytes  # every peer has its own items and results, all the time
     if not lacking and needed < processes.available_memory():
         return Contest(work, stage, scale).run()
     why = f"needs {', '.join(lacking)}" if lacking else f"needs {needed >> 30} GB of memory"

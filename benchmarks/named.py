@@ -1,6 +1,6 @@
-"""Named arrays: attach, create, copy in, against SharedArray and multiprocessing.shared_memory.
+"""Named arrays: attach, create and copy in, compared with SharedArray and multiprocessing.shared_memory.
 
-All of it in this process: there is no other in it.
+Everything runs in this process.
 """
 
 import os
@@ -22,7 +22,7 @@ with suppress(ImportError):
     import SharedArray
 
 _ITEMS = 1000  # 8 kB of float64
-# Seconds that a turn takes at least: so many calls that the clock does not matter.
+# Minimum seconds of a turn: it makes enough calls that the clock's resolution does not matter.
 _TURN = 0.01
 _OURS, _THEIRS, _BLOCK = (f"shmarray-bench-{os.getpid()}-{end}" for end in ("ours", "theirs", "block"))
 
@@ -30,17 +30,17 @@ Job = Callable[[], Any]
 
 
 def latencies(scale: Scale, missing: dict[str, str]) -> Iterator[list[Record]]:
-    """The records of each workload in turn."""
+    """Yield the records of each workload."""
     with _latencies() as jobs:
         for name, contestants in jobs.items():
             yield _compete(Record("latencies", name, ""), contestants, missing, 3 * scale.rounds)
 
 
 def copies(scale: Scale, missing: dict[str, str]) -> Iterator[list[Record]]:
-    """The records of each size in turn."""
+    """Yield the records of each size."""
     for nbytes in scale.copies:
         record = Record("copies", f"{size_text(nbytes)} of data", "", at=nbytes)
-        if _free() < 2 * nbytes:  # the others would die of a bus error
+        if _free() < 2 * nbytes:  # the other libraries would die with a bus error
             record.peer, record.note = OURS, "/dev/shm is too small"
             yield [record]
             continue
@@ -56,7 +56,7 @@ def _free() -> int:
 
 @contextmanager
 def _latencies() -> Iterator[dict[str, dict[str, Job]]]:
-    """What is called, by workload and peer, while the arrays it attaches are there."""
+    """A context with the calls by workload and peer, in which the arrays exist that they attach."""
     with ExitStack() as stack:
         for name in (_OURS, _OURS + "-free"):
             held = shmarray.create(name, _ITEMS)
@@ -83,12 +83,12 @@ def _latencies() -> Iterator[dict[str, dict[str, Job]]]:
 def _attach_block() -> None:
     block = SharedMemory(_BLOCK)
     array: Any = np.ndarray(_ITEMS, buffer=block.buf)
-    del array  # before the memory below it goes
+    del array  # before its memory is unmapped
     block.close()
 
 
 def _copies(data: NDArray[Any], *, is_copied: bool = True) -> dict[str, Job]:
-    """Make an array that holds what `data` does, and delete it."""
+    """Return, by peer, calls that create an array like `data` and delete it."""
 
     def ours() -> None:
         name = _OURS + "-new"

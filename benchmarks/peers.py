@@ -1,7 +1,7 @@
-"""Who takes part: one adapter each, all of them context managers with the same two methods.
+"""The peers: an adapter for each, all of them context managers with the same methods.
 
-Each does what its own documentation says is the way to do it; where that changes the work,
-it is said beside it.  What is not installed is left out, and named.
+Each adapter follows the peer's own documentation; a comment says where that changes the work.
+A peer that is not installed is reported and left out.
 """
 
 import concurrent.futures
@@ -30,7 +30,7 @@ Function = Callable[..., Any]
 
 
 class Peer:
-    """What all of them are.
+    """The common interface.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ class Peer:
     Attributes
     ----------
     needs : str
-        The module that must be there.
+        The module that must be installed.
     distribution : str
-        What is to be installed for it.
+        The distribution that contains it.
     starts_slowly : bool
-        Whether a new one takes seconds: then one is kept for all workloads, so what its first
-        call needs may be there already.
+        Whether starting takes seconds: then one instance is kept for all workloads, so its first
+        call may find memory that earlier workloads have allocated.
     """
 
     needs: ClassVar[str] = ""
@@ -63,21 +63,21 @@ class Peer:
         self.stack.close()
 
     def prepare(self, function: Function, items: Sequence[Any]) -> None:
-        """Look at the work before its first call, which is timed."""
+        """Prepare for the work before its first call, which is timed."""
 
     def start(self) -> None:
         raise NotImplementedError
 
     def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
-        """The results of ``function(item)``, a list; a `chunksize` of None is the peer's own choice."""
+        """Return a list of the results of ``function(item)``; a `chunksize` of None means the peer's own choice."""
         raise NotImplementedError
 
     def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
-        """The results of ``function(array, place)``, one array in many tasks."""
+        """Return the results of ``function(array, place)``, with one array in many tasks."""
         raise NotImplementedError
 
     def stream(self, function: Function, produce: Function, items: Sequence[Any]) -> list[Any]:
-        """The results of ``function(produce(item, empty))``; what is produced is not needed any more."""
+        """Return the results of ``function(produce(item, empty))``; the produced arrays are not needed afterwards."""
         return self.map(function, [produce(item, np.empty) for item in items], 1)
 
 
@@ -95,7 +95,7 @@ class _Pool(Peer):
 
     @staticmethod
     def empty(size: int) -> Any:
-        """Memory for an array that is produced."""
+        """Return memory for an array that is produced."""
         return np.empty(size)
 
 
@@ -112,14 +112,14 @@ class StockPool(_Pool):
 
 
 class ByHand(StockPool):
-    """What one writes oneself for speed: segments for arguments and results, made once and used again and again."""
+    """What one would write by hand for speed: segments for arguments and results, created once and reused."""
 
     def start(self) -> None:
         super().start()
         self.segments: dict[tuple[str, int], SharedMemory] = {}
 
     def stream(self, function: Function, produce: Function, items: Sequence[Any]) -> list[Any]:
-        ahead = 2 * self.workers  # a producer by hand waits for the oldest of so many
+        ahead = 2 * self.workers  # then wait for the oldest call
         calls: deque[Any] = deque()
         results: list[Any] = []
         for number, item in enumerate(items):
@@ -149,7 +149,7 @@ _attached: dict[str, SharedMemory] = {}
 
 
 def call_by_hand(function: Function, argument: str, target: str, size: int) -> Any:
-    """In a worker: the result is in the segment `target`, if it is an array."""
+    """Runs in a worker: writes the result to the segment `target` if it is an array."""
     for name in (argument, target):
         if name not in _attached:
             _attached[name] = SharedMemory(name)
@@ -181,8 +181,8 @@ class StockExecutor(_Executor):
 
 
 class Joblib(Peer):
-    """A new Parallel for each call: one that is kept knows arrays again by their identity, and gives workers
-    what they held the first time.  The workers themselves are kept anyway.
+    """Uses a new Parallel for each call: a reused one identifies arrays by identity, and sends workers their
+    first content.  The workers themselves are kept anyway.
     """
 
     needs = distribution = "joblib"
@@ -203,8 +203,8 @@ class Joblib(Peer):
 
 
 class Torch(Peer):
-    """Tensors go through shared memory, arrays do not.  So arrays are made tensors, in each call: a tensor that
-    was sent before is in shared memory already, and the workers would write into the caller's own.
+    """Tensors go through shared memory, arrays do not, so arrays are converted to new tensors in each call: a tensor
+    that was sent before is already in shared memory, and workers would write to the caller's own.
     """
 
     needs = distribution = "torch"
@@ -214,7 +214,7 @@ class Torch(Peer):
         import torch.multiprocessing
 
         self.torch = torch
-        # As numpy does with these functions: one thread for each worker.
+        # One thread for each worker, as numpy uses for these functions.
         pool = torch.multiprocessing.Pool(self.workers, torch.set_num_threads, (1,))
         self.pool = self.stack.enter_context(pool)
 
@@ -243,7 +243,7 @@ class Ray(_Pool):
         from ray.util.multiprocessing import Pool
 
         self.ray = ray
-        # As many for the Pool, which holds them, and as many for what `spread` sends.
+        # Half for the Pool, which keeps them, and half for the tasks of `spread`.
         cpus = 2 * self.workers
         ray.init(num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         self.stack.callback(ray.shutdown)
@@ -251,7 +251,7 @@ class Ray(_Pool):
         self.stack.callback(self.pool.terminate)
 
     def spread(self, function: Function, array: Any, places: Sequence[Any]) -> list[Any]:
-        # Its Pool would store the array once for each chunk.
+        # Ray's Pool would store the array once for each chunk.
         remote, stored = self.ray.remote(function), self.ray.put(array)
         return self.ray.get([remote.remote(stored, place) for place in places])
 
@@ -269,7 +269,7 @@ class Mpire(Peer):
         self.pool = self.stack.enter_context(mpire.WorkerPool(self.workers, keep_alive=True))
 
     def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
-        # A tuple each: it would unpack dicts.
+        # Wrapped in tuples, because mpire would unpack dicts.
         alone = [(item,) for item in items]
         return self.pool.map(function, alone, chunk_size=chunksize, concatenate_numpy_output=False)
 
@@ -280,7 +280,7 @@ class Mpire(Peer):
 class Dask(Peer):
     needs, distribution = "distributed", "dask[distributed]"
     starts_slowly = True
-    scattered = 1 << 20  # bytes above which it warns of arrays in the graph
+    scattered = 1 << 20  # bytes from which dask warns about arrays in the graph
 
     def start(self) -> None:
         from distributed import Client
@@ -290,8 +290,8 @@ class Dask(Peer):
         self.client = self.stack.enter_context(client)
 
     def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
-        # It has no chunks.  Large things are to be scattered first.  By default it would know items again by
-        # their content, and not compute at all.
+        # dask has no chunks, and recommends scattering large items first.  Without hash=False and pure=False it would
+        # recognize items by their content, and not compute anything.
         large = getattr(items[0], "nbytes", self.scattered) >= self.scattered and not isinstance(items[0], int)
         given = self.client.scatter(list(items), hash=False) if large else items
         return self.client.gather(self.client.map(function, given, pure=False))
@@ -302,14 +302,14 @@ class Dask(Peer):
 
 
 class AtBest(Peer):
-    """No peer: what none of them can beat."""
+    """Not a peer, but the limit that none of them can beat."""
 
     def prepare(self, function: Function, items: Sequence[Any]) -> None:
         limit = Limit(self.workers, function, list(items))
         self.call = self.stack.enter_context(limit.running())
 
     def start(self) -> None:
-        self.call = list  # nothing to do before there is work
+        self.call = list  # nothing to do without work
 
     def map(self, function: Function, items: Sequence[Any], chunksize: int | None) -> list[Any]:
         return self.call()
@@ -332,7 +332,7 @@ PEERS: dict[str, type[Peer]] = {
 
 
 def missing() -> dict[str, str]:
-    """The peers that are not installed, and how they can be."""
+    """Return the peers that are not installed, and the commands that install them."""
     absent = {name: peer.distribution for name, peer in PEERS.items() if not _is_there(peer.needs)}
     if not _is_there("SharedArray"):
         absent["SharedArray"] = "SharedArray"
@@ -340,7 +340,7 @@ def missing() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that takes part."""
+    """Return the versions of everything that takes part."""
     names = ["numpy", "joblib", "torch", "ray", "mpire", "distributed", "SharedArray", "pandas", "scipy"]
     found = {name: importlib.metadata.version(name) for name in names if _is_there(name)}
     return {"Python": ".".join(map(str, sys.version_info[:3])), "shmarray": shmarray.__version__, **found}
@@ -351,7 +351,7 @@ def _is_there(module: str) -> bool:
 
 
 def _make_importable() -> None:
-    """Let processes that are not our children, or do not know it, find the functions of the workloads."""
+    """Let processes that do not inherit our import path find the functions of the workloads."""
     root = str(Path(__file__).parent.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in paths:

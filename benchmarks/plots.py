@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.records import OUR_EXECUTOR, OURS, Record, Results
 
-# By peer, so that each has the same colour in all pictures.
+# Each peer has the same colour in all pictures.
 _COLOURS = {
     OURS: "#c1121f",
     OUR_EXECUTOR: "#e5707a",
@@ -23,7 +23,7 @@ _SIZE_NAMES = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB"))
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write the pictures for which there are figures; needs matplotlib."""
+    """Write the pictures for which there are results; requires matplotlib."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -81,7 +81,7 @@ def _lines(axes: Any, records: Sequence[Record], value: Any, *, legend: bool = T
             axes.loglog(*zip(*points, strict=True), color=_COLOURS[peer], label=peer, **style)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     if legend:
-        # In the order in which the lines end.
+        # In the order of the ends of the lines.
         ends = {line.get_label(): line.get_ydata()[-1] for line in axes.get_lines()}
         handles = sorted(axes.get_lines(), key=lambda line: -ends[line.get_label()])
         axes.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

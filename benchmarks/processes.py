@@ -1,4 +1,4 @@
-"""What a tree of processes uses, and what machine this is; from /proc."""
+"""Resource usage of a tree of processes, and a description of the machine; both from /proc."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/<pid>/stat from the state on; the command before them may hold spaces."""
+    """Return the fields of /proc/<pid>/stat from the state on; the command before them may contain spaces."""
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         return file.read().rpartition(")")[2].split()
 
@@ -20,12 +20,12 @@ def _stat(pid: int) -> list[str]:
 def _parents() -> Iterator[tuple[int, int]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with suppress(OSError, IndexError):  # it has ended meanwhile
+            with suppress(OSError, IndexError):  # the process has just ended
                 yield int(name), int(_stat(int(name))[1])
 
 
 def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
         children.setdefault(parent, []).append(pid)
@@ -36,7 +36,7 @@ def tree(root: int) -> list[int]:
 
 
 def processor_time(root: int) -> float:
-    """Seconds that a tree has used, with what of it has ended and was waited for."""
+    """Return the seconds that a tree has used, including children that have ended and been reaped."""
     ticks = 0
     for pid in tree(root):
         with suppress(OSError, IndexError):
@@ -45,7 +45,7 @@ def processor_time(root: int) -> float:
 
 
 def kill_tree(root: int) -> None:
-    """End a process that this one started, and all that it started."""
+    """Kill a process that this one started, and all its descendants."""
     for pid in tree(root):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -55,19 +55,18 @@ def kill_tree(root: int) -> None:
 
 
 def _fields(path: str) -> dict[str, int]:
-    """Bytes, by name, of a file of lines such as ``Pss: 123 kB``."""
+    """Return the sizes in bytes, by name, from a file of lines such as ``Pss: 123 kB``."""
     with open(path, encoding="utf-8") as file:
         lines = [line.split() for line in file]
     return {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if line[-1] == "kB"}
 
 
 class Memory:
-    """The memory of a tree, as it grows from now on.
+    """The memory of a tree of processes from now on.
 
-    It is the sum of the proportional set sizes: a page that three processes map counts a
-    third in each.  What lies in shared memory without being mapped by anybody is in none
-    of them; so what the machine's shared memory has grown by since the beginning, and the
-    tree does not map, is added.
+    It is the sum of the proportional set sizes: a page that three processes map counts as a third
+    in each.  Shared memory that no process maps is in none of them, so the growth of the machine's
+    shared memory since the beginning is added, except the part that the tree maps.
     """
 
     def __init__(self, root: int) -> None:
@@ -92,7 +91,7 @@ class Memory:
 
 
 def watch(root: int, has_ended: Callable[[float], bool], patience: float) -> Memory:
-    """Look at a tree's memory until something has ended, for so many seconds at most."""
+    """Watch a tree's memory until something has ended, or for at most so many seconds."""
     deadline = time.monotonic() + patience
     memory = Memory(root)
     while not has_ended(0.005) and time.monotonic() < deadline:

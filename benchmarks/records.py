@@ -1,4 +1,4 @@
-"""What was measured."""
+"""The measurements."""
 
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -10,26 +10,26 @@ OUR_EXECUTOR = "shmarray executor"
 
 @dataclass
 class Record:
-    """One peer at one piece of work.
+    """The measurements of one peer at one piece of work.
 
     Attributes
     ----------
     group, workload, peer : str
     at : int
-        Where on the axis of the group: bytes, tasks or workers; 0 where there is none.
+        Position on the axis of the group: bytes, tasks or workers; 0 if there is none.
     count : int
-        How many tasks there are in a call.
+        The number of tasks in a call.
     first : list of float
-        Seconds of the first call of each new pool, whose workers run already.
+        Seconds of the first call of each new pool, whose workers are already running.
     later : list of (float or None)
         Seconds of a call in each round; None for a round in which this peer did not take part.
     ratio : float or None
-        How many times as fast we were: the median over the rounds of theirs by ours.
+        How many times as fast we were: the median over the rounds of the peer's time divided by ours.
     cpu : float or None
-        Seconds of processor time that a later call takes, in all processes together.
+        Seconds of processor time of a later call, in all processes together.
     before, peak : int or None
-        Bytes of memory, of all processes together: with a pool and what it is to be given, before
-        any call; and at most, in later calls.
+        Bytes of memory of all processes together: before any call, with a pool and its arguments;
+        and the peak during later calls.
     note : str
         Why there are no figures, or only some.
     """
@@ -49,24 +49,24 @@ class Record:
 
     @property
     def first_time(self) -> float | None:
-        # Not the median: the host of a virtual machine takes memory back and gives it again as it
-        # likes, so the same call took 0.2, 1.0 and 1.4 seconds.
+        # Not the median: the host of a virtual machine may reclaim memory and return it at any time, so
+        # the same call took 0.2, 1.0 and 1.4 seconds.
         return min(self.first, default=None)
 
     @property
     def time(self) -> float | None:
-        """Seconds of a call in the steady state."""
+        """Return the seconds of a call in the steady state."""
         return _median([seconds for seconds in self.later if seconds is not None])
 
     def compare(self, own: "Record") -> None:
-        """Set the ratio, from the rounds in which both took part."""
+        """Set the ratio from the rounds in which both took part."""
         pairs = [(ours, theirs) for ours, theirs in zip(own.later, self.later, strict=False) if ours and theirs]
         self.ratio = _median([theirs / ours for ours, theirs in pairs])
 
 
 @dataclass
 class Results:
-    """A whole run: what was measured, where, and of which versions."""
+    """A complete run: the measurements, the machine and the versions."""
 
     machine: dict[str, Any]
     versions: dict[str, str]

@@ -1,4 +1,4 @@
-"""Tables: on the terminal as they come, in Markdown from the file of results."""
+"""Tables: on the terminal during the run, and in Markdown from the file of results."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,14 @@ _OWN = (OURS, OUR_EXECUTOR)
 
 
 def headline(results: Results) -> str:
-    """Where and what."""
+    """Describe the machine and the versions."""
     lines = [_machine(results), ", ".join(f"{name} {version}" for name, version in results.versions.items())]
     lines += [f"{name} is not installed, so left out ({remedy})" for name, remedy in results.missing.items()]
     return "\n".join(lines)
 
 
 def terminal(records: Sequence[Record]) -> str:
-    """One workload: a line for each peer."""
+    """Format one workload, with a line for each peer."""
     head = f"\n{records[0].workload:40}{'first':>10}{'later':>10}{'CPU':>10}{'peak':>10}{'ratio':>8}"
     return "\n".join([head, *(f"  {record.peer:38}{_figures(record)}" for record in records)])
 
@@ -46,7 +46,7 @@ def seconds(value: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Two significant digits, and all before the point."""
+    """Format two significant digits, and all digits before the decimal point."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -58,7 +58,7 @@ def _megabytes(value: int | None) -> str:
 
 
 def update(page: Path, blocks: dict[str, list[str]]) -> None:
-    """Put lines between the page's markers: ``<!-- begin: NAME ... -->`` and ``<!-- end: NAME -->``."""
+    """Replace the lines between a page's markers ``<!-- begin: NAME ... -->`` and ``<!-- end: NAME -->``."""
     text = page.read_text(encoding="utf-8")
     for name, lines in blocks.items():
         found = re.compile(rf"(<!-- begin: {name}\b[^>]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
@@ -70,8 +70,8 @@ def update(page: Path, blocks: dict[str, list[str]]) -> None:
 
 
 def readme(results: Results) -> dict[str, list[str]]:
-    """The blocks of the README."""
-    # Sparse matrices do as frames do, and what is made in the call has a peer of its own.
+    """Return the blocks of the README."""
+    # Sparse matrices behave like frames, and arrays made in the call have an additional peer.
     maps = [record for record in results.of("maps") if not re.search("sparse|made in the call", record.workload)]
     executor = results.of("executor")
     peers = [record.peer for record in maps if record.peer not in _OWN and record.peer != "limit"]
@@ -98,7 +98,7 @@ def readme(results: Results) -> dict[str, list[str]]:
 
 
 def benchmarks_page(results: Results) -> dict[str, list[str]]:
-    """The blocks of benchmarks/README.md."""
+    """Return the blocks of benchmarks/README.md."""
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     huge = results.machine["huge pages"]
     absent = [f"Not installed, so left out: {', '.join(results.missing)}."] if results.missing else []
@@ -123,7 +123,7 @@ def _scale(results: Results) -> str:
 
 
 def _limit(results: Results) -> list[str]:
-    """How many times the limit we take."""
+    """Return a table of our times in multiples of the limit."""
     cells = [["", "times the limit, first call", "later calls"]]
     for group in ("maps", "executor"):
         for name, limit in _against(results.of(group), "limit"):
@@ -135,7 +135,7 @@ def _limit(results: Results) -> list[str]:
 
 
 def ratios(records: Sequence[Record], peers: Sequence[str], corner: str) -> list[str]:
-    """A row for each workload, a column for each peer: how many times as fast we were."""
+    """Return a table of ratios, with a row for each workload and a column for each peer."""
     cells = [[corner, *peers]]
     for name, group in _grouped(records).items():
         cells.append([name, *(_brief(record) if record else "" for record in _in_order(group, peers))])
@@ -143,7 +143,7 @@ def ratios(records: Sequence[Record], peers: Sequence[str], corner: str) -> list
 
 
 def details(records: Sequence[Record]) -> list[str]:
-    """A table for each workload: all that was measured."""
+    """Return a table of all measurements for each workload."""
     lines: list[str] = []
     for name, group in _grouped(records).items():
         cells = [["", "first call", "later calls", "processor time", "peak memory", "shmarray is faster by"]]
@@ -157,7 +157,7 @@ def details(records: Sequence[Record]) -> list[str]:
 
 
 def growth(records: Sequence[Record], corner: str) -> list[str]:
-    """A row for each place on the axis, a column for each peer: the time of a later call."""
+    """Return a table of times of later calls, with a row for each position and a column for each peer."""
     peers = list(dict.fromkeys(record.peer for record in records))
     cells = [[corner, *peers]]
     for name, group in _grouped(records).items():
@@ -166,7 +166,7 @@ def growth(records: Sequence[Record], corner: str) -> list[str]:
 
 
 def named(records: Sequence[Record]) -> list[str]:
-    """A row for each workload: the times, and how many times as fast we were."""
+    """Return a table with a row for each workload: the times, and how many times as fast we were."""
     peers = list(dict.fromkeys(record.peer for record in records))
     cells = [["", *peers, *(f"faster than {peer}" for peer in peers[1:])]]
     for name, group in _grouped(records).items():
@@ -206,11 +206,11 @@ def _brief(record: Record) -> str:
 
 
 def _why_not(note: str) -> str:
-    """A word or two in place of a figure."""
+    """Return a word or two to put in place of a figure."""
     words = {
         "read-only": "refuses",
         "minutes": "minutes",
-        "pip install": "not there",
+        "pip install": "not installed",
         "some ": "too slow",
         "more than": "too slow",
     }
@@ -224,5 +224,5 @@ def _machine(results: Results) -> str:
 
 
 def _short(results: Results, name: str) -> str:
-    """A version without its last number."""
+    """Return the first two numbers of a version."""
     return ".".join(results.versions[name].split(".")[:2])

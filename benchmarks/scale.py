@@ -1,12 +1,12 @@
-"""How many workers one caller keeps busy: what a task and a byte cost the caller, by the number of workers.
+"""How many workers one caller keeps busy: the caller's cost per task and per byte, by the number of workers.
 
     python -m benchmarks.scale [--rounds N] [--workers N ...]
 
-The caller feeds all workers, so its own processor time bounds what they get.  That time is
-what is measured here, not the clock's: it is the same on a machine with few processors, or
-busy ones.  Workers do nothing with what they get.
+The caller feeds all workers, so its own processor time limits them.  Processor time is measured
+instead of elapsed time, because it is the same on machines with few or busy processors.  The
+workers do nothing with their arguments.
 
-Then, by the clock: how fast one, two and four threads copy large arrays, which the caller does with one.
+After that, it measures how fast one, two and four threads copy large arrays; the caller uses one.
 """
 
 import argparse
@@ -28,15 +28,15 @@ WORKERS = (2, 4, 8, 16)
 SIZES = (0, 8 * KB, 64 * KB, MB, 16 * MB)
 THREADS = (1, 2, 4)
 _TINY = 3000
-_BYTES = 256 * MB  # of all arrays together
+_BYTES = 256 * MB  # total size of all arrays
 
 
 def ignore(_: Any) -> None:
-    """Look at nothing, return nothing."""
+    """Ignore the argument and return nothing."""
 
 
 def caller_seconds(pool: Any, function: Any, items: Sequence[Any]) -> tuple[float, float]:
-    """The caller's processor time for each task, in all its threads, and the time by the clock."""
+    """Return the caller's processor time per task, in all its threads, and the elapsed time per task."""
     before, start = time.process_time(), time.perf_counter()
     pool.map(function, items, 1)
     used, elapsed = time.process_time() - before, time.perf_counter() - start
@@ -44,7 +44,7 @@ def caller_seconds(pool: Any, function: Any, items: Sequence[Any]) -> tuple[floa
 
 
 def measure(workers: int, rounds: int) -> dict[int, tuple[float, float]]:
-    """By size: the caller's seconds for a task, and those of the clock; medians."""
+    """Return, by size, the medians of the caller's processor time per task and of the elapsed time."""
     figures = {}
     with shmarray.Pool(workers, context=multiprocessing.get_context("fork")) as pool:
         for size in SIZES:
@@ -58,7 +58,7 @@ def measure(workers: int, rounds: int) -> dict[int, tuple[float, float]]:
 
 
 def copying_rate(threads: int, rounds: int) -> float:
-    """Bytes in a second that so many threads copy together, each an array of its own; the median."""
+    """Return the median bytes per second that so many threads copy together, each with its own array."""
     sources = arrays(threads, 16 * MB)
     targets = [np.zeros_like(source) for source in sources]
     times = []
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     options = parser.parse_args(arguments)
-    print(f"{os.cpu_count()} processors; the caller's processor time for a task, and the time by the clock\n")
+    print(f"{os.cpu_count()} processors; the caller's processor time for a task, and the elapsed time in parentheses\n")
     print("workers" + "".join(f"{'no array' if not size else size_text(size):>24}" for size in SIZES))
     for workers in options.workers:
         figures = measure(workers, options.rounds)

@@ -1,4 +1,4 @@
-"""What is done.  The functions run in workers, so they live in a module that can be imported."""
+"""The work.  The functions run in workers, so they must be in a module that can be imported."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ def total(x: Any) -> float:
 
 
 def double_in_result(x: Any) -> Any:
-    return np.multiply(x, 2, out=shmarray.empty_like(x))  # numpy's own in the workers of others
+    return np.multiply(x, 2, out=shmarray.empty_like(x))  # with other peers, this is numpy's empty_like
 
 
 def in_place(x: Any) -> Any:
@@ -49,7 +49,7 @@ def scale_matrix(matrix: Any) -> Any:
     return matrix * 2
 
 
-# --- what they are given -------------------------------------------------------------
+# --- the arguments -------------------------------------------------------------------
 
 
 def arrays(count: int, nbytes: int) -> list[Any]:
@@ -61,7 +61,7 @@ def numbers(count: int) -> list[Any]:
 
 
 def filled(number: int, empty: Callable[[int], Any], nbytes: int) -> Any:
-    """An array that is made while the call runs, in memory that the peer gives."""
+    """Return an array that is made during the call, in memory from the peer."""
     array = empty(nbytes // 8)
     array[:] = float(number)
     return array
@@ -80,7 +80,7 @@ def frames(count: int, nbytes: int) -> list[Any]:
 def matrices(count: int, nbytes: int) -> list[Any]:
     from scipy import sparse
 
-    rows, row = nbytes // 1200, 100  # 12 bytes an element
+    rows, row = nbytes // 1200, 100  # 12 bytes per element
     random = np.random.default_rng(0)
     indices = random.integers(0, 1000, rows * row, dtype=np.int32)
     pointers = np.arange(0, rows * row + 1, row, dtype=np.int32)
@@ -88,7 +88,7 @@ def matrices(count: int, nbytes: int) -> list[Any]:
 
 
 def fingerprint(value: Any) -> float:
-    """Something that differs if the work was not done."""
+    """Return a number that differs if the work was not done."""
     if isinstance(value, dict):
         return sum(fingerprint(part) for part in value.values())
     if isinstance(value, list):
@@ -103,33 +103,33 @@ def fingerprint(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Workload:
-    """One piece of work, for several peers.
+    """One piece of work for several peers.
 
     Attributes
     ----------
     group : str
-        Which table it is part of.
+        The table that it belongs to.
     name : str
     function : callable
     make : partial
-        Makes the items, anew for each peer: of how many, and the bytes of each, if it matters.
+        Makes the items, separately for each peer; its arguments are the count and the bytes of each item.
     peers : sequence of str
-        Who does it; the first is ours.
+        The peers that do it; the first is ours.
     chunksize : int or None
-        None: the peer's own choice.
+        None for the peer's own choice.
     array : callable or None
-        Makes the one array that goes into all tasks beside the item.
+        Makes the array that is passed to all tasks together with the item.
     produce : callable or None
-        Makes the argument of a task from an item, and from what gives memory, while the call runs.
+        Makes the argument of a task during the call, from an item and a function that provides memory.
     at : int
-        Where on the axis of the group.
+        Position on the axis of the group.
     workers : int
     watched : bool
-        Whether memory is measured.
+        Whether to measure memory.
     needs : tuple of str
-        Modules without which it cannot be done.
+        Modules that it requires.
     left_out : dict of str to str
-        By peer, why it does not take part.
+        Peers that do not take part, with the reasons.
     """
 
     group: str
@@ -166,19 +166,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything; sizes in bytes.
+    """The amount of everything; sizes are in bytes.
 
     Attributes
     ----------
     at_each_size : int
-        Bytes of all arrays together, as they grow.
+        Total bytes of the arrays, for each size.
     rounds, firsts : int
-        How often later and first calls are measured.
+        How often to measure later calls and first calls.
     budget : float
-        Seconds of calls after which a slow peer takes part no more.
+        Seconds of calls after which a slow peer skips further rounds.
     anew : bool
-        Whether hosts are started anew for work whose memory is measured, so that nothing of
-        the work before is in it.
+        Whether to start new hosts for work whose memory is measured, so that it does not include
+        memory of earlier work.
     """
 
     name: str
@@ -251,7 +251,7 @@ SMALLEST = Scale(
 BY_HAND = "shared_memory by hand"
 POOLS = (OURS, "multiprocessing", "joblib", "torch", "Ray", "mpire", "dask")
 EXECUTORS = (OUR_EXECUTOR, "concurrent.futures", "Ray")
-# Whose objects are no tensors.
+# Except torch, because these objects are not tensors.
 _NO_TENSORS = tuple(peer for peer in POOLS if peer != "torch")
 _PICKLES = dict.fromkeys(("multiprocessing", "mpire"), "pickles the array for each task: minutes")
 
@@ -286,7 +286,7 @@ def _maps(scale: Scale) -> Iterator[Workload]:
 
 
 def _pipelines(scale: Scale, size: str) -> Iterator[Workload]:
-    """Arrays that the caller makes one after the other, and needs no more once they are sent."""
+    """Yield work on arrays that the caller makes one after the other and does not need once they are sent."""
     made = {"make": partial(numbers, scale.arrays), "produce": partial(filled, nbytes=scale.nbytes)}
     peers = (*POOLS, BY_HAND)
     yield Workload("maps", f"{size} made in the call, `x.sum()`", total, peers=peers, **made)
@@ -303,7 +303,7 @@ def _executors(scale: Scale) -> Iterator[Workload]:
 
 def _growth(scale: Scale) -> Iterator[Workload]:
     for nbytes in scale.sizes:
-        # The small ones not too many, the largest for two workers at least.
+        # At most 256 small arrays, and at least two large ones, one for each worker.
         make = partial(arrays, min(256, max(2, scale.at_each_size // nbytes)), nbytes)
         peers = (*POOLS, "concurrent.futures", "limit")
         yield Workload("sizes", f"{size_text(nbytes)}, `x * 2`", double, make, peers, at=nbytes)
