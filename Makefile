@@ -11,21 +11,21 @@ demo: $(VENV)/examples.stamp
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-# As root: on the Pythons that only Debian unstable has, in a root made by debootstrap. 77: it says why it cannot.
+# Needs root: tests Pythons that only Debian unstable has, in a root made by debootstrap. Status 77: not possible here.
 test-newest:
 	@ARGS="$(ARGS)" bash .ci/newest 3.14 3.15 || [ $$? -eq 77 ]
 
-# Which lines the tests run, also in workers, and a failure below the floor in pyproject.toml. Python 3.12 or later:
-# only sys.monitoring has no lock that a forked child may find held.
+# Measures the lines that tests run, including in workers, and fails below the minimum in pyproject.toml. Needs
+# Python 3.12 or later: only sys.monitoring uses no lock that may be held in a forked child.
 coverage: $(VENV)/coverage.stamp
 	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -q -n auto --dist worksteal --cov=shmarray tests/core tests/command tests/pool \
 		--ignore tests/pool/test_portable_pools.py --ignore tests/pool/test_stdlib_suites.py $(ARGS)
 
-# SHMARRAY_SOAK_SECONDS (120 by default) for each of the two front doors, SHMARRAY_SEED to repeat a run.
+# SHMARRAY_SOAK_SECONDS (default: 120) sets the time for each kind of pool, SHMARRAY_SEED repeats a run.
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m soak -n 2 -s tests/faults $(ARGS)
 
-# What takes long of the tests of shmarray.dask on simulated hosts; needs root and iproute2.
+# The slow tests of shmarray.dask on simulated hosts; needs root and iproute2.
 cluster: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m cluster -n 2 tests/dask $(ARGS)
 
@@ -38,7 +38,7 @@ format: $(VENV)/check.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Everything is read and written anew: what is kept from the last time keeps its warnings from being seen.
+# Rebuild everything, because Sphinx shows no warnings for pages that it takes from its cache.
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --quiet docs build/docs
 	@echo "open build/docs/index.html"
@@ -72,7 +72,7 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,examples,integrations]'
 	@touch $@
 
-# Not pip's --group: pip has it since 25.1 only, and Python 3.11 brings an older one.
+# Without pip's --group, which requires pip 25.1: Python 3.11 comes with an older one.
 $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	@touch $@
@@ -85,8 +85,8 @@ $(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
-# The extra `bench`, one by one, so that one that cannot be had does not keep out the others:
-# SharedArray has no wheels and needs a C compiler, and its build needs numpy there before it.
+# The extra `bench`, one by one, so that the others are installed even if one cannot be:
+# SharedArray has no wheels and needs a C compiler, and numpy must be installed before it is built.
 PEERS := joblib mpire dask[distributed] ray pandas scipy matplotlib SharedArray
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .

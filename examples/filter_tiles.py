@@ -54,7 +54,7 @@ def main() -> None:
 
     print(f"{len(tasks)} tiles of a picture of {photo.shape}: {parallel:.2f} s, in one process {serial:.2f} s")
     if not same:
-        raise SystemExit("the tiles are not what one process makes of the whole")
+        raise SystemExit("the tiles differ from the picture that one process filters")
     print("every pixel equals that of one process")
 
 

@@ -20,12 +20,12 @@ from skimage import data
 import shmarray
 
 PARTS = 8
-BACKGROUND = 60  # red + green + blue of the empty sky, at most
+BACKGROUND = 60  # maximum of red + green + blue in the empty sky
 SMALLEST = 12  # pixels
 
 
 def pixels() -> pd.DataFrame:
-    """A row for each pixel of an object: which object, where, how bright in each color."""
+    """Return a table with a row for each pixel of an object: its object, position and brightness in each color."""
     picture = data.hubble_deep_field().astype(float)
     objects, _ = label(picture.sum(axis=2) > BACKGROUND)
     is_large = np.bincount(objects.ravel()) >= SMALLEST
@@ -35,7 +35,7 @@ def pixels() -> pd.DataFrame:
 
 
 def measure(frame: pd.DataFrame) -> pd.DataFrame:
-    """Runs in a worker: one row for each object."""
+    """Runs in a worker: returns one row for each object."""
     return frame.groupby("object").apply(measure_one)
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{len(table)} pixels of {len(measured)} objects: {parallel:.2f} s, in one process {serial:.2f} s")
     print(measured.nlargest(3, "light").round(2).to_string())
     if not measured.equals(expected):
-        raise SystemExit("the workers' measurements are not those of one process")
+        raise SystemExit("the workers' measurements differ from those of one process")
     print("every measurement equals that of one process")
 
 

@@ -1,6 +1,6 @@
 """Consumer: counts the bright pixels of a scan as its lines arrive.
 
-`scan_producer.py` is the other program, and explains how to run them.  This one deletes the arrays at the end.
+`scan_producer.py` is the other program; its docstring says how to run both.  This one deletes the arrays.
 """
 
 import sys
@@ -26,19 +26,19 @@ def main(name: str) -> None:
     while seen < len(scan):
         with shmarray.lock(progress, shared=True):
             done = int(progress[0])
-            lines = scan[seen:done].copy()  # short: the scan waits meanwhile
+            lines = scan[seen:done].copy()  # keep this short: the producer waits meanwhile
         bright += count(lines)
         seen = done
         if time.monotonic() > deadline:
-            raise SystemExit(f"only {seen} lines came in {PATIENCE:.0f} s; is scan_producer.py running?")
+            raise SystemExit(f"only {seen} lines arrived in {PATIENCE:.0f} s; is scan_producer.py running?")
         time.sleep(0.005)
     shmarray.delete(name)
     shmarray.delete(f"{name}-progress")
 
     print(f"{bright} bright pixels in {seen} lines")
     if bright != count(data.hubble_deep_field()):
-        raise SystemExit("that is not what the picture has")
-    print("as many as in the picture")
+        raise SystemExit("the picture has a different number of bright pixels")
+    print("the same number as in the picture")
 
 
 def count(lines: np.ndarray) -> int:

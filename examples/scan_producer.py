@@ -1,6 +1,6 @@
 """Producer: scans a picture of the sky, line by line, into an array that any program can open.
 
-`scan_consumer.py` is the other program.  They only have the array's name in common.  Start them
+`scan_consumer.py` is the other program.  They share only the array's name.  Start them
 in two terminals, in any order::
 
     pip install './shmarray[examples]'

@@ -2,7 +2,7 @@
 
 Twelve photographs of 24 MB each (the fundus of an eye, from scikit-image, as float32) are sent to
 two workers, which sharpen them with an unsharp mask.  The pools are kept, as in a longer program,
-and sharpen all photographs several times.  Each result is compared with that of one process.
+and sharpen all photographs several times.  The results are compared with those of one process.
 
 Run it::
 
@@ -39,13 +39,13 @@ Job = Callable[[], Iterable[np.ndarray]]
 
 
 def sharpened(photo: np.ndarray) -> np.ndarray:
-    """What a program has that knows nothing of shmarray."""
+    """The function of a program that does not use shmarray."""
     blurred = uniform_filter(photo, BLUR)
     return np.clip(photo + STRENGTH * (photo - blurred), 0, 1)
 
 
 def sharpened_in_place(photo: np.ndarray) -> np.ndarray:
-    """The same, computed where the result goes: returned, it is not copied."""
+    """The same, computed in memory from which the result is returned without a copy."""
     result = shmarray.empty_like(photo)
     uniform_filter(photo, BLUR, output=result)
     np.subtract(photo, result, out=result)
@@ -62,15 +62,15 @@ def photographs(*, quick: bool) -> Photographs:
 
 
 def seconds(job: Job, expected: Photographs, rounds: int) -> float:
-    """The median time of some rounds after the first, which pays for starting and importing."""
+    """Return the median time of some rounds after the first, which includes starting and importing."""
     times = []
     for number in range(rounds + 1):
         start = time.perf_counter()
         results = list(job())
         times.append(time.perf_counter() - start)
         if not number and not all(starmap(np.allclose, zip(results, expected, strict=True))):
-            raise SystemExit("a pool's answer is not that of one process")
-        del results  # the next round finds its memory
+            raise SystemExit("a pool's results differ from those of one process")
+        del results  # so that the next round can reuse the memory
     return statistics.median(times[1:])
 
 
@@ -106,13 +106,13 @@ def main(*, quick: bool) -> None:
         in_place = seconds(lambda: pool.imap(sharpened_in_place, photos), expected, rounds)
         report("shmarray.Pool, results in shmarray.empty_like", in_place, serial)
     print(
-        f"\nAnother import makes this job {stock / ours:.1f} times as fast as multiprocessing.Pool does, and results "
-        f"in\nshared memory {stock / in_place:.1f} times; all answers are the same."
+        f"\nWith only the import changed, this job is {stock / ours:.1f} times as fast as with multiprocessing.Pool, "
+        f"and\nwith results in shared memory {stock / in_place:.1f} times; all results are the same."
     )
     if not quick:
         half = np.concatenate([photos[0][500:900, 500:900], expected[0][500:900, 500:900]], axis=1)
         io.imsave(PICTURE, (255 * half).astype(np.uint8))
-        print(f"Before and after, a part of the first photograph: {PICTURE.resolve()}")
+        print(f"A part of the first photograph, before and after: {PICTURE.resolve()}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The table has a row for each of the two million pixels of a photograph of an eye (from scikit-image), with columns for
 red, green and blue.  How many colors does the picture need?  For each number, find the best colors (k-means, on every
-tenth pixel), and measure the distance of all pixels from them.
+tenth pixel), and compute the distance of all pixels from them.
 
 Run it::
 
@@ -22,7 +22,7 @@ COLORS = range(2, 26, 2)
 
 
 def error(table: np.ndarray, colors: int) -> float:
-    """Runs in a worker: the root mean square distance of a pixel from the nearest of the best colors."""
+    """Runs in a worker: returns the root mean square distance of the pixels from the nearest of the best colors."""
     palette, _ = kmeans2(table[::10], colors, minit="++", seed=0)
     _, distances = vq(table, palette)
     return float(np.sqrt(np.mean(distances**2)))
@@ -46,8 +46,8 @@ def main() -> None:
     for colors, distance in zip(COLORS, errors, strict=True):
         print(f"{colors:3} colors: {distance:5.1f} of 255 off")
     if errors != expected:
-        raise SystemExit("the workers' errors are not those of one process")
-    print("every figure equals that of one process")
+        raise SystemExit("the workers' results differ from those of one process")
+    print("every result equals that of one process")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""asyncio with an executor: a program that answers while its workers compute.
+"""asyncio with an executor: the event loop continues to run while workers compute.
 
-Each request has a handwritten digit, turned by some angle, and asks which of all digits is nearest.  The event loop
-is never held up: it counts how often it came round meanwhile.
+Each request contains a handwritten digit, rotated by some angle, and asks which of all digits is most similar.  The
+program counts the rounds of the event loop, to show that it is never blocked.
 
 Run it::
 
@@ -19,7 +19,7 @@ import shmarray
 
 
 def nearest(pictures: np.ndarray, asked: np.ndarray, angle: float) -> int:
-    """Runs in a worker: turns back the picture that was asked for, and looks for it."""
+    """Runs in a worker: rotates the picture back, and returns the number of the most similar digit."""
     turned = rotate(asked, -angle, reshape=False)
     return int(np.argmin(((pictures - turned) ** 2).sum(axis=(1, 2))))
 
@@ -51,9 +51,9 @@ def main() -> None:
         answers, rounds = asyncio.run(serve(shared, executor))
 
     right = sum(answer == number for number, answer in enumerate(answers))
-    print(f"{right} of {len(answers)} found again; the event loop came round {rounds} times meanwhile")
+    print(f"{right} of {len(answers)} found; meanwhile the event loop ran {rounds} rounds")
     if right < len(answers) // 2 or rounds < 2:
-        raise SystemExit("too few were found, or the event loop stood still")
+        raise SystemExit("too few were found, or the event loop was blocked")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""dask with `pool=`: how the pixels of handwritten digits vary together, block by block.
+"""dask with `pool=`: the covariance of the pixels of handwritten digits, block by block.
 
 Run it::
 
@@ -23,9 +23,9 @@ def main() -> None:
         found = covariance.compute()
 
     strongest = np.unravel_index(np.argmax(np.triu(found, 1)), found.shape)
-    print(f"{lazy.npartitions} blocks; pixels {strongest[0]} and {strongest[1]} go together most")
+    print(f"{lazy.npartitions} blocks; pixels {strongest[0]} and {strongest[1]} have the largest covariance")
     if not np.allclose(found, np.cov(pictures.T)):
-        raise SystemExit("dask's answer is not numpy's")
+        raise SystemExit("dask's answer differs from numpy's")
 
 
 if __name__ == "__main__":

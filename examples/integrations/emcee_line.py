@@ -1,4 +1,4 @@
-"""emcee with `pool=`: how sure is a line, and how much do patients scatter around it?
+"""emcee with `pool=`: how uncertain is a fitted line, and how much do patients scatter around it?
 
 Diabetes progression against body mass index, 442 patients; 16 walkers, evaluated by the workers.
 
@@ -18,7 +18,7 @@ WALKERS = 16
 
 
 def log_probability(parameters: np.ndarray, bmi: np.ndarray, progress: np.ndarray) -> float:
-    """Runs in a worker."""
+    """Runs in a worker: returns the logarithm of the probability."""
     base, slope, log_scatter = parameters
     residuals = progress - base - slope * bmi
     return float(-0.5 * np.sum((residuals / np.exp(log_scatter)) ** 2) - len(bmi) * log_scatter)
@@ -41,7 +41,7 @@ def main() -> None:
     for name, column in zip(("base", "slope", "log scatter"), chain.T, strict=True):
         print(f"{name:12}{column.mean():9.2f} +- {column.std():.2f}")
     if not np.array_equal(chain, sample(bmi, progress, None)):
-        raise SystemExit("the chain is not the serial one")
+        raise SystemExit("the chain differs from the serial one")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""scikit-learn through joblib: search the best classifier of handwritten digits, in parallel.
+"""scikit-learn through joblib: search for the best classifier of handwritten digits in parallel.
 
-Everything that scikit-learn runs with `n_jobs` goes through shared memory, and no estimator is told of it.  The table
-is made shared first, so that no task has a copy of it.
+Everything that scikit-learn runs with `n_jobs` uses shared memory, without changes to the estimators.  The table is
+shared first, so that no task gets a copy of it.
 
 Run it::
 
@@ -31,9 +31,9 @@ def main() -> None:
     with shmarray.scoped(data=pictures) as shared, joblib.parallel_config(backend="shmarray", n_jobs=2):
         parallel = search(shared, digits)
 
-    print(f"{len(pictures)} pictures, best: {parallel.best_params_}, {parallel.best_score_:.1%} right")
+    print(f"{len(pictures)} pictures, best: {parallel.best_params_}, {parallel.best_score_:.1%} correct")
     if not np.array_equal(parallel.cv_results_["mean_test_score"], serial.cv_results_["mean_test_score"]):
-        raise SystemExit("the parallel search is not the serial one")
+        raise SystemExit("the parallel search differs from the serial one")
 
 
 if __name__ == "__main__":
