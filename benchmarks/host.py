@@ -48,7 +48,7 @@ class Host:
         self._ask("load", work)
 
     def call(self, calls: int = 1) -> tuple[float, float]:
-        """Make so many calls; return the mean seconds per call, and the mean processor time."""
+        """Make the calls; return the mean seconds per call, and the mean processor time."""
         return self._ask("call", calls)
 
     def memory(self) -> int:

@@ -91,7 +91,7 @@ class Memory:
 
 
 def watch(root: int, has_ended: Callable[[float], bool], patience: float) -> Memory:
-    """Watch a tree's memory until something has ended, or for at most so many seconds."""
+    """Watch a tree's memory until something has ended, or until the patience (in seconds) is exhausted."""
     deadline = time.monotonic() + patience
     memory = Memory(root)
     while not has_ended(0.005) and time.monotonic() < deadline:

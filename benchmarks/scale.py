@@ -58,7 +58,7 @@ def measure(workers: int, rounds: int) -> dict[int, tuple[float, float]]:
 
 
 def copying_rate(threads: int, rounds: int) -> float:
-    """Return the median bytes per second that so many threads copy together, each with its own array."""
+    """Return the median bytes per second that the threads copy together, each with its own array."""
     sources = arrays(threads, 16 * MB)
     targets = [np.zeros_like(source) for source in sources]
     times = []

@@ -1,6 +1,6 @@
 """emcee with `pool=`: how uncertain is a fitted line, and how much do patients scatter around it?
 
-Diabetes progression against body mass index, 442 patients; 16 walkers, evaluated by the workers.
+Fits the progression of diabetes to the body mass index of 442 patients; the workers evaluate 16 walkers.
 
 Run it::
 

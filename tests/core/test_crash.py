@@ -29,7 +29,7 @@ def make(channel, maker, name):
 
 
 def kill_after(delay, maker, name):
-    """Kill the maker so many seconds after it started, whatever it is doing."""
+    """Kill the maker after a delay in seconds, whatever it is doing."""
     with Child(make, maker, name) as child:
         child.tell()
         deadline = time.monotonic() + delay

@@ -93,7 +93,7 @@ def test_a_missing_directory_is_named_in_the_error(tmp_path):
 
 
 def test_a_dangling_link_is_refused_not_waited_for(tmp_path):
-    """One call reports that the name is taken, the other that nothing is there: require must not loop for ever."""
+    """The name is taken for create, but missing for attach: require must not loop for ever."""
     path = tmp_path / "link.npy"
     path.symlink_to(tmp_path / "nowhere.npy")
     with (

@@ -24,7 +24,7 @@ def often():
 
 
 def at_once(work, count=THREADS):
-    """Run work(number) in so many threads that start together; raise here what any of them raised."""
+    """Run work(number) in threads that start together; raise what any of them raised."""
     barrier = Barrier(count)
     errors = []
 

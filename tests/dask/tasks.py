@@ -123,7 +123,7 @@ def wait_for_file_with(_, path):
 
 
 def total_after(table, seconds):
-    """Read the whole array, and keep its pages mapped for so long."""
+    """Read the whole array, and keep its pages mapped for some seconds."""
     total = float(np.asarray(table).sum())
     time.sleep(seconds)
     return total

@@ -26,7 +26,7 @@ MB = 1 << 20
 
 
 def start(network, client, counts, **options):
-    """Start hosts with so many workers each."""
+    """Start hosts, with the given number of workers on each."""
     found = [network.host() for _ in counts]
     before = len(client.nthreads())
     for host, count in zip(found, counts, strict=True):

@@ -103,7 +103,7 @@ class Day:
         way = self.rng.choice(list(deaths.WAYS))
         task = self.rng.choice((deaths.die_running, deaths.give_what_dies))
         call(self.pools[method], task, way, self._array())
-        raise AssertionError("it did not die")
+        raise AssertionError("the worker did not die")
 
     def raise_in_a_task(self, method):
         kind = self.rng.choice(list(errors.KINDS))
@@ -112,7 +112,7 @@ class Day:
         except errors.KINDS[kind] as error:
             assert str(error) == "told to"  # noqa: PT017 - the error is any of five kinds
         else:
-            raise AssertionError("it did not raise")
+            raise AssertionError("the task did not raise")
 
     def mistreat_pickle(self, method):
         task, *args = self.rng.choice(
@@ -131,7 +131,7 @@ class Day:
             raise
         except Exception:  # noqa: BLE001 - other tests check the type
             return
-        raise AssertionError("it did not raise")
+        raise AssertionError("the task did not raise")
 
     def fork_here(self, _):
         """Check that a child sees the kept arrays unchanged."""

@@ -17,7 +17,7 @@ SMALL = np.ones(10_000)
 
 
 def run_in_threads(count, function):
-    """Run ``function(number)`` in so many threads at once; return the exceptions that they raised."""
+    """Run ``function(number)`` in several threads at once; return the exceptions that they raised."""
     errors = []
 
     def run(number):

@@ -130,7 +130,7 @@ def end_pools():
     given.clear()
 
 
-# --- what is scarce -------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------
 
 
 def nothing():
@@ -203,7 +203,7 @@ def outcome(door, size):
 
 
 def main(size, before, after, in_workers):
-    """Use every door for so many bytes, with limits set before pools exist, after that, and in the workers.
+    """Use every door with arrays of `size` bytes; set limits before pools exist, after that, and in the workers.
 
     Then remove the limits and use every door again; print the outcomes of both rounds.
     """

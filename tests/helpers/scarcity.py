@@ -39,7 +39,7 @@ def _own_group():
 
 @contextmanager
 def memory_group(limit):
-    """Create a control group limited to so many bytes; yield the prefix that runs a command in it."""
+    """Create a control group with a memory limit in bytes; yield the prefix that runs a command in it."""
     parent, file = _own_group()
     group = f"{parent}/shmarray-test-{os.getpid()}"
     try:

@@ -26,21 +26,21 @@ def make(kind, method, workers=2, **options):
 
 
 def call(pool, func, *args):
-    """One call, by either front door."""
+    """Make one call and return its result."""
     if isinstance(pool, shmarray.Pool):
         return pool.apply_async(func, args).get(60)
     return pool.submit(func, *args).result(60)
 
 
 def start(pool, func, *args):
-    """Begin a call; gives what waits for its result, so many seconds."""
+    """Start a call; return a function that waits for its result, with a timeout in seconds."""
     if isinstance(pool, shmarray.Pool):
         return pool.apply_async(func, args).get
     return pool.submit(func, *args).result
 
 
 def finish(pool):
-    """Let it finish what it has, and wait for its end."""
+    """Let the pool finish its calls, and wait for its end."""
     if isinstance(pool, shmarray.Pool):
         pool.close()
         pool.join()
@@ -49,7 +49,7 @@ def finish(pool):
 
 
 def terminate(pool):
-    """End a Pool at once, an executor as it ends."""
+    """Terminate a Pool, or shut down an executor."""
     if isinstance(pool, shmarray.Pool):
         pool.terminate()
         pool.join()
@@ -58,12 +58,12 @@ def terminate(pool):
 
 
 def call_each(pool, func, items):
-    """One call for each item, in order."""
+    """Make a call for each item; return the results in order."""
     return pool.map(func, items, chunksize=1) if isinstance(pool, shmarray.Pool) else list(pool.map(func, items))
 
 
 def shared_memory_of(pool):
-    """Bytes of memory that a pool's blocks have now, and the words of its tasks."""
+    """Return the bytes of memory that a pool's blocks and the words of its tasks use."""
     return allocator_of(pool).memory()
 
 
@@ -78,7 +78,7 @@ def all_blocks_are_free(pool):
 
 
 def results_are_dropped(pool):
-    """Also by the thread that delivered them, which lets go of them a moment later than the test."""
+    """Return whether nothing refers to results any more; the delivering thread releases them after the test does."""
     return all(lease() is None for lease in list(allocator_of(pool)._leased.values()))
 
 
@@ -100,7 +100,7 @@ def add_one_in_place(x):
 
 
 def overwrite(x):
-    """Write to all that is there, and say what it was."""
+    """Overwrite the array, and return its previous content."""
     seen = x.copy()
     x[...] = np.zeros((), x.dtype)
     return seen

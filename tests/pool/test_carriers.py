@@ -315,7 +315,7 @@ def carriers(request):
 
 
 def assert_equal(got, expected, name):
-    """By the measure of its library, and array by array."""
+    """Compare as the object's own library does, and array by array."""
     assert type(got) is type(expected), name
     assert digests(got) == digests(expected), name
     cls = type(expected)

@@ -35,7 +35,7 @@ def where(array):
             first, end = (int(part, 16) for part in addresses.split("-"))
             if first <= address < end:
                 return int(inode), int(offset, 16) + address - first
-    raise AssertionError("it is in no mapping")
+    raise AssertionError("the array is in no mapping")
 
 
 def ramp(nbytes, first=0):
@@ -479,7 +479,7 @@ def test_a_claimed_array_is_given_back_once(order):
 
 
 def test_threads_that_release_arrays_at_any_moment():
-    """A map of an executor whose frames are still at work when some of its calls are packed."""
+    """A map of an executor is still submitting calls when some of them are packed."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
