@@ -108,7 +108,7 @@ def test_no_stdout_at_all(command, name):
     assert bool(raw.names(name)) == ("delete" not in command)
 
 
-def test_what_says_nothing_needs_no_stdout(name):
+def test_an_error_needs_no_stdout(name):
     shell = ["/bin/sh", "-c", f"{' '.join(COMMAND)} info {name} >&-"]
     done = subprocess.run(shell, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

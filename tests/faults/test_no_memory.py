@@ -301,7 +301,7 @@ assert left() == before
 """
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv(1) and root, to become another user")
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv(1) and root")
 def test_a_pool_is_made_with_all_its_processes_or_leaves_none(kind):
     """A pool must not hang if no process can be started. Regression: a failed fork left four descriptors open."""
     # Root has no limit on processes, and other tests run as this user.

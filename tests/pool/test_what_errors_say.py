@@ -141,7 +141,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in REFUSED for value in REFUSED[name]])
-def test_a_bad_number_is_named_before_anything_is_there(name, value, monkeypatch):
+def test_a_bad_number_is_named_before_anything_is_created(name, value, monkeypatch):
     monkeypatch.setattr(os, "pipe", None)
     with pytest.raises((TypeError, ValueError), match=f"^{name} must .*not {re.escape(repr(value))}"):
         shmarray.Pool(**{name: value})
@@ -151,7 +151,7 @@ def test_a_bad_number_is_named_before_anything_is_there(name, value, monkeypatch
             shmarray.ProcessPoolExecutor(**{name: value})
 
 
-def test_numbers_as_others_have_them():
+def test_numbers_of_other_types_are_accepted():
     two = np.int64(2)
     limit = Fraction(1, 8)
     with shmarray.Pool(two, context="fork", tasks_ahead=two, task_timeout=limit) as pool:
@@ -161,7 +161,7 @@ def test_numbers_as_others_have_them():
             pool.apply(misbehave, (-BAD,))
     with shmarray.ProcessPoolExecutor(two, "spawn", max_tasks_per_child=two, task_timeout=10**400) as executor:
         assert list(executor.map(abs, range(-9, 0), chunksize=two, buffersize=two)) == list(range(9, 0, -1))
-    with shmarray.Pool(True, context="fork") as pool:  # as with the stdlib
+    with shmarray.Pool(True, context="fork") as pool:  # as in the stdlib
         assert pool.apply(abs, (-1,)) == 1
 
 
@@ -180,7 +180,7 @@ SIZED = {
 
 @pytest.mark.parametrize("name", SIZED)
 def test_a_bad_size_is_named(name):
-    """A chunk size of 0 gave a map of None, and NaN one that never ended."""
+    """Regression: with a chunk size of 0, map returned None; with NaN, it never ended."""
     argument = "buffersize" if name.endswith("buffersize") else "chunksize"
     with make(name.split(".")[0], "fork") as pool:
         for size in (0, -1, 2.5, float("nan"), "2"):
@@ -190,8 +190,8 @@ def test_a_bad_size_is_named(name):
 
 
 @pytest.mark.parametrize("door", [shmarray.Pool, shmarray.ProcessPoolExecutor])
-def test_a_wrong_option_is_said_once(door):
-    """What __del__ raised was printed as well."""
+def test_a_wrong_option_is_reported_once(door):
+    """Regression: an exception in __del__ was printed too."""
     with pytest.raises(
         TypeError, match=rf"^{door.__name__}\.__init__\(\) got an unexpected keyword argument 'workers'"
     ):
@@ -199,7 +199,7 @@ def test_a_wrong_option_is_said_once(door):
 
 
 @pytest.mark.parametrize("name", ["map", "starmap", "imap", "imap_unordered"])
-def test_a_wrong_argument_is_said_of_the_method_that_the_user_called(name):
+def test_the_error_for_a_wrong_argument_names_the_method_that_was_called(name):
     method = getattr(shmarray.Pool, name)
     assert pickle.loads(pickle.dumps(method)) is method
     with make("Pool", "fork") as pool:
