@@ -194,15 +194,14 @@ def test_numbers_that_are_too_large():
     pool, executor = make("Pool", "fork", 1), make("Executor", "fork", 1)
     large = 10**30
     for error, refused in (
-        (ValueError, lambda: pool.map_async(abs, [-1, -2], large).get(LIMIT)),
-        (ValueError, lambda: next(pool.imap(abs, [-1], large))),
-        ((ValueError, OverflowError), lambda: list(executor.map(abs, [-1], chunksize=large))),
         (OverflowError, lambda: pool.apply_async(abs, (-1,)).get(1e300)),
         (OverflowError, lambda: executor.submit(abs, -1).result(1e300)),
         (ZeroDivisionError, lambda: call(pool, divmod, 10**20_000, 0)),
     ):
         with pytest.raises(error):
             refused()
+    assert pool.map_async(abs, [-1, -2], large).get(LIMIT) == [1, 2]
+    assert list(pool.imap(abs, [-1], large)) == list(executor.map(abs, [-1], chunksize=large)) == [1]
     assert list(pool.imap(abs, [-1], 2, buffersize=large)) == [1]
     assert call(pool, abs, -(10**20_000)) == 10**20_000
     assert call(executor, len, "x" * 20_000_000) == 20_000_000
