@@ -24,7 +24,7 @@ import shmarray
 from benchmarks.report import seconds
 from benchmarks.workloads import KB, MB, arrays, double, identity, look, numbers, size_text, total
 from shmarray.core import copying
-from shmarray.pool.arrays import allocator, blocks, calls, dedup, lending, pickling
+from shmarray.pool.arrays import allocator, blocks, buffers, calls, dedup, lending, pickling
 from shmarray.pool.engine import collector, placement
 
 # Where a constant is stored: several places if modules import it by name.
@@ -117,7 +117,7 @@ def _create(nbytes: int) -> Job:
 
 def constants() -> list[Constant]:
     kinds = (
-        *(_small, _long, _copy_out, _worth_sharing, _calls),
+        *(_small, _long, _short, _copy_out, _worth_sharing, _calls),
         *(_deep, _window_bytes, _window_seconds, _ahead, _balancing),
         *(_idle, _files, _threads, _chunk),
     )
@@ -140,6 +140,16 @@ def _long() -> Constant:
     rows = [Row(f"200 x {size_text(size)} of text", partial(_map, len, copies, "x" * size, 200)) for size in sizes]
     columns = {"in the message": _NONE, "in a block": _ALL}
     return Constant("LONG", "the size from which pickles are in a block", ((pickling, "LONG"),), columns, rows)
+
+
+def _short() -> Constant:
+    rows = []
+    for size in (64 * KB, 256 * KB, 512 * KB, MB, 4 * MB):
+        items = arrays, 50, size
+        rows += [Row(f"50 x {size_text(size)}, x.sum()", partial(_map, total, *items))]
+        rows += [Row(f"50 x {size_text(size)}, x * 2", partial(_map, double, *items))]
+    columns = {"releasing the GIL": 0, "holding it": _NONE}
+    return Constant("_SHORT", "the size up to which a copy holds the GIL", ((buffers, "_SHORT"),), columns, rows)
 
 
 def _copy_out() -> Constant:

@@ -18,8 +18,9 @@ from typing import Any
 
 SEQPACKET: int | None = getattr(socket, "SOCK_SEQPACKET", None)
 # Not to wait, and no SIGPIPE if there is no reader, also in a program that has set it to end it.
-DONTWAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
-NOSIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+# Plain integers, because combining members of an enumeration takes as long as sending a packet.
+DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+NOSIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
 # macOS has this in the place of the flag; Python does not export it.
 _SO_NOSIGPIPE = 0x1022
 _SIGPIPE = (signal.SIGPIPE,)

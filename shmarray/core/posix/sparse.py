@@ -1,5 +1,6 @@
 """An anonymous file in memory, of any size, in which only the requested parts take memory."""
 
+import ctypes
 import errno
 import os
 import time
@@ -183,16 +184,19 @@ class Part:
     ----------
     address, size : int
         Bytes.
+    memory : memoryview
+        All its bytes; it does not keep the part mapped.
     private : bool
         Whether writes stay in this process (copy-on-write).
     """
 
-    __slots__ = ("__weakref__", "_entered", "_entered_at", "_offset", "address", "private", "size")
+    __slots__ = ("__weakref__", "_entered", "_entered_at", "_offset", "address", "memory", "private", "size")
 
     def __init__(self, fd: int, offset: int, size: int, private: bool) -> None:
         self.size = 0
         self.address = maps.map_file(fd, size, writable=True, private=private, offset=offset)
         self.size = size
+        self.memory = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
         self.private = private
         self._offset = offset
         self._entered = 0

@@ -24,7 +24,7 @@ from shmarray.core.posix import SparseFile
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import forks
 from shmarray.pool.arrays.blocks import BLOCK_SIZE, IDLE, PAGE, BlockMap, Lease, LeaseRef, offset_of, whole_pages
-from shmarray.pool.arrays.buffers import ALIGNMENT, Octets
+from shmarray.pool.arrays.buffers import ALIGNMENT, Octets, copy_bytes
 from shmarray.pool.arrays.leased_arrays import Place, places
 from shmarray.pool.threads import Fence
 
@@ -171,8 +171,10 @@ class BlockAllocator(BlockMap):
         free = self._free_lists[use]
         for source in (free.full, free.empty):
             if source:
-                with suppress(IndexError):  # another thread was quicker
+                try:
                     return source.pop()
+                except IndexError:  # another thread was quicker
+                    continue
         return self._new(free, use)
 
     def _new(self, free: FreeList, use: Use) -> Block:
@@ -337,11 +339,11 @@ class BlockAllocator(BlockMap):
     def copy_out(self, block: Block, offset: int, target: NDArray[np.uint8]) -> None:
         """Copy part of a block, through its mapping if there is one."""
         try:
-            octets = self.shared(block.index, block.reserved).octets()
+            part = self.shared(block.index, block.reserved)
         except OSError:
             self.read(block.index, offset, target)
         else:
-            np.copyto(target, octets[offset : offset + len(target)])
+            copy_bytes(target.data, part.memory[offset : offset + len(target)])
 
     def deliver(self, block: Block, ranges: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
         """Parts of a block, (offset, size) each, for the user; taken back when no array uses any of them.

@@ -180,7 +180,8 @@ class BlockMap:
         """
         offsets, end = layout(buffers, start, alignment)
         if end <= reserved:
-            copy_all_into(self.ready(index, end).octets(), buffers, offsets)
+            part = self.ready(index, end)
+            copy_all_into(part.memory, buffers, offsets)
             return offsets, reserved
         file = self.file(index)
         if all(buffer.flags.forc for buffer in buffers):
@@ -188,7 +189,8 @@ class BlockMap:
                 file.write(offset_of(index) + offset, octets_of(buffer))
         else:
             self.reserve(index, reserved, end)
-            copy_all_into(self.ready(index, end).octets(), buffers, offsets)
+            part = self.ready(index, end)
+            copy_all_into(part.memory, buffers, offsets)
         return offsets, whole_pages(end)
 
     def read(self, index: int, offset: int, target: NDArray[np.uint8]) -> None:

@@ -11,6 +11,11 @@ ALIGNMENT = 64
 Octets = NDArray[np.uint8]
 # Of the others there may be bytes that numpy does not copy (padding).
 _NUMBERS = frozenset("biufc")
+# Types whose memory a memoryview can cast to bytes.
+_CAST = frozenset("?bBhHiIlLqQfd")
+# Bytes that are copied while holding the GIL: getting it back from another thread would take longer than the copy
+# (benchmarks/constants.py: _SHORT).
+_SHORT = 512 << 10
 
 
 def layout(buffers: Sequence[NDArray[Any]], start: int = 0, alignment: int = ALIGNMENT) -> tuple[list[int], int]:
@@ -24,17 +29,28 @@ def layout(buffers: Sequence[NDArray[Any]], start: int = 0, alignment: int = ALI
     return offsets, end
 
 
-def copy_into(target: Octets, buffer: NDArray[Any]) -> None:
+def copy_into(target: memoryview, buffer: NDArray[Any]) -> None:
     """Copy an array to these bytes, in column-major order if it has that and in row-major order otherwise."""
-    if buffer.dtype.kind in _NUMBERS:  # half the time of making octets
-        np.copyto(np.ndarray(buffer.shape, buffer.dtype, target, 0, None, "F" if buffer.flags.fnc else "C"), buffer)
-    elif buffer.flags.forc:
-        np.copyto(target, octets_of(buffer))
+    dtype, flags = buffer.dtype, buffer.flags
+    if buffer.nbytes <= _SHORT and flags.c_contiguous and dtype.char in _CAST and dtype.isnative:
+        target[:] = buffer.data.cast("B")
+    elif dtype.kind in _NUMBERS:  # half the time of making octets
+        np.copyto(np.ndarray(buffer.shape, dtype, target, 0, None, "F" if flags.fnc else "C"), buffer)
+    elif flags.forc:
+        copy_bytes(target, octets_of(buffer).data)
     else:
-        np.copyto(np.ndarray(buffer.shape, buffer.dtype, target), buffer)
+        np.copyto(np.ndarray(buffer.shape, dtype, target), buffer)
 
 
-def copy_all_into(target: Octets, buffers: Sequence[NDArray[Any]], offsets: Sequence[int]) -> None:
+def copy_bytes(target: memoryview, source: memoryview) -> None:
+    """Copy bytes; releases the GIL if there are many."""
+    if len(source) <= _SHORT:
+        target[:] = source
+    else:
+        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+
+
+def copy_all_into(target: memoryview, buffers: Sequence[NDArray[Any]], offsets: Sequence[int]) -> None:
     for buffer, offset in zip(buffers, offsets, strict=True):
         copy_into(target[offset : offset + buffer.nbytes], buffer)
 

@@ -29,6 +29,8 @@ from shmarray.pool._stdlib import registered
 REMEDY = "move it to a module that workers can import, or install cloudpickle to send it by value"
 _SIMPLE = frozenset((type(None), bool, int, float, complex, str, bytes, np.ndarray))
 _MISSING = object()
+# Bytes from which searching a pickle takes longer than looking at the main module.
+_LONG = 2 << 10
 
 
 # --- when it is needed ---------------------------------------------------------------
@@ -36,7 +38,9 @@ _MISSING = object()
 
 def names_missing_main(pickled: bytes) -> bool:
     """Whether a pickle may name what is in a ``__main__`` that other processes cannot import."""
-    return b"__main__" in pickled and not main_module.is_importable()
+    if len(pickled) < _LONG:
+        return b"__main__" in pickled and not main_module.is_importable()
+    return not main_module.is_importable() and b"__main__" in pickled
 
 
 def is_available() -> bool:

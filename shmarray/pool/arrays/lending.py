@@ -379,9 +379,10 @@ class Lending:
             blocks.result = None
 
     def _give_back(self, blocks: TaskBlocks) -> None:
-        for block in blocks.arguments:
-            self._unused(block)
-        blocks.arguments.clear()
+        if blocks.arguments:
+            for block in blocks.arguments:
+                self._unused(block)
+            blocks.arguments.clear()
         if blocks.result is not None:
             self._unused(blocks.result)
             blocks.result = None
@@ -398,10 +399,11 @@ class Lending:
 
     def _unused(self, block: Block) -> None:
         """Give a block back, now or when no worker retains it any more."""
-        with self._lock:
-            if block.retain_count:
-                block.release_pending = True
-                return
+        if block.retain_count:  # checked without the lock first: no worker can begin to retain it now
+            with self._lock:
+                if block.retain_count:
+                    block.release_pending = True
+                    return
         if self.allocator is not None:
             self.allocator.give_back(block)
 

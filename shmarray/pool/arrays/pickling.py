@@ -69,8 +69,9 @@ class PickledObject(NamedTuple):
     def nbytes(self) -> int:
         """Of the buffers that are this object's alone, and of a pickle that needs a block."""
         size = len(self.pickle) if len(self.pickle) > LONG else 0
-        if self.buffers:
-            size += sum(buffer.nbytes for buffer in self.buffers if isinstance(buffer, np.ndarray))
+        for buffer in self.buffers:
+            if isinstance(buffer, np.ndarray):
+                size += buffer.nbytes
         return size
 
     def for_block(self) -> list[Buffer]:
@@ -84,7 +85,7 @@ class PickledObject(NamedTuple):
         arrays = [buffer if isinstance(buffer, np.ndarray) else buffer.array for buffer in self.buffers]
         offsets, end = layout(arrays)
         target = np.empty(end, np.uint8)
-        copy_all_into(target, arrays, offsets)
+        copy_all_into(target.data, arrays, offsets)
         spans = tuple((INLINE, offset, array.nbytes, False) for array, offset in zip(arrays, offsets, strict=True))
         return Payload(self.pickle, spans, target.data)
 
