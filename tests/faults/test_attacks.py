@@ -21,7 +21,7 @@ from tests.pool import tasks
 from tests.pool.tasks import all_blocks_are_free, make, start, terminate
 
 LIMIT = 20
-SMALL = 10_000  # items of 8 bytes: above the 64 KB from which arrays travel in blocks
+SMALL = 10_000  # items of 8 bytes: above the 32 KB from which arrays travel in blocks
 
 
 def test_calls_fail_while_no_worker_can_be_started_and_later_succeed(kind, monkeypatch):

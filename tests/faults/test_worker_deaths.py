@@ -28,7 +28,7 @@ from tests.pool.tasks import START_METHODS, all_blocks_are_free, allocator_of, c
 
 # Seconds after which a call is considered hung; two are promised on an otherwise idle machine.
 LIMIT = 20
-SMALL = 10_000  # items of 8 bytes: above the 56 KB from which arrays travel in blocks
+SMALL = 10_000  # items of 8 bytes: above the 32 KB from which arrays travel in blocks
 
 
 class Door:

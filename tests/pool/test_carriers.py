@@ -19,7 +19,7 @@ import shmarray
 from shmarray.pool.arrays import pickling
 from tests.pool.tasks import call, make
 
-SIZE = 9_000  # items of 8 bytes: just above the 56 KB from which arrays go in a block
+SIZE = 4_500  # items of 8 bytes: just above the 32 KB from which arrays go in a block
 ROWS = 18_000  # rows of a table, whose strings have offsets of 4 bytes
 KEPT: list[Any] = []
 optional = functools.partial(pytest.importorskip, reason="tests an optional library whose objects contain arrays")

@@ -13,7 +13,7 @@ from shmarray.pool.arrays import allocator
 from tests.pool import tasks
 from tests.pool.tasks import call
 
-BIG = 50_000  # items of 8 bytes: well above the 56 KB from which arrays go in blocks
+BIG = 50_000  # items of 8 bytes: well above the 32 KB from which arrays go in blocks
 
 
 @pytest.fixture(params=tasks.START_METHODS)

@@ -242,7 +242,7 @@ class Numbered(Starred):
 
 DTYPES = ["u1", "?", "<i4", "<f8", "c16", "M8[us]", [("a", "<i8"), ("b", "S8")]]
 # Bytes, near the limits at which arrays go in blocks, results stay in them, and tasks share blocks.
-THRESHOLDS = [56 << 10, 512 << 10, 1 << 20]
+THRESHOLDS = [32 << 10, 128 << 10, 512 << 10, 1 << 20]
 SIZES = st.one_of(
     st.sampled_from([0, 16, 4096]),
     st.builds(lambda size, more: size + 16 * more, st.sampled_from(THRESHOLDS), st.sampled_from([-1, 0, 1, 600])),

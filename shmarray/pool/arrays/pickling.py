@@ -1,6 +1,6 @@
 """Objects to (pickle, buffers) and back.
 
-Arrays of 56 kB or more are left out of an object's pickle, which refers to a buffer for each
+Arrays of 32 kB or more are left out of an object's pickle, which refers to a buffer for each
 (PEP 574).  Each buffer is copied once, to memory that the other process can read.  Arrays that
 are already shared are sent as references.
 
@@ -31,7 +31,7 @@ from shmarray.pool.arrays.by_reference import by_reference
 from shmarray.pool.arrays.messages import INLINE, Payload, Span
 
 # Smaller arrays are faster in the pickle than in a block (benchmarks/constants.py: SMALL).
-SMALL = 56 << 10
+SMALL = 32 << 10
 # Longer pickles go into the block as well: messages stay one packet (benchmarks/constants.py: LONG).
 LONG = 60 << 10
 # Not objects, and not numpy's StringDType: theirs are pointers.
