@@ -477,6 +477,26 @@ def test_slow_calls_can_be_cancelled_until_they_are_sent(tmp_path):
         assert [future.cancelled() for future in futures] == cancelled
 
 
+@pytest.mark.parametrize("by_map", [False, True], ids=["submit", "map"])
+def test_a_burst_of_slow_calls_after_tiny_ones_can_be_cancelled(tmp_path, by_map):
+    """How many calls a worker has ahead depends on how long the calls of the same function took."""
+    with make("Executor", "fork", 1) as executor:
+        list(executor.map(abs, range(300), chunksize=1 + by_map))
+        futures = []
+        if by_map:
+            submit = executor.submit
+            executor.submit = lambda *args: futures.append(submit(*args)) or futures[-1]
+            executor.map(tasks.wait_for_file, [str(tmp_path / "go")] * 40, chunksize=2)
+        else:
+            futures += [executor.submit(tasks.wait_for_file, str(tmp_path / "go")) for _ in range(20)]
+        wait_until(futures[1].running)
+        time.sleep(0.05)  # more calls would be sent in this time
+        try:
+            assert all(future.cancel() for future in futures[2:])
+        finally:
+            (tmp_path / "go").touch()
+
+
 def test_after_tiny_calls_those_behind_a_slow_one_can_be_cancelled(tmp_path):
     """A worker that answers quickly has many calls ahead; one that has been silent for a while has few."""
     with make("Executor", "fork", 1) as executor:

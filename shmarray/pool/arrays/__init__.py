@@ -24,7 +24,7 @@ from shmarray.pool.arrays import messages
 from shmarray.pool.arrays.allocator import BlockAllocator
 from shmarray.pool.arrays.blocks import BlockMap
 from shmarray.pool.arrays.by_value import begin_worker, for_start
-from shmarray.pool.arrays.calls import Call, FunctionCache, compact
+from shmarray.pool.arrays.calls import Call, FunctionCache, compact, users_function
 from shmarray.pool.arrays.dedup import RepeatedArrays, repeated_arrays
 from shmarray.pool.arrays.lending import Lending, RetainedBlocks, TaskBlocks
 from shmarray.pool.arrays.pickling import PickledObject, dumps, is_plain
@@ -51,4 +51,5 @@ __all__ = [
     "is_plain",
     "messages",
     "repeated_arrays",
+    "users_function",
 ]

@@ -237,7 +237,8 @@ class BlockMap:
 
     def set_word(self, index: int, value: int) -> None:
         if index < _WORDS:
-            self.control_words()[index] = value
+            words = self._words if self._words is not None else self.control_words()
+            words[index] = value
 
     def control_words(self) -> memoryview:
         """All words, mapped; of those whose memory was not reserved yet, none may be touched."""

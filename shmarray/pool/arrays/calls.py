@@ -73,6 +73,12 @@ def compact(
     return Call((wrapper, True, pickled, tuple(rest)), func, items)
 
 
+def users_function(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """The function of a call, without the stdlib's wrapper."""
+    wrapper, inner = _unwrapped(func, args)
+    return inner[0] if wrapper else func
+
+
 def _unwrapped(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
     """The stdlib's wrapper and what it calls; only as the stdlib itself makes it."""
     if func is mapstar or func is starmapstar:

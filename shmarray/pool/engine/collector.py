@@ -189,7 +189,7 @@ class Collector:
         worker.is_full = False
         worker.since = time.monotonic()
         self._workers.fence()
-        self._placement.answered(worker, message.seconds)
+        self._placement.answered(worker, task.func, message.seconds)
         self._feeder.answered(worker)
         outcome = self._lending.unpack(task.blocks, message, worker.retained)
         self._calls.set_result(task.job, task.index, outcome)

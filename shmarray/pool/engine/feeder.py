@@ -12,8 +12,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
-from shmarray.pool._stdlib import TERMINATE
-from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps
+from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps, users_function
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.workers import WorkerHandle
@@ -96,7 +95,7 @@ class Feeder:
             item = self._state.tasks.get()
             if item is None:
                 # The tasks of a call that is registered may come a moment after the pool was closed.
-                if self._state.phase == TERMINATE or not self._calls:
+                if self._state.is_terminated or not self._calls:
                     break
                 continue
             sequence, set_length = item
@@ -116,7 +115,7 @@ class Feeder:
         cache = FunctionCache()
         while held := list(islice(tasks, 1)):  # a for loop would keep a reference to the task
             job, index = held[0][:2]
-            if self._state.phase == TERMINATE:
+            if self._state.is_terminated:
                 raise _Terminated
             if len(held[0]) == _PACKED:
                 self._feed_packed(held.pop()[2])
@@ -136,7 +135,7 @@ class Feeder:
         job, index = held[0][:2]
         extra = held[0][5] if len(held[0]) > 5 else NO_EXTRA  # its owner lives until the task is packed
         self._job = job
-        if self._calls.can_be_cancelled and not self._may_begin(job):
+        if self._calls.can_be_cancelled and not self._may_begin(job, users_function(*held[0][2:4])):
             return first
         try:
             flight, pickled, first = self._pickled(held, extra, first, cache)
@@ -146,7 +145,7 @@ class Feeder:
         except _CallFailed:
             pass
         except BaseException as error:  # noqa: BLE001 - user code: __reduce__ of an argument
-            if self._state.phase == TERMINATE:  # so the blocks may be gone already, and no call has to be told
+            if self._state.is_terminated:  # so the blocks may be gone already, and no call has to be told
                 raise _Terminated from None
             self._not_sent(job, index, error)
         return first
@@ -168,17 +167,17 @@ class Feeder:
             self._lending.lost(task.blocks, ran=False)
             return
         with suppress(_CallFailed):
-            self._send_or_give_back(task, self._placement.depth(self._lending.result_bytes))
+            self._send_or_give_back(task, self._placement.depth(task.func, self._lending.result_bytes))
 
     def _not_sent(self, job: int, index: int, error: BaseException) -> None:
         # They hold the arguments, and the call holds the error: in a cycle, once that was raised.
         traceback.clear_frames(error.__traceback__)
         self._calls.not_sent(job, index, error)
 
-    def _may_begin(self, job: int) -> bool:
+    def _may_begin(self, job: int, func: Any) -> bool:
         """Wait until a worker can take a call; False if it was cancelled or has failed by then."""
         try:
-            self._wait(self._placement.depth(self._lending.result_bytes))
+            self._wait(self._placement.depth(func, self._lending.result_bytes))
         except _CallFailed:
             return False
         if self._calls.begin(job):
@@ -201,7 +200,7 @@ class Feeder:
 
     def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
         """Pack a task and send it to the least busy worker, waiting until one has room."""
-        depth = self._placement.depth(pickled.nbytes + self._lending.result_bytes)
+        depth = self._placement.depth(task.func, pickled.nbytes + self._lending.result_bytes)
         if pickled.buffers:
             self._wait(depth)  # before it takes memory
         task.data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
@@ -265,7 +264,7 @@ class Feeder:
         with self._workers.lock:
             self._refill = depth // 2  # not at each answer: waking a thread costs as much as a small task
             while True:
-                if self._state.phase == TERMINATE:
+                if self._state.is_terminated:
                     raise _Terminated
                 if self._job not in self._calls:
                     raise _CallFailed

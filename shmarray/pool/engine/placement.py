@@ -2,7 +2,8 @@
 
 A worker is assigned tasks in advance so that it never waits for the caller, but no more than it
 needs: tasks in flight use memory, cannot be cancelled, and may wait behind a slow task.  So
-their number is limited by a maximum, by bytes, and by the time that recent tasks took.
+their number is limited by a maximum, by bytes, and by the time that recent tasks of the same
+function took.
 
 The cost of a choice does not depend on the number of workers: idle workers and those with room
 are in separate queues, and outdated entries are dropped when they are found.
@@ -10,6 +11,8 @@ are in separate queues, and outdated entries are dropped when they are found.
 
 import time
 from collections import deque
+from types import FunctionType
+from typing import Any
 
 from shmarray.pool.engine.workers import WorkerHandle, WorkerSet
 
@@ -21,6 +24,8 @@ WINDOW_BYTES = 4 << 20
 # Seconds of work that a worker may have, if that is more than `ahead` tasks
 # (benchmarks/constants.py: WINDOW_SECONDS).
 WINDOW_SECONDS = 0.002
+# Functions whose times are kept: programs that make functions have any number of them.
+_MOST_FUNCTIONS = 100
 
 
 class Placement:
@@ -31,30 +36,33 @@ class Placement:
     workers : WorkerSet
     ahead : int
         How many tasks a worker may have in any case.
-
-    Attributes
-    ----------
-    seconds : float
-        How long recent tasks took: rises at once, and falls slowly.
     """
 
     def __init__(self, workers: WorkerSet, ahead: int) -> None:
         self._workers = workers
         self.ahead = ahead
-        self.seconds = WINDOW_SECONDS
+        # How long recent tasks of each function took: rises at once, and falls slowly.
+        self._seconds: dict[Any, float] = {}
         self._idle: deque[WorkerHandle] = deque()
         self._with_room: deque[WorkerHandle] = deque()
 
-    def depth(self, nbytes: float) -> int:
-        """The maximum number of tasks per worker for this size and the duration of recent tasks."""
-        most = min(DEEP, WINDOW_SECONDS / self.seconds) if self.seconds > 0 else DEEP
+    def depth(self, func: Any, nbytes: float) -> int:
+        """The maximum number of tasks per worker for this size and the duration of the function's recent tasks."""
+        seconds = self._seconds.get(_kind(func), WINDOW_SECONDS)
+        most = min(DEEP, WINDOW_SECONDS / seconds) if seconds > 0 else DEEP
         if nbytes:
             most = min(most, WINDOW_BYTES / nbytes)
         return max(self.ahead, int(most))
 
-    def answered(self, worker: WorkerHandle, seconds: float) -> None:
+    def answered(self, worker: WorkerHandle, func: Any, seconds: float) -> None:
         """Note that a worker has answered; in the collecting thread, without the lock."""
-        self.seconds = max(seconds, 0.75 * self.seconds)
+        kind = _kind(func)
+        before = self._seconds.get(kind)
+        if before is None:
+            before = WINDOW_SECONDS
+            if len(self._seconds) >= _MOST_FUNCTIONS:
+                self._seconds.clear()
+        self._seconds[kind] = max(seconds, 0.75 * before)
         self.offer(worker)
 
     def offer(self, worker: WorkerHandle) -> None:
@@ -106,3 +114,8 @@ class Placement:
             self.offer(worker)
         elif self._with_room and self._with_room[0] is worker:
             self._with_room.rotate(-1)
+
+
+def _kind(func: Any) -> Any:
+    """What tells a function from others, without its data; all partials, for instance, are of one kind."""
+    return func.__code__ if type(func) is FunctionType else type(func)

@@ -62,6 +62,8 @@ class PoolState:
     ----------
     phase : str
         RUN, CLOSE or TERMINATE, and never back.
+    is_terminated : bool
+        Whether that is TERMINATE, as is asked for each task.
     failure : BaseException or None
         Why the pool can be used no more.
     tasks : SimpleQueue
@@ -81,7 +83,8 @@ class PoolState:
         ahead: int,
         replaces_workers: bool,
     ) -> None:
-        self._is_closed = self._is_terminated = False
+        self._is_closed = False
+        self.is_terminated = False
         self.failure: BaseException | None = None
         self.workers = workers
         self.lending = lending
@@ -95,12 +98,12 @@ class PoolState:
     @property
     def phase(self) -> Any:
         # Two flags that are set, but never cleared, so that threads cannot undo each other's changes.
-        return TERMINATE if self._is_terminated else CLOSE if self._is_closed else RUN
+        return TERMINATE if self.is_terminated else CLOSE if self._is_closed else RUN
 
     @phase.setter
     def phase(self, phase: Any) -> None:
         if phase == TERMINATE:
-            self._is_terminated = True
+            self.is_terminated = True
         elif phase == CLOSE:
             self._is_closed = True
 
