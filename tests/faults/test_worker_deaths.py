@@ -138,7 +138,7 @@ def packing(door, way):
 def sending(door, way):
     """The worker waits for room for its result."""
     with patch.object(placement, "WINDOW_SECONDS", 1000.0):  # gives each worker many tasks, however long they take
-        for get in [door.start(deaths.pid) for _ in range(DEEP)]:
+        for get in [door.start(deaths.give_much, None) for _ in range(DEEP)]:
             get(LIMIT)
         return _sending(door, way, deaths.give_much, 40, 24_000)
 
