@@ -63,7 +63,7 @@ class PoolState:
     phase : str
         RUN, CLOSE or TERMINATE, and never back.
     is_terminated : bool
-        Whether that is TERMINATE, as is asked for each task.
+        Whether the phase is TERMINATE; an attribute, because it is read for each task.
     failure : BaseException or None
         Why the pool can be used no more.
     tasks : SimpleQueue
