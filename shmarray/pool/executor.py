@@ -129,7 +129,7 @@ class ProcessPoolExecutor(StockExecutor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._forks = mp_context.get_start_method(allow_none=False) == "fork"
-        _check_quota(max_tasks_per_child, forks=self._forks)
+        max_tasks_per_child = _checked_quota(max_tasks_per_child, forks=self._forks)
         task_timeout = checked_timeout(task_timeout)
         # Monitoring programs read the next four attributes.
         self._max_workers = max_workers
@@ -324,15 +324,16 @@ class ProcessPoolExecutor(StockExecutor):
         self.shutdown(wait=True, cancel_futures=isinstance(error, KeyboardInterrupt))
 
 
-def _check_quota(max_tasks_per_child: Any, *, forks: bool) -> None:
+def _checked_quota(max_tasks_per_child: Any, *, forks: bool) -> int | None:
     if max_tasks_per_child is None:
-        return
-    checked_size("max_tasks_per_child", max_tasks_per_child)
+        return None
+    quota = checked_size("max_tasks_per_child", max_tasks_per_child)
     if forks:
         raise ValueError(
             "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
             "supply a different mp_context."
         )
+    return quota
 
 
 def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:

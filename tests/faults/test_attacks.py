@@ -361,6 +361,18 @@ child.communicate()
 """)
 
 
+def test_a_blocked_signal_is_not_sent_if_no_child_has_ended():
+    run_script("""
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+import shmarray
+with shmarray.Pool(1, context="forkserver") as pool:
+    assert pool.apply(abs, (-1,)) == 1
+    assert not signal.sigpending()
+pool.join()
+""")
+
+
 def test_an_excepthook_that_raises_ends_no_thread(monkeypatch):
     def hook(_):
         raise SystemExit

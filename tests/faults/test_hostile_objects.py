@@ -48,6 +48,30 @@ def test_a_stuck_task_that_cannot_be_named(kind):
     terminate(pool)
 
 
+class Unhashable(type):
+    """A metaclass whose classes cannot be keys of a dictionary."""
+
+    def __eq__(cls, other):
+        return cls is other
+
+    __hash__ = None
+
+
+class OfAnUnhashableClass(metaclass=Unhashable):
+    def __call__(self):
+        raise AssertionError("pickle cannot send it")
+
+
+def test_a_function_whose_class_cannot_be_hashed_fails_its_own_call_only(kind, tmp_path):
+    pool = make(kind, "fork")
+    other = start(pool, tasks.wait_for_file, str(tmp_path / "go"))
+    with pytest.raises(TypeError, match="unhashable"):
+        start(pool, OfAnUnhashableClass())(LIMIT)
+    (tmp_path / "go").touch()
+    other(LIMIT)
+    terminate(pool)
+
+
 class Sleeper:
     def __init__(self, kind):
         self.kind = kind

@@ -215,7 +215,7 @@ def test_a_worker_may_answer_between_two_checks_of_its_tasks():
 
 def test_no_thread_undoes_the_end_of_a_pool():
     state = PoolState.__new__(PoolState)
-    state._is_closed = state._is_terminated = False
+    state._is_closed = state.is_terminated = False
     assert state.phase == RUN
     state.phase = TERMINATE
     state.phase = CLOSE

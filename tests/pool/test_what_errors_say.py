@@ -136,7 +136,7 @@ REFUSED = {
     "processes": [10**30, 0, -1, 2.5, "2"],
     "maxtasksperchild": [0, 2.5, "2"],
     "tasks_ahead": [0, 2.5, "2", True],
-    "task_timeout": [0, -1, float("nan"), "2", True],
+    "task_timeout": [0, -1, -(10**400), float("nan"), "2", True],
 }
 
 
@@ -151,6 +151,13 @@ def test_a_bad_number_is_named_before_anything_is_created(name, value, monkeypat
             shmarray.ProcessPoolExecutor(**{name: value})
 
 
+class Two:
+    """A number for `operator.index`, and for nothing else."""
+
+    def __index__(self):
+        return 2
+
+
 def test_numbers_of_other_types_are_accepted():
     two = np.int64(2)
     limit = Fraction(1, 8)
@@ -159,7 +166,7 @@ def test_numbers_of_other_types_are_accepted():
         assert list(pool.imap(abs, range(-9, 0), two, buffersize=two)) == list(range(9, 0, -1))
         with pytest.raises(TaskTimeoutError, match=r"0\.125 s"):
             pool.apply(misbehave, (-BAD,))
-    with shmarray.ProcessPoolExecutor(two, "spawn", max_tasks_per_child=two, task_timeout=10**400) as executor:
+    with shmarray.ProcessPoolExecutor(two, "spawn", max_tasks_per_child=Two(), task_timeout=10**400) as executor:
         assert list(executor.map(abs, range(-9, 0), chunksize=two, buffersize=two)) == list(range(9, 0, -1))
     with shmarray.Pool(True, context="fork") as pool:  # as in the stdlib
         assert pool.apply(abs, (-1,)) == 1

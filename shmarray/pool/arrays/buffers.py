@@ -11,8 +11,6 @@ ALIGNMENT = 64
 Octets = NDArray[np.uint8]
 # Of the others there may be bytes that numpy does not copy (padding).
 _NUMBERS = frozenset("biufc")
-# Types whose memory a memoryview can cast to bytes.
-_CAST = frozenset("?bBhHiIlLqQfd")
 # Bytes that are copied while holding the GIL: getting it back from another thread would take longer than the copy
 # (benchmarks/constants.py: _SHORT).
 _SHORT = 512 << 10
@@ -32,10 +30,11 @@ def layout(buffers: Sequence[NDArray[Any]], start: int = 0, alignment: int = ALI
 def copy_into(target: memoryview, buffer: NDArray[Any]) -> None:
     """Copy an array to these bytes, in column-major order if it has that and in row-major order otherwise."""
     dtype, flags = buffer.dtype, buffer.flags
-    if buffer.nbytes <= _SHORT and flags.c_contiguous and dtype.char in _CAST and dtype.isnative:
-        target[:] = buffer.data.cast("B")
-    elif dtype.kind in _NUMBERS:  # half the time of making octets
-        np.copyto(np.ndarray(buffer.shape, dtype, target, 0, None, "F" if flags.fnc else "C"), buffer)
+    if dtype.kind in _NUMBERS:  # half the time of making octets
+        if 0 < buffer.nbytes <= _SHORT and flags.c_contiguous:
+            target[:] = buffer.data.cast("B")
+        else:
+            np.copyto(np.ndarray(buffer.shape, dtype, target, 0, None, "F" if flags.fnc else "C"), buffer)
     elif flags.forc:
         copy_bytes(target, octets_of(buffer).data)
     else:

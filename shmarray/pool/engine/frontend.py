@@ -59,7 +59,7 @@ def checked_context(context: Any) -> Any:
 
 
 def checked_size(name: str, value: Any) -> int:
-    """A number of things, at least 1, as an int; more than `sys.maxsize`, which itertools refuses, is as good as that.
+    """A number of things, at least 1, as an int; at most `sys.maxsize`, because itertools takes no more.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def checked_timeout(task_timeout: Any) -> float | None:
     try:
         seconds = float(task_timeout)
     except OverflowError:
-        seconds = math.inf
+        seconds = math.inf if operator.gt(task_timeout, 0) else -math.inf
     if not seconds > 0:
         raise ValueError(f"task_timeout must be greater than 0 seconds, not {task_timeout}")
     return seconds

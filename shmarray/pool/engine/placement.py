@@ -42,7 +42,7 @@ class Placement:
         self._workers = workers
         self.ahead = ahead
         # How long recent tasks of each function took: rises at once, and falls slowly.
-        self._seconds: dict[Any, float] = {}
+        self._seconds: dict[int, float] = {}
         self._idle: deque[WorkerHandle] = deque()
         self._with_room: deque[WorkerHandle] = deque()
 
@@ -116,6 +116,7 @@ class Placement:
             self._with_room.rotate(-1)
 
 
-def _kind(func: Any) -> Any:
-    """What tells a function from others, without its data; all partials, for instance, are of one kind."""
-    return func.__code__ if type(func) is FunctionType else type(func)
+def _kind(func: Any) -> int:
+    """A number that tells a function from others, regardless of its data; all partials, for instance, have the same."""
+    # An id, because hashing may run user code.  Used again for another function, it only mixes their times.
+    return id(func.__code__ if type(func) is FunctionType else type(func))

@@ -81,8 +81,17 @@ def start_forkserver() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD)
-        # One that arrived meanwhile is lost, and the program may wait for it.
-        os.kill(os.getpid(), signal.SIGCHLD)
+        if _has_ended_children():  # a signal that arrived meanwhile is lost, and the program may wait for it
+            os.kill(os.getpid(), signal.SIGCHLD)
+
+
+def _has_ended_children() -> bool:
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except AttributeError:  # macOS, before Python 3.13: perhaps
+        return True
+    except ChildProcessError:  # it has no children
+        return False
 
 
 def is_interrupt_blocked() -> bool:

@@ -15,7 +15,7 @@ class InFlightTask:
     job, index : int
         Which task of which call.
     func : callable
-        The user's function; only to be named.
+        The user's function; it is not called, only named, and told from others.
     items : range or None
         Which items of an iterable the task has; None if it is no part of a map.
     group : int
