@@ -63,11 +63,9 @@ class PrivateDescriptors:
         self._fds: set[int] = set()
         register(self)
 
-    def pipe(self) -> tuple[int, int]:
-        """Make a pipe; the writing end is kept here."""
-        reader, writer = os.pipe()
-        self._fds.add(writer)
-        return reader, writer
+    def add(self, fd: int) -> int:
+        self._fds.add(fd)
+        return fd
 
     def close(self, fd: int) -> None:
         try:
@@ -88,6 +86,20 @@ class PrivateDescriptors:
 
     def __del__(self) -> None:
         self.close_all()
+
+
+class DescriptorsForChild(PrivateDescriptors):
+    """Descriptors for the child that this thread is about to start; children that other threads fork close them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def after_fork_in_child(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._fds.clear()
+        else:
+            self.close_all()
 
 
 _registered: WeakObjects[Forkable] = WeakObjects()
@@ -133,7 +145,7 @@ def _after_in_child() -> None:
     disown(_workers.alive())
     for forkable in _registered.alive():
         forkable.after_fork_in_child()
-    # A worker is forked inside a with block that it never leaves, and its other threads could not fork.
+    # Taken before the fork; only the parent releases it.
     free_in_child(lock)
 
 

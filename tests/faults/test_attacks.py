@@ -361,6 +361,34 @@ child.communicate()
 """)
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_another_thread_forks_while_workers_start(method):
+    """Regression: with fork, each thread waited for a lock of the other.  The child must not keep the pool's memory."""
+    run_script(f"""
+import os
+import shmarray
+import concurrent.futures.thread  # a fork takes the lock of this module, and before that of shmarray, which is older
+
+def links():
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink("/proc/self/fd/" + fd)
+        except FileNotFoundError:  # the listing itself
+            pass
+
+if __name__ == "__main__":
+    with shmarray.Pool(2, maxtasksperchild=1, context="{method}") as pool:
+        result = pool.map_async(abs, range(-40, 0), chunksize=1)
+        while not result.ready():
+            child = os.fork()
+            if not child:
+                os._exit(any(link.startswith("/memfd:shmarray") for link in links()))
+            assert os.waitpid(child, 0)[1] == 0
+        assert result.get() == list(range(40, 0, -1))
+    pool.join()
+""")
+
+
 def test_a_blocked_signal_is_not_sent_if_no_child_has_ended():
     run_script("""
 import signal

@@ -11,12 +11,13 @@ that was sent to it, but neither answered nor taken back: at most one.
                            |                                          |
                            +-- blocks of the allocator, lent ---- and taken back
 
-Locks are only taken in this order: ``forks.lock`` (while a process is forked or a worker's
-descriptors are created), ``WorkerSet.lock`` (the workers and their tasks in flight),
-``Lending._lock`` (blocks that several tasks use), ``BlockAllocator._lock`` (leases that have
-ended).  No user code runs under the last three, and finalizers take neither of the last two:
-they append to a queue instead.  Where two threads write and read without a lock, there is a
-fence in between (see threads): ``WorkerSet.fence``, ``BlockAllocator._fence``.
+Locks are only taken in this order: ``forks.lock`` (during a fork, and while a worker's
+descriptors are created, but not by a thread that is about to fork), ``WorkerSet.lock`` (the
+workers and their tasks in flight), ``Lending._lock`` (blocks that several tasks use),
+``BlockAllocator._lock`` (leases that have ended).  No user code runs under the last three, and
+finalizers take neither of the last two: they append to a queue instead.  Where two threads write
+and read without a lock, there is a fence in between (see threads): ``WorkerSet.fence``,
+``BlockAllocator._fence``.
 
 Shutdown: `close` ends the feeder after the pending calls; when the last call is done, the
 collector closes the workers' sockets, and ends with the last worker.  `terminate` makes the

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from shmarray.core.posix import SparseFile, has_hung_up, kill_at_hangup
 from shmarray.pool.arrays import BlockMap, ExceptionEncoder, TaskRunner, begin_worker, for_start, messages
 from shmarray.pool.engine import signals
 from shmarray.pool.engine.channel import Channel, socket_of
+from shmarray.pool.forks import DescriptorsForChild
 
 
 class Descriptor:
@@ -21,11 +22,9 @@ class Descriptor:
         self.fd = fd
 
     @classmethod
-    def copy_of(cls, fd: int, until: ExitStack) -> "Descriptor":
-        """A descriptor for the process alone; the caller's copy is closed once the process has it."""
-        copy = os.dup(fd)
-        until.callback(os.close, copy)
-        return cls(copy)
+    def copy_of(cls, fd: int, descriptors: DescriptorsForChild) -> "Descriptor":
+        """A descriptor for the process alone; the caller closes its copy once the process has it."""
+        return cls(descriptors.add(os.dup(fd)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, (DupFd(self.fd),)
@@ -85,9 +84,9 @@ class Inheritance(NamedTuple):
     is_interruptible: bool
 
     @classmethod
-    def of(cls, far: Channel, life: int, blocks: BlockMap | None, until: ExitStack) -> "Inheritance":
-        files = [Descriptor.copy_of(file.fd, until) for file in blocks.files] if blocks else []
-        channel = Descriptor.copy_of(far.fileno(), until)
+    def of(cls, far: Channel, life: int, blocks: BlockMap | None, descriptors: DescriptorsForChild) -> "Inheritance":
+        files = [Descriptor.copy_of(file.fd, descriptors) for file in blocks.files] if blocks else []
+        channel = Descriptor.copy_of(far.fileno(), descriptors)
         return cls(channel, Descriptor(life), files, not signals.is_interrupt_blocked())
 
     def blocks(self) -> BlockMap | None:

@@ -224,32 +224,44 @@ class WorkerSet:
     def _spawn(self) -> WorkerHandle:
         if is_importing_main():
             os._exit(_MISSING_GUARD)  # the caller reports the reason; multiprocessing would print a long traceback
-        # Under the fork lock, so that another thread's child does not inherit this worker's
-        # sockets; the worker closes its copies of all others (after_fork_in_child).
-        with deferred(EVERY_SIGNAL), forks.lock, ExitStack() as until_started, ExitStack() as undo:
-            channel, far = Channel.pair()
-            undo.callback(channel.close)
-            undo.callback(far.close)
-            reader, writer = self._lives.pipe()
-            until_started.callback(os.close, reader)
-            undo.callback(self._lives.close, writer)
-            inheritance = Inheritance.of(far, reader, self._allocator, until_started)
-            process = self._make(target=worker_main, args=(inheritance, self._spec))
-            worker = WorkerHandle(process, channel, far, writer)
-            process.daemon = self._daemon
-            with self.lock:
-                self.workers.append(worker)
-            undo.callback(self._remove, worker)
+        with deferred(EVERY_SIGNAL), ExitStack() as until_started, ExitStack() as undo:
+            # Under the fork lock, so that another thread's child closes these descriptors, and the
+            # worker all that are not its own.  Not around the start: before a fork, other libraries
+            # may take locks that a forking thread which waits for this one already holds.
+            with forks.lock:
+                worker = self._prepared(until_started, undo)
+            process = worker.process
             with (
                 signals.blocked_in_children(self._start_method),
                 signals.blocked_from_the_first(process),
                 main_module.hidden_if_no_file(),
             ):
                 self._start(process)
-            forks.add_workers([process])
-            worker.end = ProcessEnd(process)
+            with forks.lock:
+                worker.end = ProcessEnd(process)
             undo.pop_all()
         self._registry.add(process, [other.process for other in self.workers if other is not worker])
+        return worker
+
+    def _prepared(self, until_started: ExitStack, undo: ExitStack) -> WorkerHandle:
+        """A worker that is not started, with all of its descriptors."""
+        channel, far = Channel.pair()
+        undo.callback(channel.close)
+        undo.callback(far.close)
+        descriptors = forks.DescriptorsForChild()
+        until_started.callback(descriptors.close_all)
+        reader, writer = os.pipe()
+        descriptors.add(reader)
+        self._lives.add(writer)
+        undo.callback(self._lives.close, writer)
+        inheritance = Inheritance.of(far, reader, self._allocator, descriptors)
+        process = self._make(target=worker_main, args=(inheritance, self._spec))
+        process.daemon = self._daemon
+        forks.add_workers([process])
+        worker = WorkerHandle(process, channel, far, writer)
+        with self.lock:
+            self.workers.append(worker)
+        undo.callback(self._remove, worker)
         return worker
 
     def _start(self, process: Any) -> None:
