@@ -24,6 +24,7 @@ from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, Repe
 from shmarray.pool.buffered import buffered_map
 from shmarray.pool.engine.feeder import NO_EXTRA, Extra
 from shmarray.pool.engine.frontend import (
+    checked_buffersize,
     checked_context,
     checked_size,
     checked_timeout,
@@ -233,8 +234,7 @@ class ProcessPoolExecutor(StockExecutor):
             If `chunksize` or `buffersize` is not a positive integer.
         """
         chunksize = checked_size("chunksize", chunksize)
-        if buffersize is not None:
-            buffersize = checked_size("buffersize", buffersize)
+        buffersize = checked_buffersize(buffersize)
         arrays: RepeatedArrays = {}
         for iterable in iterables:
             arrays.update(repeated_arrays(iterable, chunksize))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from shmarray.pool._stdlib import StockPool, items_done, new_call
 from shmarray.pool.buffered import BufferedResults
 from shmarray.pool.engine.feeder import Extra
-from shmarray.pool.engine.frontend import checked_size
+from shmarray.pool.engine.frontend import checked_buffersize, checked_size
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.interrupts import deferred, uninterrupted
 from shmarray.pool.threads import WeakObjects
@@ -127,11 +127,11 @@ class ShowsProgress(StockPool):
         # An object with IMapIterator's methods, because that class cannot be subclassed here.
         make_bar = bar_maker(progress) if progress else None
         chunksize = checked_size("chunksize", chunksize)
+        buffersize = checked_buffersize(buffersize)
         results: Any
         if buffersize is None:
             results = uninterrupted(start, func, iterable, chunksize)
         else:
-            buffersize = checked_size("buffersize", buffersize)
             results = BufferedResults(self._submit_items, func, iterable, chunksize, buffersize, ordered=ordered)
         if make_bar is not None:
             results = Shown(results, make_bar, _length(iterable))

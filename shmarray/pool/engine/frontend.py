@@ -74,6 +74,18 @@ def checked_size(name: str, value: Any) -> int:
     return min(size, sys.maxsize)
 
 
+def checked_buffersize(value: Any) -> int | None:
+    """As `checked_size`, or None; the errors begin as those of the standard library."""
+    if value is None:
+        return None
+    try:
+        return checked_size("buffersize", value)
+    except TypeError:
+        raise TypeError(f"buffersize must be an integer or None, not {value!r}") from None
+    except ValueError:
+        raise ValueError(f"buffersize must be None or > 0, not {value!r}") from None
+
+
 def checked_workers(name: str, value: Any) -> int:
     """A number of workers that is possible on some system; raises as `checked_size` does."""
     workers = checked_size(name, value)
