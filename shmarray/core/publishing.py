@@ -42,10 +42,15 @@ def _publish_complete(name: Name, plan: ArraySpec, undo: list[Callable[[], objec
     if fd is None:
         return None
     try:
+        removal = Removal.of(fd, name)
         if undo is not None:
-            undo.append(Removal.of(fd, name))
+            undo.append(removal)
         array = segment.filled(fd, name, plan)
-        return array if files.link(fd, name) else None
+        if files.link(fd, name):
+            return array
+        if undo is not None:  # this file ends here, and another one of that name may get its inode
+            undo.remove(removal)
+        return None
     finally:
         os.close(fd)
 

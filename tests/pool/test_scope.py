@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import shmarray
+from shmarray.core import temporary
+from shmarray.core.posix import files
 from tests.helpers import raw
 from tests.helpers.processes import Child, in_child, run_script, wait_until
 
@@ -216,6 +218,16 @@ def test_memory_has_a_random_name_if_unnamed_memory_is_forbidden(monkeypatch, co
     assert not raw.names(f"shmarray-{os.getpid()}-")
 
 
+def test_a_file_that_could_not_be_named_is_not_removed_later(name, monkeypatch):
+    """Regression: its inode was free for another file of that name, which the end of the block then deleted."""
+    monkeypatch.setattr(files, "link", lambda *_: False)
+    undo = []
+    array = temporary.create_temporary(undo, name, 3)
+    assert [step.identity for step in undo] == [files.identity(os.stat(raw.path(name)))]
+    undo.pop()()
+    del array
+
+
 def test_a_file_that_replaced_it_remains(tmp_path):
     """Some file systems (ext4) would give the new file the same inode if the array were freed."""
     for _ in range(20):
@@ -276,6 +288,8 @@ def test_at_the_end_of_the_interpreter_the_name_is_gone_without_a_reaper(name):
 import sys, threading
 sys.frozen = True
 import shmarray
+from shmarray.core import temporary
+from shmarray.core.posix import files
 entered = threading.Event()
 def wait():
     with shmarray.scoped(3, name=sys.argv[1]):
