@@ -229,7 +229,7 @@ def test_a_program_that_closes_all_descriptors_fails_its_calls(kind):
     """Regression: the calls of a Pool hung. Programs that become daemons close all descriptors."""
 
     def program():
-        pool = make(kind, "fork", task_timeout=0.1)
+        pool = make(kind, "fork", task_timeout=1)  # wakes the collecting thread
         waiting = start(pool, block, 60)
         assert start(pool, abs, -1)(LIMIT) == 1
         os.closerange(3, 5000)

@@ -133,7 +133,7 @@ def test_a_stopped_task_is_a_stuck_one(kind):
 def test_a_time_limit_frees_a_worker_that_is_stopped_at_any_stage(kind):
     """The next worker runs a call that had not begun."""
     for stage in STAGES.keys() - {"initializer"}:
-        pool = make(kind, "fork", 1, task_timeout=0.2)
+        pool = make(kind, "fork", 1, task_timeout=1)
         func, argument = STAGES[stage]
         if type(argument) is tuple:
             argument = StopsWhen(*argument, os.getpid())

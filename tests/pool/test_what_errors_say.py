@@ -161,11 +161,14 @@ class Two:
 def test_numbers_of_other_types_are_accepted():
     two = np.int64(2)
     limit = Fraction(1, 8)
-    with shmarray.Pool(two, context="fork", tasks_ahead=two, task_timeout=limit) as pool:
+    with shmarray.Pool(two, context="fork", tasks_ahead=two) as pool:
         assert pool.map(abs, range(-9, 0), two) == list(range(9, 0, -1))
         assert list(pool.imap(abs, range(-9, 0), two, buffersize=two)) == list(range(9, 0, -1))
-        with pytest.raises(TaskTimeoutError, match=r"0\.125 s"):
-            pool.apply(misbehave, (-BAD,))
+    with (
+        shmarray.Pool(1, context="fork", task_timeout=limit) as pool,
+        pytest.raises(TaskTimeoutError, match=r"0\.125 s"),
+    ):
+        pool.apply(misbehave, (-BAD,))
     with shmarray.ProcessPoolExecutor(two, "spawn", max_tasks_per_child=Two(), task_timeout=10**400) as executor:
         assert list(executor.map(abs, range(-9, 0), chunksize=two, buffersize=two)) == list(range(9, 0, -1))
     with shmarray.Pool(True, context="fork") as pool:  # as in the stdlib
