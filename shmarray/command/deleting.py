@@ -55,11 +55,10 @@ def run(arguments: Namespace) -> int:
     targets = [target for target in _looked_up(names) if _is_meant(target, arguments)]
     for pattern in unmatched:
         _complain(f"no array matches {pattern!r}{selecting.hint(pattern, known)}")
-    if unmatched and not targets:
-        return _FAILED
     if not targets:
-        print("nothing to delete")
-        return _DONE
+        if not unmatched:
+            print("nothing to delete")
+        return _FAILED if unmatched else _DONE
     if wide and not (arguments.yes or arguments.dry_run):
         refusal = _asked_about(targets)
         if refusal is not None:

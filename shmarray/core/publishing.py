@@ -42,14 +42,13 @@ def _publish_complete(name: Name, plan: ArraySpec, undo: list[Callable[[], objec
     if fd is None:
         return None
     try:
-        removal = Removal.of(fd, name)
         if undo is not None:
-            undo.append(removal)
+            undo.append(Removal.of(fd, name))
         array = segment.filled(fd, name, plan)
         if files.link(fd, name):
             return array
         if undo is not None:  # this file ends here, and another one of that name may get its inode
-            undo.remove(removal)
+            undo.remove(undo[-1])
         return None
     finally:
         os.close(fd)

@@ -82,6 +82,13 @@ STAGES = {
 def stopped(kind, stage):
     """Return a pool whose worker is stopped, and a function that waits for the result of a call."""
     pool = make(kind, "fork", 1, initializer=stop, initargs=(stage,))
+    get = start_stopping(pool, stage)
+    wait_until(lambda: is_stopped(worker_of(pool)))
+    return pool, get
+
+
+def start_stopping(pool, stage):
+    """Start a call whose worker is stopped, before or by it; return a function that waits for its result."""
     func, argument = STAGES[stage]
     if type(argument) is tuple:
         argument = StopsWhen(*argument, os.getpid())
@@ -89,9 +96,7 @@ def stopped(kind, stage):
         assert start(pool, abs, -1)(LIMIT) == 1
         os.kill(worker_of(pool), signal.SIGSTOP)
         wait_until(lambda: is_stopped(worker_of(pool)))
-    get = start(pool, func, argument)
-    wait_until(lambda: is_stopped(worker_of(pool)))
-    return pool, get
+    return start(pool, func, argument)
 
 
 def test_a_worker_that_continues_loses_nothing(kind):
@@ -134,14 +139,7 @@ def test_a_time_limit_frees_a_worker_that_is_stopped_at_any_stage(kind):
     """The next worker runs a call that had not begun."""
     for stage in STAGES.keys() - {"initializer"}:
         pool = make(kind, "fork", 1, task_timeout=1)
-        func, argument = STAGES[stage]
-        if type(argument) is tuple:
-            argument = StopsWhen(*argument, os.getpid())
-        if stage in ("idle", "long argument", "long result"):
-            assert start(pool, abs, -1)(LIMIT) == 1
-            os.kill(worker_of(pool), signal.SIGSTOP)
-            wait_until(lambda pool=pool: is_stopped(worker_of(pool)))
-        get, behind = start(pool, func, argument), start(pool, tasks.double, np.ones(10_000))
+        get, behind = start_stopping(pool, stage), start(pool, tasks.double, np.ones(10_000))
         if stage in ("task", "argument", "result"):
             with pytest.raises(shmarray.TaskTimeoutError):
                 get(LIMIT)

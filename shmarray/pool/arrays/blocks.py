@@ -179,19 +179,17 @@ class BlockMap:
             If memory cannot be had.  How much the block has then is unknown.
         """
         offsets, end = layout(buffers, start, alignment)
-        if end <= reserved:
-            part = self.ready(index, end)
-            copy_all_into(part.memory, buffers, offsets)
-            return offsets, reserved
-        file = self.file(index)
-        if all(buffer.flags.forc for buffer in buffers):
-            for buffer, offset in zip(buffers, offsets, strict=True):
-                file.write(offset_of(index) + offset, octets_of(buffer))
-        else:
+        if end > reserved:
+            if all(buffer.flags.forc for buffer in buffers):
+                file = self.file(index)
+                for buffer, offset in zip(buffers, offsets, strict=True):
+                    file.write(offset_of(index) + offset, octets_of(buffer))
+                return offsets, whole_pages(end)
             self.reserve(index, reserved, end)
-            part = self.ready(index, end)
-            copy_all_into(part.memory, buffers, offsets)
-        return offsets, whole_pages(end)
+            reserved = whole_pages(end)
+        part = self.ready(index, end)
+        copy_all_into(part.memory, buffers, offsets)
+        return offsets, reserved
 
     def read(self, index: int, offset: int, target: NDArray[np.uint8]) -> None:
         """Copy from a block without mapping it."""
@@ -237,8 +235,7 @@ class BlockMap:
 
     def set_word(self, index: int, value: int) -> None:
         if index < _WORDS:
-            words = self._words if self._words is not None else self.control_words()
-            words[index] = value
+            self.control_words()[index] = value
 
     def control_words(self) -> memoryview:
         """All words, mapped; of those whose memory was not reserved yet, none may be touched."""

@@ -379,10 +379,9 @@ class Lending:
             blocks.result = None
 
     def _give_back(self, blocks: TaskBlocks) -> None:
-        if blocks.arguments:
-            for block in blocks.arguments:
-                self._unused(block)
-            blocks.arguments.clear()
+        for block in blocks.arguments:
+            self._unused(block)
+        blocks.arguments.clear()
         if blocks.result is not None:
             self._unused(blocks.result)
             blocks.result = None
