@@ -6,7 +6,7 @@ import select
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from shmarray.pool._stdlib import disown, free_in_child, is_owned
 from shmarray.pool.threads import WeakObjects
@@ -89,11 +89,21 @@ class PrivateDescriptors:
 
 
 class DescriptorsForChild(PrivateDescriptors):
-    """Descriptors for the child that this thread is about to start; children that other threads fork close them."""
+    """Descriptors for the child that this thread is about to start; children that other threads fork close them.
+
+    A context manager that closes them in this process.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.get_ident()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with lock:  # a fork between the removal of one from the set and its end would give it to the child
+            self.close_all()
 
     def after_fork_in_child(self) -> None:
         if threading.get_ident() == self._thread:

@@ -389,6 +389,48 @@ if __name__ == "__main__":
 """)
 
 
+def test_another_thread_forks_while_the_descriptors_for_a_worker_are_closed():
+    """Regression: a child kept one that was not registered any more and not closed yet."""
+    run_script("""
+import os, threading
+from shmarray.pool import forks
+
+memory = os.memfd_create("memory")
+
+def copies():
+    return sum(os.path.sameopenfile(memory, fd) for fd in range(memory + 1, memory + 60) if is_open(fd))
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+def open_and_close():
+    while not done:
+        with forks.lock:
+            descriptors = forks.DescriptorsForChild()
+            for _ in range(50):
+                descriptors.add(os.dup(memory))
+        with descriptors:
+            pass
+
+done = []
+thread = threading.Thread(target=open_and_close)
+thread.start()
+try:
+    for _ in range(100):
+        child = os.fork()
+        if not child:
+            os._exit(copies())
+        assert os.waitpid(child, 0)[1] == 0
+finally:
+    done.append(True)
+    thread.join()
+""")
+
+
 def test_a_blocked_signal_is_not_sent_if_no_child_has_ended():
     run_script("""
 import signal

@@ -224,12 +224,12 @@ class WorkerSet:
     def _spawn(self) -> WorkerHandle:
         if is_importing_main():
             os._exit(_MISSING_GUARD)  # the caller reports the reason; multiprocessing would print a long traceback
-        with deferred(EVERY_SIGNAL), ExitStack() as until_started, ExitStack() as undo:
+        with deferred(EVERY_SIGNAL), forks.DescriptorsForChild() as descriptors, ExitStack() as undo:
             # Under the fork lock, so that another thread's child closes these descriptors, and the
             # worker all that are not its own.  Not around the start: before a fork, other libraries
             # may take locks that a forking thread which waits for this one already holds.
             with forks.lock:
-                worker = self._prepared(until_started, undo)
+                worker = self._prepared(descriptors, undo)
             process = worker.process
             with (
                 signals.blocked_in_children(self._start_method),
@@ -243,13 +243,11 @@ class WorkerSet:
         self._registry.add(process, [other.process for other in self.workers if other is not worker])
         return worker
 
-    def _prepared(self, until_started: ExitStack, undo: ExitStack) -> WorkerHandle:
+    def _prepared(self, descriptors: forks.DescriptorsForChild, undo: ExitStack) -> WorkerHandle:
         """A worker that is not started, with all of its descriptors."""
         channel, far = Channel.pair()
         undo.callback(channel.close)
         undo.callback(far.close)
-        descriptors = forks.DescriptorsForChild()
-        until_started.callback(descriptors.close_all)
         reader, writer = os.pipe()
         descriptors.add(reader)
         self._lives.add(writer)
