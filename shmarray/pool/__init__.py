@@ -2,22 +2,24 @@
 
 From top to bottom; each imports only those below it::
 
-    executor     ProcessPoolExecutor: the stdlib's methods on this library's engine
-    pool         Pool: the same
-    progress     progress bars for some of Pool's methods
-    buffered     imap that does not run ahead of its consumer
-    engine/      processes that run tasks; knows nothing of arrays
-    creation     empty, zeros: arrays in memory that need not be copied
-    arrays/      sends arrays between processes; knows nothing of processes
-    scoped       scoped: a shared array for the duration of a with block
-    name_reaper  deletes the names of a process that was killed
-    handle       SharedHandle: a small reference to a view of shared memory
-    missing      replaces an array that is gone, in multiprocessing's pools, queues and pipes
-    forks        objects that are notified of forks
-    interrupts   sections that Ctrl-C must not interrupt
-    main_module  whether other processes can import the caller's __main__
-    threads      objects that threads share without a lock
-    _stdlib      the private names of the stdlib that are used
+    executor        ProcessPoolExecutor: the stdlib's methods on this library's engine
+    executor_calls  the calls of an executor that are not complete
+    pool            Pool: the same
+    pool_calls      the calls of a Pool that are not complete
+    progress        progress bars for some of Pool's methods
+    buffered        imap that does not run ahead of its consumer
+    engine/         processes that run tasks; knows nothing of arrays
+    creation        empty, zeros: arrays in memory that need not be copied
+    arrays/         sends arrays between processes; knows nothing of processes
+    scoped          scoped: a shared array for the duration of a with block
+    name_reaper     deletes the names of a process that was killed
+    handle          SharedHandle: a small reference to a view of shared memory
+    missing         replaces an array that is gone, in multiprocessing's pools, queues and pipes
+    forks           objects that are notified of forks
+    interrupts      sections that Ctrl-C must not interrupt
+    main_module     whether other processes can import the caller's __main__
+    threads         objects that threads share without a lock
+    _stdlib         the private names of the stdlib that are used
 """
 
 from importlib import import_module

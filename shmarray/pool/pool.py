@@ -1,16 +1,14 @@
 """Pool: the methods of multiprocessing.Pool, on this library's engine."""
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from itertools import islice
 from multiprocessing import util
 from multiprocessing.pool import AsyncResult
 from typing import Any, TypeVar
 
 from shmarray.pool import _stdlib
-from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolCache, PoolTraceback
+from shmarray.pool._stdlib import CLOSE, INIT, RUN, TERMINATE, PoolTraceback
 from shmarray.pool.arrays import BlockAllocator, ExceptionEncoder, Lending, RepeatedArrays, repeated_arrays
 from shmarray.pool.engine.feeder import Extra
 from shmarray.pool.engine.frontend import (
@@ -19,13 +17,13 @@ from shmarray.pool.engine.frontend import (
     checked_timeout,
     checked_workers,
     default_workers,
-    guarded,
 )
 from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
 from shmarray.pool.interrupts import EVERY_SIGNAL, deferred, uninterrupted
+from shmarray.pool.pool_calls import CallCache, PoolCalls
 from shmarray.pool.progress import ShowsProgress
 from shmarray.pool.threads import WeakObjects
 
@@ -140,8 +138,8 @@ class Pool(ShowsProgress):
         make, method = _Maker(self.Process, self._ctx), self._ctx.get_start_method()
         workers = WorkerSet(make, method, self._processes, spec, registry, allocator, daemon=True)
         lending = Lending(allocator, PoolTraceback)
-        self._cache = _Cache()
-        self._calls = calls = _Calls(self._cache)
+        self._cache = CallCache()
+        self._calls = calls = PoolCalls(self._cache)
         state = PoolState(workers, lending, calls, registry, ahead=self.tasks_ahead, replaces_workers=True)
         scheduler = Scheduler(state, task_timeout)
         self._cache.notifier = scheduler
@@ -298,88 +296,11 @@ class _Registry:
         self._processes.clear()  # they have descriptors
 
 
-class _Cache(PoolCache):  # type: ignore[misc]
-    """Refuses calls by other threads after the end of the pool, which only fails calls that exist by then."""
-
-    is_over: Callable[[], bool] = bool
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._newest = threading.local()
-
-    def forget_half_made(self) -> None:
-        """Remove the call that this thread could not complete, because `join` would wait for it."""
-        job = getattr(self._newest, "job", None)
-        if _stdlib.is_half_made(self.get(job)):
-            with suppress(KeyError):
-                del self[job]
-
-    def __setitem__(self, job: int, call: Any) -> None:
-        self._newest.job = job
-        super().__setitem__(job, call)
-        if self.is_over():  # checked after the insertion, to avoid a race
-            with suppress(KeyError):
-                del self[job]
-            raise ValueError("Pool not running")
-
-
-def _is_over(scheduler: Scheduler, calls: "_Calls") -> bool:
+def _is_over(scheduler: Scheduler, calls: PoolCalls) -> bool:
     """Whether the pool accepts no more calls; during interpreter exit, late calls wait like all others."""
     if scheduler.phase == TERMINATE:
         return calls.fail_when_terminated or scheduler.failure is not None
     return bool(scheduler.phase == CLOSE)
-
-
-class _Calls:
-    """The stdlib's dictionary of pending calls, as the engine sees it."""
-
-    can_be_cancelled = False
-
-    def __init__(self, cache: dict[int, Any]) -> None:
-        self._cache = cache
-        # Whether pending calls fail when the pool is terminated.  Not during interpreter exit,
-        # where waiting daemon threads would print tracebacks.
-        self.fail_when_terminated = False
-
-    def __contains__(self, job: object) -> bool:
-        return job in self._cache
-
-    def __len__(self) -> int:
-        return len(self._cache)
-
-    def begin(self, job: int) -> bool:
-        return job in self._cache
-
-    def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
-        call = self._cache.get(job)
-        if call is not None and not guarded(_stdlib.set_result, call, index, outcome):
-            self._give_up(job, call)
-
-    def not_sent(self, job: int, index: int, error: BaseException) -> None:
-        self.set_result(job, index, (False, error))
-
-    def fail(self, job: int, index: int | None, error: BaseException) -> None:
-        call = self._cache.get(job)
-        if call is not None and not guarded(_stdlib.fail_call, self._cache, job, index, error):
-            self._give_up(job, call)
-
-    def fail_all(self, error: BaseException) -> None:
-        for job in list(self._cache.keys()):
-            self.fail(job, None, error)
-
-    def terminated(self) -> None:
-        if not self.fail_when_terminated:
-            return
-        error = RuntimeError("the pool was terminated before this call finished")
-        for job, call in list(self._cache.items()):
-            _stdlib.drop_callbacks(call)
-            self.fail(job, None, error)
-
-    def _give_up(self, job: int, call: Any) -> None:
-        """A callback has raised."""
-        with suppress(KeyError):
-            del self._cache[job]
-        _stdlib.release_waiters(call)
 
 
 class _Sized:

@@ -17,7 +17,8 @@ import pytest
 import shmarray
 from shmarray.pool import forks
 from shmarray.pool.arrays import allocator as allocators
-from shmarray.pool.arrays.allocator import BlockAllocator, Use
+from shmarray.pool.arrays.allocator import BlockAllocator
+from shmarray.pool.arrays.free_list import Use
 from tests.helpers.processes import Child, wait_until
 from tests.pool import tasks
 from tests.pool.tasks import allocator_of, call, start

@@ -2,20 +2,21 @@
 
 From top to bottom; each module imports only those below it::
 
-    run_task       the worker's side of a task: unpack, call, pack the result
-    result_memory  arrays that a task creates in its result's memory
-    lending        the caller's side: pack tasks, unpack results, track the blocks in use
+    run_task         the worker's side of a task: unpack, call, pack the result
+    result_memory    arrays that a task creates in its result's memory
+    lending          the caller's side: pack tasks, unpack results, track the blocks in use
     argument_memory  arrays that a caller creates in the memory for arguments
-    allocator      allocates and releases blocks, and frees their memory
-    leased_arrays  the arrays in leased blocks
-    blocks         a pool's shared memory, as one process sees it; forks
-    calls          calls in pickled form
-    pickling       objects -> (pickle, buffers) -> objects
-    by_value       lambdas, and functions defined in a notebook or at a prompt
-    by_reference   arrays that are sent by reference
-    dedup          finds the arrays that are copied once for all tasks of a call
-    messages       tasks and answers as bytes
-    buffers        the layout of buffers, and copying arrays into them
+    allocator        allocates and releases blocks, and frees their memory
+    free_list        blocks, in use and free
+    leased_arrays    the arrays in leased blocks
+    blocks           a pool's shared memory, as one process sees it; forks
+    calls            calls in pickled form
+    pickling         objects -> (pickle, buffers) -> objects
+    by_value         lambdas, and functions defined in a notebook or at a prompt
+    by_reference     arrays that are sent by reference
+    dedup            finds the arrays that are copied once for all tasks of a call
+    messages         tasks and answers as bytes
+    buffers          the layout of buffers, and copying arrays into them
 
 The engine only uses the names that this module exports.
 """

@@ -12,9 +12,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from shmarray.errors import SharedMemoryFullError
 from shmarray.pool import forks
 from shmarray.pool.arrays.blocks import BLOCK_SIZE, IDLE, PAGE, BlockMap, Lease, LeaseRef, offset_of, whole_pages
 from shmarray.pool.arrays.buffers import ALIGNMENT, Octets, copy_bytes
+from shmarray.pool.arrays.free_list import Block, FreeList, Use
 from shmarray.pool.arrays.leased_arrays import Place, places
 from shmarray.pool.threads import Fence
 
@@ -35,70 +35,6 @@ _FILES_FOR_RESULTS = 8
 # Blocks of results that the user may hold; more are copied out.  Each is a mapping, of which the
 # kernel lets a process have 65,530 (vm.max_map_count), and the program needs some for itself.
 _MOST_HELD = 16 << 10
-
-
-class Use(IntEnum):
-    """The purpose of a block, which never changes.
-
-    Mixed, results would take the memory that the next arguments need, which is mapped in
-    the caller; and the caller, alone, would have to ask for new.
-    """
-
-    ARGUMENT = 0
-    RESULT = 1
-
-
-class Block:
-    """A block that is in use, or free.
-
-    Attributes
-    ----------
-    index : int
-    use : Use
-    reserved : int
-        Bytes of memory that it has, from its beginning; where `has_holes`, at most.
-    freed_at : float
-        When it, or a part of it, was last given back, by the monotonic clock.
-    leases : list of LeaseRef
-        The parts of it that the user holds.
-    retain_count : int
-        How many workers use it although its task is done.
-    release_pending : bool
-        Whether it is to be given back when they no longer do.
-    """
-
-    __slots__ = ("freed_at", "has_holes", "index", "leases", "release_pending", "reserved", "retain_count", "use")
-
-    def __init__(self, index: int, use: Use) -> None:
-        self.index = index
-        self.use = use
-        self.reserved = 0
-        self.freed_at = 0.0
-        self.leases: list[LeaseRef] = []
-        self.has_holes = False
-        self.retain_count = 0
-        self.release_pending = False
-
-
-class FreeList:
-    """The free blocks of one use, with memory and without, and how many there are in all.
-
-    Of those with memory the newest is used first: its pages are warm.
-    """
-
-    def __init__(self, first: int, stride: int, wide: int) -> None:
-        self.full: deque[Block] = deque()
-        self.empty: deque[Block] = deque()
-        self._made = 0
-        self._first = first
-        self._stride = stride
-        self._wide = wide
-
-    def next_index(self) -> int:
-        """The number of a new block; they go through the files of their use in turn."""
-        row, column = divmod(self._made, self._wide)
-        self._made += 1
-        return row * self._stride + self._first + column
 
 
 class BlockAllocator(BlockMap):
@@ -467,7 +403,7 @@ class BlockAllocator(BlockMap):
     def _cut_ends(self, before: float) -> None:
         """Release the memory of unused blocks, where no block follows that is used, or was just now."""
         with self._lock:
-            unused = [(free, block) for free in self._free_lists for block in _emptied(free)]
+            unused = [(free, block) for free in self._free_lists for block in free.take_all()]
             old = {block.index for _, block in unused if not block.reserved or block.freed_at <= before}
             used = [0, *(index for index in list(self._blocks) if index not in old)]
             count = len(self.files)
@@ -554,14 +490,6 @@ class BlockAllocator(BlockMap):
     def __del__(self) -> None:
         with suppress(AttributeError):
             self.close()
-
-
-def _emptied(free: FreeList) -> Iterator[Block]:
-    """Take all blocks from a list, to which other threads may add."""
-    for blocks in (free.full, free.empty):
-        with suppress(IndexError):
-            for _ in range(len(blocks)):
-                yield blocks.popleft()
 
 
 def _share_pages(block: Block) -> None:
