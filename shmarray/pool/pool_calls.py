@@ -42,6 +42,9 @@ class PoolCalls:
 
     def __init__(self, cache: dict[int, Any]) -> None:
         self._cache = cache
+        # The collecting thread sets results, and both threads fail calls: a map that fails while its last
+        # result is set would be complete with None in the places of the others.
+        self._lock = threading.RLock()
         # Whether pending calls fail when the pool is terminated.  Not during interpreter exit,
         # where waiting daemon threads would print tracebacks.
         self.fail_when_terminated = False
@@ -56,17 +59,19 @@ class PoolCalls:
         return job in self._cache
 
     def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
-        call = self._cache.get(job)
-        if call is not None and not guarded(_stdlib.set_result, call, index, outcome):
-            self._give_up(job, call)
+        with self._lock:
+            call = self._cache.get(job)
+            if call is not None and not guarded(_stdlib.set_result, call, index, outcome):
+                self._give_up(job, call)
 
     def not_sent(self, job: int, index: int, error: BaseException) -> None:
         self.set_result(job, index, (False, error))
 
     def fail(self, job: int, index: int | None, error: BaseException) -> None:
-        call = self._cache.get(job)
-        if call is not None and not guarded(_stdlib.fail_call, self._cache, job, index, error):
-            self._give_up(job, call)
+        with self._lock:
+            call = self._cache.get(job)
+            if call is not None and not guarded(_stdlib.fail_call, self._cache, job, index, error):
+                self._give_up(job, call)
 
     def fail_all(self, error: BaseException) -> None:
         for job in list(self._cache.keys()):

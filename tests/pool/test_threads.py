@@ -4,17 +4,21 @@ import gc
 import sys
 import threading
 from collections import Counter
+from multiprocessing.pool import ApplyResult, MapResult
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from shmarray.pool._stdlib import CLOSE, RUN, TERMINATE
-from shmarray.pool.arrays.allocator import BlockAllocator, Use
+from shmarray.pool.arrays.allocator import BlockAllocator
+from shmarray.pool.arrays.free_list import Use
 from shmarray.pool.arrays.lending import Lending, SharedBlock
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.workers import WorkerHandle
-from shmarray.pool.executor import _Calls
+from shmarray.pool.executor_calls import ExecutorCalls
+from shmarray.pool.pool_calls import CallCache, PoolCalls
 from shmarray.pool.threads import Fence, WeakObjects
 from tests.core.test_threads import at_once
 
@@ -222,8 +226,44 @@ def test_no_thread_undoes_the_end_of_a_pool():
     assert state.phase == TERMINATE
 
 
+@pytest.mark.parametrize("kind", ["map", "apply"])
+def test_a_call_that_fails_while_its_results_arrive_is_completed_once(kind, monkeypatch):
+    """Regression: a map could succeed with None in the places of some results, and an error was printed."""
+    reported = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    cache = CallCache()
+    cache.notifier = SimpleQueue()
+    calls = PoolCalls(cache)
+    pool = SimpleNamespace(_cache=cache, _state=RUN)
+    completed = []
+    size = 20 if kind == "map" else 1
+    made = []
+    for _ in range(5000):
+        done, failed = completed.append, completed.append
+        made.append(MapResult(pool, 1, size, done, failed) if kind == "map" else ApplyResult(pool, done, failed))
+
+    together = threading.Barrier(2)
+
+    def work(number):
+        for result in made:
+            together.wait()
+            if number:
+                calls.fail(result._job, None, OSError())
+            else:
+                for index in range(size):
+                    calls.set_result(result._job, index, (True, [1] if kind == "map" else 1))
+
+    at_once(work, 2)
+    assert len(completed) == len(made)
+    for result in made:
+        assert result.ready()
+        if result.successful():
+            assert result.get() == ([1] * size if kind == "map" else 1)
+    assert not reported
+
+
 def test_answers_are_counted_while_calls_are_added():
-    calls = _Calls()
+    calls = ExecutorCalls()
     lock = threading.Lock()
 
     def work(number):
