@@ -494,12 +494,18 @@ def test_calls_that_wait_when_an_executor_ends_get_new_workers(method, end):
 
 
 def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monkeypatch):
-    """The thread of a submit starts the worker and holds the executor's lock meanwhile."""
+    """The thread of a submit starts the worker and holds the executor's lock meanwhile.
+
+    Regression: the collecting thread waited for it, and so did not notice the death.
+    """
     true_start = WorkerSet._spawn
     started = []
 
     def start(workers):
         if started:
+            waker = executor._scheduler._state.waker
+            waker.wake()
+            wait_until(lambda: not select.select([waker], [], [], 0)[0], LIMIT)  # then it looks for missing workers
             os.kill(started[0], signal.SIGKILL)
             wait_until(lambda: executor._broken, LIMIT)  # wait until the collecting thread has noticed the death
         worker = true_start(workers)

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 
 from shmarray.core.posix import PacketSpace
 from shmarray.errors import WorkerDiedError
@@ -32,8 +31,9 @@ from shmarray.pool.engine.workers import WorkerHandle
 _BALANCING = 0.002
 # Seconds; selectors accept no more than some weeks.
 _LONGEST_WAIT = 3600.0
-# Answers that are read from one worker before the others are checked.
+# Answers that are read from one worker before the others are checked, and with one system call.
 _MOST_ANSWERS = 64
+_MOST_AT_ONCE = 16
 
 
 class Collector:
@@ -63,7 +63,7 @@ class Collector:
             state.lending.allocator.wake = self._trim_soon
         self._task_timeout = task_timeout
         feeder.tells = task_timeout is not None  # its time begins
-        self._space = PacketSpace(PACKET)
+        self._space = PacketSpace(PACKET, _MOST_AT_ONCE)
         # Tasks that must be sent again: taken back, or not begun by a worker that died.
         self._returned: deque[InFlightTask] = deque()
         # When to do these things, by the monotonic clock; infinity means never.
@@ -174,8 +174,10 @@ class Collector:
 
     def _drain(self, worker: WorkerHandle, most: int = _MOST_ANSWERS) -> None:
         with suppress(OSError):  # it is dead, which its end tells
-            for data in islice(worker.channel.arrived(self._space), most):
-                self._answered(worker, messages.decode(data))
+            while most > 0 and (arrived := worker.channel.arrived(self._space)) is not None:
+                for data in arrived:
+                    self._answered(worker, messages.decode(data))
+                most -= len(arrived)
         if not worker.in_flight and self._balance_at == float("inf") and not self._feeder.is_waiting:
             self._balance_at = time.monotonic() + _BALANCING
 
@@ -189,13 +191,13 @@ class Collector:
         worker.is_full = False
         worker.since = time.monotonic()
         self._workers.fence()
-        self._placement.answered(worker, task.func, message.seconds)
+        self._placement.answered(worker, task.kind, message.seconds)
         self._feeder.answered(worker)
         outcome = self._lending.unpack(task.blocks, message, worker.retained)
         self._calls.set_result(task.job, task.index, outcome)
 
     def _is_ready(self, worker: WorkerHandle, message: messages.Message) -> None:
-        if message.task:
+        if message.index:
             worker.trouble = bytes(message.payload.pickled).decode()
             return
         self._workers.became_ready(worker)
@@ -319,7 +321,7 @@ class Collector:
         state = self._state.phase
         if state == RUN or (state == CLOSE and self._has_work()):
             try:
-                self.spawn_missing()
+                self.spawn_missing(waits=False)
             except Exception as error:  # noqa: BLE001 - also user code: initargs that do not pickle any more
                 if self._workers.could_not_start():
                     self._no_worker_started(error)
@@ -334,15 +336,18 @@ class Collector:
             self._state.fail_all(error)
             self._feeder.notify()
 
-    def spawn_missing(self) -> None:
-        """Start missing workers; `submit` may also call this."""
-        with self._spawning:
+    def spawn_missing(self, *, waits: bool = True) -> None:
+        """Start missing workers; `submit` may also call this.
+
+        If another thread is doing that, wait for it, or leave it to that thread, which wakes this one.
+        """
+        if not self._spawning.acquire(blocking=waits):
+            return
+        try:
             if self._state.phase == TERMINATE:
                 return
-            has_new = False
             for worker in self._workers.spawn_missing():
                 assert worker.end is not None  # noqa: S101 - it was started
-                has_new = True
                 if worker.end.may_be_hidden:
                     self._must_look = self._feeder.tells = True
                 self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._drain, worker))
@@ -350,5 +355,7 @@ class Collector:
                 self._placement.offer(worker)
                 if self._state.phase == TERMINATE:
                     break
-            if has_new and threading.get_ident() != self.thread.ident:
-                self._waker.wake()  # a selector that is no epoll or kqueue waits for what it had before
+        finally:
+            self._spawning.release()
+            if threading.get_ident() != self.thread.ident:
+                self._waker.wake()  # also because a selector that is no epoll or kqueue waits for what it had before
