@@ -138,12 +138,14 @@ def _plan(dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, descr: st
 def checked_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     """A shape as numpy's functions take it, as a tuple; TypeError or ValueError if it is none."""
     lengths = _tuple(shape)
-    if any(length < 0 for length in lengths):
+    if lengths and min(lengths) < 0:
         raise ValueError(f"negative dimension in the shape {lengths}")
     return lengths
 
 
 def _tuple(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    if type(shape) is int:
+        return (shape,)
     with suppress(TypeError):
         return (operator.index(shape),)  # type: ignore[arg-type]
     with suppress(TypeError):

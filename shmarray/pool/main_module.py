@@ -12,9 +12,9 @@ def is_importable() -> bool:
 
     It cannot if that is a notebook, a prompt, ``-c``, standard input or the ``__main__.py`` of a package.
     """
-    if "ps1" in vars(sys):  # a prompt, perhaps after a script (python -i)
+    if "ps1" in sys.__dict__:  # a prompt, perhaps after a script (python -i)
         return False
-    names = vars(sys.modules["__main__"])  # not getattr, which takes longer: this is asked for each task
+    names = sys.modules["__main__"].__dict__  # not getattr, which takes longer: this is asked for each task
     spec = names.get("__spec__")
     if spec is not None:
         return str(spec.name).rpartition(".")[2] != "__main__"  # multiprocessing does not import these

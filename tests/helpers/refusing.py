@@ -25,6 +25,7 @@ CALLS = {
     "pidfd_send_signal": [((424, 424), None, "any", 0)],
     "f_setsig": [((72, 25), 1, "equal", 10)],
     "sched_getaffinity": [((204, 123), None, "any", 0)],
+    "recvmmsg": [((299, 243), None, "any", 0)],
     "sock_cloexec": [((53, 199), 1, "bit", 0o2000000), ((41, 198), 1, "bit", 0o2000000)],
 }
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}

@@ -2,13 +2,14 @@
 
 import math
 import pickle
+import sys
 from multiprocessing.pool import mapstar, starmapstar
 
 import pytest
 
 from shmarray.pool import _stdlib as stdlib
 from shmarray.pool.arrays import pickling
-from shmarray.pool.arrays.calls import FunctionCache, compact, restored
+from shmarray.pool.arrays.calls import FunctionCache, FunctionLoader, compact, restored
 from tests.pool import tasks
 
 WRAPPERS = (mapstar, starmapstar, stdlib.process_chunk)
@@ -27,11 +28,12 @@ CALLS = {
 @pytest.mark.parametrize("functions", [None, FunctionCache()], ids=["each by itself", "once"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_call_arrives_as_it_was(call, functions):
-    compacted, asked, items = compact(*call, functions)
+    compacted = compact(*call, functions)
     inner = call[1][0] if call[0] in (mapstar, starmapstar) else call[1]
-    assert asked is (call[0] if call[0] in (tasks.double, b"not callable", None) else inner[0])
-    assert items == (2 if inner is not call[0] and call[0] in WRAPPERS else 0)
-    assert restored(pickle.loads(pickling.dumps(compacted).pickle)) == call
+    assert compacted.func is (call[0] if call[0] in (tasks.double, b"not callable", None) else inner[0])
+    assert compacted.items == (2 if inner is not call[0] and call[0] in WRAPPERS else 0)
+    arrived = pickle.loads(pickling.dumps(compacted.compact).pickle)
+    assert restored(arrived, FunctionLoader()) == call
 
 
 def test_a_function_is_pickled_once_for_all_tasks():
@@ -39,6 +41,20 @@ def test_a_function_is_pickled_once_for_all_tasks():
     first = functions.pickled(tasks.double)
     assert first is functions.pickled(tasks.double)
     assert pickle.loads(functions.pickled(tasks.add_one_in_place)) is tasks.add_one_in_place
+
+
+def test_a_worker_looks_up_a_function_again_if_its_module_has_another(monkeypatch):
+    loader = FunctionLoader()
+    pickled = FunctionCache().pickled(tasks.double)
+    assert loader.load(pickled) is loader.load(pickled) is tasks.double
+    monkeypatch.setattr(tasks, "double", tasks.add_one_in_place)
+    assert loader.load(pickled) is loader.load(pickled) is tasks.add_one_in_place
+    monkeypatch.delattr(tasks, "double")
+    with pytest.raises(AttributeError, match="double"):
+        loader.load(pickled)
+    monkeypatch.setitem(sys.modules, "tests.pool.tasks", None)
+    with pytest.raises(ImportError):
+        loader.load(pickled)
 
 
 class Adds:

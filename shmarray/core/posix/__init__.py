@@ -21,7 +21,7 @@ from shmarray.core.posix.packets import (
     keeps_boundaries,
     message_socketpair,
     receive_now,
-    receive_packet,
+    receive_packets,
     send_all,
     send_packet,
 )
@@ -48,7 +48,7 @@ __all__ = [
     "message_socketpair",
     "open_process",
     "receive_now",
-    "receive_packet",
+    "receive_packets",
     "send_all",
     "send_packet",
     "signal_process",

@@ -17,9 +17,9 @@ MAP_SHARED, MAP_PRIVATE, MAP_FIXED = 1, 2, 0x10
 MAP_FAILED = ctypes.c_void_p(-1).value
 # Only Linux has MADV_REMOVE; elsewhere these numbers mean other things, and that of
 # MADV_DONTNEED does not discard.  No system knows -1: it is EINVAL, a refusal as any other.
-_LINUX = hasattr(stdlib_mmap, "MADV_REMOVE")
+LINUX = hasattr(stdlib_mmap, "MADV_REMOVE")
 MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE = (
-    (4, 9, 14, 22, 23) if _LINUX else (-1,) * 5
+    (4, 9, 14, 22, 23) if LINUX else (-1,) * 5
 )
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000

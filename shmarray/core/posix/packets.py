@@ -14,7 +14,9 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
+
+from shmarray.core.posix import libc
 
 SEQPACKET: int | None = getattr(socket, "SOCK_SEQPACKET", None)
 # Not to wait, and no SIGPIPE if there is no reader, also in a program that has set it to end it.
@@ -37,16 +39,57 @@ def _found(name: str) -> Any:
         return None
 
 
-_send, _recv = _found("send"), _found("recv")
+_send = _found("send")
+# The structures below are as Linux has them.
+_recvmmsg = _found("recvmmsg") if libc.LINUX else None
+
+
+class _Segment(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_: ClassVar = [("address", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+
+
+class _Header(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_: ClassVar = [
+        ("name", ctypes.c_void_p),
+        ("name_size", ctypes.c_uint),
+        ("segments", ctypes.POINTER(_Segment)),
+        ("segment_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_size", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    ]
+
+
+class _Received(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_: ClassVar = [("header", _Header), ("size", ctypes.c_uint)]
 
 
 class PacketSpace:
-    """Memory to receive packets into; for one thread at a time."""
+    """Memory to receive several packets of up to `size` bytes at once into; for one thread at a time."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, count: int) -> None:
         self.size = size
-        self.memory = ctypes.create_string_buffer(size)
-        self.view = memoryview(self.memory)
+        self.count = count
+        self._memory = (ctypes.c_char * size * count)()
+        self._segments = (_Segment * count)(*(_Segment(ctypes.addressof(place), size) for place in self._memory))
+        self.received = (_Received * count)()
+        for received, segment in zip(self.received, self._segments, strict=True):
+            received.header.segments = ctypes.pointer(segment)
+            received.header.segment_count = 1
+        self._views = [memoryview(place).cast("B") for place in self._memory]
+        # The size of each packet, which is read much faster here than in the structures.
+        numbers = memoryview(self.received).cast("B").cast("I")
+        self._sizes = numbers[_Received.size.offset // 4 :: ctypes.sizeof(_Received) // 4]
+
+    def packets(self, count: int) -> list[bytes]:
+        """The first so many packets."""
+        return [view[:size].tobytes() for view, size in zip(self._views[:count], self._sizes, strict=False)]
 
 
 def message_socketpair(size: int) -> tuple[socket.socket, socket.socket]:
@@ -138,29 +181,37 @@ def send_packet(sock: socket.socket, packet: bytes) -> bool:
     raise OSError(code, "cannot send")
 
 
-def receive_packet(sock: socket.socket, space: PacketSpace, most: int) -> bytes | None:
-    """The packet that is there, b"" if no more will come, None if there is none now.
-
-    Of a stream, at most so many bytes.
+def receive_packets(sock: socket.socket, space: PacketSpace) -> list[bytes]:
+    """The packets that are there, some of them if they are many; b"" among them says that no more will come.
 
     Raises
     ------
     OSError
         ECONNRESET, among others.
     """
-    if _recv is None or not DONTWAIT:
-        return receive_now(sock, min(most, space.size))
-    size = _recv(sock.fileno(), space.memory, min(most, space.size), DONTWAIT)
-    if size >= 0:
-        return space.view[:size].tobytes()
-    code = ctypes.get_errno()
-    if code in _NOTHING_NOW:
-        return None
-    raise OSError(code, "cannot receive")
+    if _recvmmsg is not None:
+        count = _recvmmsg(sock.fileno(), space.received, space.count, DONTWAIT, None)
+        if count >= 0:
+            return space.packets(count)
+        code = ctypes.get_errno()
+        if code in _NOTHING_NOW:
+            return []
+        if code not in libc.REFUSALS:
+            raise OSError(code, "cannot receive")
+    packet = receive_now(sock, space.size)
+    return [] if packet is None else [packet]
 
 
 def receive_now(sock: socket.socket, most: int) -> bytes | None:
-    """As `receive_packet`, by the socket's method; of a stream, for one reader at a time."""
+    """The packet that is there, b"" if no more will come, None if there is none now.
+
+    Of a stream, at most so many bytes, and for one reader at a time.
+
+    Raises
+    ------
+    OSError
+        ECONNRESET, among others.
+    """
     if not DONTWAIT:
         poll = select.poll()
         poll.register(sock, select.POLLIN)

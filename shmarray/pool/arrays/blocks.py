@@ -235,7 +235,7 @@ class BlockMap:
 
     def set_word(self, index: int, value: int) -> None:
         if index < _WORDS:
-            self.control_words()[index] = value
+            (self._words or self.control_words())[index] = value
 
     def control_words(self) -> memoryview:
         """All words, mapped; of those whose memory was not reserved yet, none may be touched."""

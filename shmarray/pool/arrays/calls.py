@@ -4,9 +4,11 @@ Pickling a function by name would take a large part of the time to pack a small 
 (benchmarks/constants.py: calls).
 """
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 from shmarray.pool._stdlib import mapstar, process_chunk, starmapstar
 from shmarray.pool.arrays import pickling
@@ -18,7 +20,8 @@ CompactCall = tuple[int, bool, Any, tuple[Any, ...]]
 """Which wrapper; whether the function is pickled; the function; its arguments, as the wrapper has them."""
 
 
-class Call(NamedTuple):
+@dataclass(slots=True)
+class Call:
     """A call that is ready to be pickled.
 
     Attributes
@@ -89,11 +92,35 @@ def _unwrapped(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[int, tu
     return _NONE, ()
 
 
-def restored(compact_call: CompactCall) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+class FunctionLoader:
+    """Unpickles functions; the last one is not unpickled again as long as its module has it."""
+
+    def __init__(self) -> None:
+        self._pickled = b""
+        self._last: Any = None
+
+    def load(self, pickled: bytes) -> Any:
+        """The function; raises what unpickling it raises."""
+        if pickled == self._pickled and _is_current(self._last):
+            return self._last
+        func = pickling.loads(pickled)
+        if type(func) is FunctionType and pickling.dumps_by_name(func) == pickled:  # so it is found by its own name
+            self._pickled, self._last = pickled, func
+        return func
+
+
+def _is_current(func: FunctionType) -> bool:
+    module = sys.modules.get(func.__module__)
+    return module is not None and module.__dict__.get(func.__qualname__) is func
+
+
+def restored(
+    compact_call: CompactCall, loader: FunctionLoader
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """The call again; raises what unpickling its function raises."""
     wrapper, is_pickled, func, rest = compact_call
     if is_pickled:
-        func = pickling.loads(func)
+        func = loader.load(func)
     if wrapper == _NONE:
         return func, rest[0], rest[1]
     wrapped: Any = _WRAPPERS[wrapper]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from shmarray.errors import SharedMemoryFullError
 from shmarray.pool.arrays import argument_memory, messages, pickling
-from shmarray.pool.arrays.allocator import Block, BlockAllocator, Use
+from shmarray.pool.arrays.allocator import BlockAllocator
 from shmarray.pool.arrays.buffers import Octets
+from shmarray.pool.arrays.free_list import Block, Use
 from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
 from shmarray.pool.arrays.pickling import Buffer, GivenArray, PickledObject, RepeatedArray
 
@@ -138,14 +139,14 @@ class Lending:
             No block of the task is in use then.
         """
         try:
-            payload = self._payload(pickled, blocks, group)
+            payload = self._payload(pickled, blocks, group) if pickled.needs_block else Payload(pickled.pickle)
             blocks.result = result = self._block_for_result()
         except BaseException:
             self.lost(blocks, ran=False)
             raise
         if result is None:
-            return messages.encode(Message(job, index, 0, 0, payload))
-        return messages.encode(Message(job, index, result.index, result.reserved, payload))
+            return messages.encode(job, index, 0, 0, payload)
+        return messages.encode(job, index, result.index, result.reserved, payload)
 
     def _payload(self, pickled: PickledObject, blocks: TaskBlocks, group: int) -> Payload:
         allocator = self.allocator

@@ -15,6 +15,7 @@
 
 import pickle
 import struct
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 _FIXED = struct.Struct("=QQqIqQd")
@@ -30,7 +31,9 @@ a third of the time of a named one."""
 INLINE = -1
 
 
-class Payload(NamedTuple):
+# Made for each task, in half the time that a named tuple takes.
+@dataclass(slots=True)
+class Payload:
     """An object on its way; inert, whatever the object is.
 
     Attributes
@@ -75,12 +78,13 @@ class Notes(NamedTuple):
     taken: int = 0
 
 
-class Message(NamedTuple):
+@dataclass(slots=True)
+class Message:
     """A task or an answer.
 
     Attributes
     ----------
-    job, task : int
+    job, index : int
         Which task of which call.
     block, reserved : int
         For the result: the number of its block, and the bytes of memory that it has.
@@ -91,7 +95,7 @@ class Message(NamedTuple):
     """
 
     job: int
-    task: int
+    index: int
     block: int
     reserved: int
     payload: Payload
@@ -99,14 +103,18 @@ class Message(NamedTuple):
     seconds: float = 0.0
 
 
-def encode(message: Message) -> bytes:
-    job, index, block, reserved, (pickled, spans, inline), notes, seconds = message
+def encode(
+    job: int, index: int, block: int, reserved: int, payload: Payload, notes: tuple[Any, ...] = (), seconds: float = 0.0
+) -> bytes:
+    """The bytes of a `Message` with these fields."""
+    pickled, spans = payload.pickled, payload.spans
     size = _FIXED.size + len(pickled)
     if not spans and not notes:
         return _FIXED.pack(size, job, index, 0, block, reserved, seconds) + pickled
     header = pickle.dumps((spans, len(pickled), notes))
-    size += len(header) + len(inline)
-    return b"".join((_FIXED.pack(size, job, index, len(header), block, reserved, seconds), header, pickled, inline))
+    size += len(header) + len(payload.inline)
+    fixed = _FIXED.pack(size, job, index, len(header), block, reserved, seconds)
+    return b"".join((fixed, header, pickled, payload.inline))
 
 
 def decode(data: bytes) -> Message:
@@ -127,4 +135,4 @@ def key(data: bytes) -> tuple[int, int]:
 def ready(trouble: str = "") -> bytes:
     """What a worker sends first: that it is ready, or why it cannot be."""
     pickled = trouble.encode(errors="backslashreplace")
-    return encode(Message(READY, int(bool(trouble)), 0, 0, Payload(pickled)))
+    return encode(READY, int(bool(trouble)), 0, 0, Payload(pickled))

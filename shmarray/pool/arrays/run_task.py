@@ -22,9 +22,9 @@ from shmarray.pool._stdlib import encoding_error, is_reraising
 from shmarray.pool.arrays import by_value, messages, pickling
 from shmarray.pool.arrays.blocks import BlockMap, LeaseRef
 from shmarray.pool.arrays.buffers import Octets
-from shmarray.pool.arrays.calls import restored
+from shmarray.pool.arrays.calls import FunctionLoader, restored
 from shmarray.pool.arrays.leased_arrays import Place, places
-from shmarray.pool.arrays.messages import INLINE, Message, Notes, Payload, Span
+from shmarray.pool.arrays.messages import INLINE, Notes, Payload, Span
 from shmarray.pool.arrays.pickling import PickledObject
 from shmarray.pool.arrays.result_memory import ResultMemory
 
@@ -113,17 +113,19 @@ class TaskRunner:
         self._encoder = encoder
         self._invoke = invoke
         self._retained: dict[int, list[LeaseRef]] = {}
+        self._functions = FunctionLoader()
 
     def run(self, data: bytes) -> bytes:
         """Run a task and answer; never raises, whatever the task does."""
         began = time.perf_counter()
-        job, index, block, reserved, payload, *_ = messages.decode(data)
+        task = messages.decode(data)
+        block, payload = task.block, task.payload
         blocks, memory = self._blocks, self._memory
         if blocks is not None and memory is not None:
             if block:
                 blocks.current = block
                 blocks.set_word(block, os.getpid())
-            memory.open(block, reserved)
+            memory.open(block, task.reserved)
         opened: list[LeaseRef] = []
         faults = fault_count() if payload.spans and any(span[3] for span in payload.spans) else None
         outcome = self._outcome(payload, opened)
@@ -134,14 +136,14 @@ class TaskRunner:
         by_value.end_task()
         payload, shortage = self._pack(pickled, opened)
         del pickled
-        taken = memory.reserved if memory is not None and memory.reserved > reserved else 0
+        taken = memory.reserved if memory is not None and memory.reserved > task.reserved else 0
         retained = self._clean_up(opened, faults) if opened else ()
         released = self._released() if self._retained else ()
         has_forked = blocks is not None and blocks.has_forked
         notes: tuple[Any, ...] = ()
         if retained or released or shortage or has_forked or text or taken:
             notes = tuple(Notes(retained, released, shortage, has_forked, text, taken))
-        return messages.encode(Message(job, index, 0, 0, payload, notes, time.perf_counter() - began))
+        return messages.encode(task.job, task.index, 0, 0, payload, notes, time.perf_counter() - began)
 
     # --- the call ---
 
@@ -160,7 +162,8 @@ class TaskRunner:
             return _Outcome(False, error, "" if is_reraising(func) else self._encoder.text(error))
 
     def _unpack(self, payload: Payload, opened: list[LeaseRef]) -> Any:
-        return restored(pickling.loads_payload(payload, self._buffers(payload, opened) if payload.spans else []))
+        call = pickling.loads_payload(payload, self._buffers(payload, opened) if payload.spans else [])
+        return restored(call, self._functions)
 
     def _buffers(self, payload: Payload, opened: list[LeaseRef]) -> list[Octets]:
         ends: dict[tuple[int, bool], int] = {}

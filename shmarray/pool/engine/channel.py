@@ -9,14 +9,13 @@ and each is sent like a long one.
 
 import socket
 import struct
-from collections.abc import Iterator
 
 from shmarray.core.posix import (
     PacketSpace,
     keeps_boundaries,
     message_socketpair,
     receive_now,
-    receive_packet,
+    receive_packets,
     send_all,
     send_packet,
 )
@@ -71,19 +70,29 @@ class Channel:
     def receive(self) -> bytes:
         """The next message; b"" at the end."""
         while True:
-            packet = self.sock.recv(self._most())
+            packet = self.sock.recv(PACKET if self.has_packets else self._most())
             if not packet:
                 return b""
             message = self._completed(packet)
             if message is not None:
                 return message
 
-    def arrived(self, space: PacketSpace) -> Iterator[bytes]:
-        """The messages that have arrived; OSError if the other end has closed the connection."""
-        while packet := receive_packet(self.sock, space, self._most()):
-            message = self._completed(packet)
-            if message is not None:
-                yield message
+    def arrived(self, space: PacketSpace) -> list[bytes] | None:
+        """Messages that have arrived, perhaps not all; None if nothing has.
+
+        Raises
+        ------
+        OSError
+            If the other end has closed the connection.
+        """
+        if self.has_packets:
+            packets = receive_packets(self.sock, space)
+        else:
+            packets = [receive_now(self.sock, self._most()) or b""]
+        if not packets or not packets[0]:
+            return None
+        messages = map(self._completed, packets)
+        return [message for message in messages if message]
 
     def take_back(self) -> bytes | None:
         """At the worker's end: the next message that the worker has not read; None if there is none."""
@@ -95,9 +104,7 @@ class Channel:
             return None
 
     def _most(self) -> int:
-        """Bytes to read: on a stream only the rest of the message, because another process may read what follows."""
-        if self.has_packets:
-            return PACKET
+        """Bytes to read of a stream: only the rest of the message, because another process may read what follows."""
         return min(PACKET, self._missing) if self._parts else _LENGTH.size
 
     def _completed(self, packet: bytes) -> bytes | None:

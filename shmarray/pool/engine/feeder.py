@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from shmarray.pool.arrays import FunctionCache, PickledObject, RepeatedArrays, compact, dumps, users_function
 from shmarray.pool.engine.state import PoolState
-from shmarray.pool.engine.tasks import InFlightTask
+from shmarray.pool.engine.tasks import InFlightTask, kind_of
 from shmarray.pool.engine.workers import WorkerHandle
 
 
@@ -135,7 +135,7 @@ class Feeder:
         job, index = held[0][:2]
         extra = held[0][5] if len(held[0]) > 5 else NO_EXTRA  # its owner lives until the task is packed
         self._job = job
-        if self._calls.can_be_cancelled and not self._may_begin(job, users_function(*held[0][2:4])):
+        if self._calls.can_be_cancelled and not self._may_begin(job, kind_of(users_function(*held[0][2:4]))):
             return first
         try:
             flight, pickled, first = self._pickled(held, extra, first, cache)
@@ -167,17 +167,17 @@ class Feeder:
             self._lending.lost(task.blocks, ran=False)
             return
         with suppress(_CallFailed):
-            self._send_or_give_back(task, self._placement.depth(task.func, self._lending.result_bytes))
+            self._send(task, self._placement.depth(task.kind, self._lending.result_bytes))
 
     def _not_sent(self, job: int, index: int, error: BaseException) -> None:
         # They hold the arguments, and the call holds the error: in a cycle, once that was raised.
         traceback.clear_frames(error.__traceback__)
         self._calls.not_sent(job, index, error)
 
-    def _may_begin(self, job: int, func: Any) -> bool:
+    def _may_begin(self, job: int, kind: int) -> bool:
         """Wait until a worker can take a call; False if it was cancelled or has failed by then."""
         try:
-            self._wait(self._placement.depth(func, self._lending.result_bytes))
+            self._wait(self._placement.depth(kind, self._lending.result_bytes))
         except _CallFailed:
             return False
         if self._calls.begin(job):
@@ -200,37 +200,33 @@ class Feeder:
 
     def _place(self, task: InFlightTask, pickled: PickledObject) -> None:
         """Pack a task and send it to the least busy worker, waiting until one has room."""
-        depth = self._placement.depth(task.func, pickled.nbytes + self._lending.result_bytes)
+        depth = self._placement.depth(task.kind, pickled.nbytes + self._lending.result_bytes)
         if pickled.buffers:
             self._wait(depth)  # before it takes memory
         task.data = self._lending.pack(task.job, task.index, pickled, task.blocks, task.group)
-        self._send_or_give_back(task, depth)
+        self._send(task, depth)
 
-    def _send_or_give_back(self, task: InFlightTask, depth: int) -> None:
+    def _send(self, task: InFlightTask, depth: int) -> None:
         """Send a packed task; if it need not be sent any more, its blocks are given back."""
         try:
-            self._send(task, depth)
+            while True:
+                with self._workers.lock:
+                    worker = self._placement.find(depth) or self._wait(depth)
+                    task.is_long = worker.channel.is_long(task.data)
+                    if not task.is_long:
+                        if self._workers.give(worker, task):
+                            self._given(worker)
+                            return
+                        continue
+                    worker = self._placement.find(1) or self._wait(1)
+                    task.is_being_sent = True
+                    worker.add(task)
+                    self._given(worker)
+                if self.send_long(worker, task):
+                    return
         except (_Terminated, _CallFailed):
             self._lending.lost(task.blocks, ran=False)
             raise
-
-    def _send(self, task: InFlightTask, depth: int) -> None:
-        data = task.data
-        while True:
-            with self._workers.lock:
-                worker = self._placement.find(depth) or self._wait(depth)
-                task.is_long = worker.channel.is_long(data)
-                if not task.is_long:
-                    if self._workers.give(worker, task):
-                        self._given(worker)
-                        return
-                    continue
-                worker = self._placement.find(1) or self._wait(1)
-                task.is_being_sent = True
-                worker.add(task)
-                self._given(worker)
-            if self.send_long(worker, task):
-                return
 
     def _given(self, worker: WorkerHandle) -> None:
         self._placement.given(worker)

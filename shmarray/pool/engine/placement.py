@@ -11,8 +11,6 @@ are in separate queues, and outdated entries are dropped when they are found.
 
 import time
 from collections import deque
-from types import FunctionType
-from typing import Any
 
 from shmarray.pool.engine.workers import WorkerHandle, WorkerSet
 
@@ -41,22 +39,21 @@ class Placement:
     def __init__(self, workers: WorkerSet, ahead: int) -> None:
         self._workers = workers
         self.ahead = ahead
-        # How long recent tasks of each function took: rises at once, and falls slowly.
+        # How long recent tasks of each kind of function took: rises at once, and falls slowly.
         self._seconds: dict[int, float] = {}
         self._idle: deque[WorkerHandle] = deque()
         self._with_room: deque[WorkerHandle] = deque()
 
-    def depth(self, func: Any, nbytes: float) -> int:
+    def depth(self, kind: int, nbytes: float) -> int:
         """The maximum number of tasks per worker for this size and the duration of the function's recent tasks."""
-        seconds = self._seconds.get(_kind(func), WINDOW_SECONDS)
+        seconds = self._seconds.get(kind, WINDOW_SECONDS)
         most = min(DEEP, WINDOW_SECONDS / seconds) if seconds > 0 else DEEP
         if nbytes:
             most = min(most, WINDOW_BYTES / nbytes)
         return max(self.ahead, int(most))
 
-    def answered(self, worker: WorkerHandle, func: Any, seconds: float) -> None:
+    def answered(self, worker: WorkerHandle, kind: int, seconds: float) -> None:
         """Note that a worker has answered; in the collecting thread, without the lock."""
-        kind = _kind(func)
         before = self._seconds.get(kind)
         if before is None:
             before = WINDOW_SECONDS
@@ -114,9 +111,3 @@ class Placement:
             self.offer(worker)
         elif self._with_room and self._with_room[0] is worker:
             self._with_room.rotate(-1)
-
-
-def _kind(func: Any) -> int:
-    """A number that tells a function from others, regardless of its data; all partials, for instance, have the same."""
-    # An id, because hashing may run user code.  Used again for another function, it only mixes their times.
-    return id(func.__code__ if type(func) is FunctionType else type(func))

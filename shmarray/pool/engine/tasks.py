@@ -1,6 +1,7 @@
 """Tasks in progress, and their descriptions in errors."""
 
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 from shmarray.errors import TaskTimeoutError, WorkerDiedError
@@ -16,6 +17,8 @@ class InFlightTask:
         Which task of which call.
     func : callable
         The user's function; it is not called, only named, and told from others.
+    kind : int
+        As `kind_of` gives for this function.
     items : range or None
         Which items of an iterable the task has; None if it is no part of a map.
     group : int
@@ -29,12 +32,13 @@ class InFlightTask:
         Whether it is not all sent, so that nobody has run it.
     """
 
-    __slots__ = ("blocks", "data", "func", "group", "index", "is_being_sent", "is_long", "items", "job")
+    __slots__ = ("blocks", "data", "func", "group", "index", "is_being_sent", "is_long", "items", "job", "kind")
 
     def __init__(self, job: int, index: int, func: Any, items: range | None, group: int) -> None:
         self.job = job
         self.index = index
         self.func = func
+        self.kind = kind_of(func)
         self.items = items
         self.group = group
         self.blocks = TaskBlocks()
@@ -54,6 +58,12 @@ class InFlightTask:
         first, last = self.items[0], self.items[-1]
         which = f"item {first}" if first == last else f"items {first} to {last}"
         return f"{which} of the map over {name}"
+
+
+def kind_of(func: Any) -> int:
+    """A number that tells a function from others, regardless of its data; all partials, for instance, have the same."""
+    # An id, because hashing may run user code.  Used again for another function, it only mixes their times.
+    return id(func.__code__ if type(func) is FunctionType else type(func))
 
 
 def function_name(func: Any) -> str:
