@@ -104,6 +104,10 @@ def _spread(function: Callable[..., Any], nbytes: int) -> Job:
     return lambda pool: pool.starmap(function, tasks, 1)
 
 
+def _in_turn(count: int) -> Job:
+    return lambda pool: [pool.apply(identity, (number,)) for number in range(count)]
+
+
 def _create(nbytes: int) -> Job:
     data, name = np.ones(nbytes // 8), f"shmarray-bench-{os.getpid()}"
 
@@ -118,7 +122,7 @@ def _create(nbytes: int) -> Job:
 def constants() -> list[Constant]:
     kinds = (
         *(_small, _long, _short, _copy_out, _worth_sharing, _calls),
-        *(_deep, _window_bytes, _window_seconds, _ahead, _balancing),
+        *(_deep, _window_bytes, _window_seconds, _ahead, _balancing, _most_at_once),
         *(_idle, _files, _threads, _chunk),
     )
     return [kind() for kind in kinds]
@@ -237,6 +241,16 @@ def _balancing() -> Constant:
     columns = {f"{1000 * wait:g} ms": wait for wait in (0.0005, 0.002, 0.01)}
     question = "seconds after which an idle worker gets another's unread tasks"
     return Constant("_BALANCING", question, ((collector, "_BALANCING"),), columns, rows)
+
+
+def _most_at_once() -> Constant:
+    rows = [
+        Row("5000 tiny tasks", partial(_map, identity, numbers, 5000)),
+        Row("1000 tiny calls, each after the result of the last", partial(_in_turn, 1000)),
+    ]
+    columns = {str(count): count for count in (1, 4, 16, 64)}
+    question = "answers that are received with one system call"
+    return Constant("_MOST_AT_ONCE", question, ((collector, "_MOST_AT_ONCE"),), columns, rows)
 
 
 def _idle() -> Constant:

@@ -27,6 +27,10 @@ class CallCache(PoolCache):  # type: ignore[misc]
                 del self[job]
 
     def __setitem__(self, job: int, call: Any) -> None:
+        # The collecting thread sets results, and both threads fail calls: a map that fails while its last
+        # result is set would be complete with None in the places of the others.  Each call has a lock of
+        # its own, because callbacks run under it, and may wait for other calls.
+        call.completion = threading.RLock()
         self._newest.job = job
         super().__setitem__(job, call)
         if self.is_over():  # checked after the insertion, to avoid a race
@@ -42,9 +46,6 @@ class PoolCalls:
 
     def __init__(self, cache: dict[int, Any]) -> None:
         self._cache = cache
-        # The collecting thread sets results, and both threads fail calls: a map that fails while its last
-        # result is set would be complete with None in the places of the others.
-        self._lock = threading.RLock()
         # Whether pending calls fail when the pool is terminated.  Not during interpreter exit,
         # where waiting daemon threads would print tracebacks.
         self.fail_when_terminated = False
@@ -59,19 +60,24 @@ class PoolCalls:
         return job in self._cache
 
     def set_result(self, job: int, index: int, outcome: tuple[bool, Any]) -> None:
-        with self._lock:
-            call = self._cache.get(job)
-            if call is not None and not guarded(_stdlib.set_result, call, index, outcome):
-                self._give_up(job, call)
+        call = self._cache.get(job)
+        if call is not None:
+            with call.completion:
+                if job in self._cache and not guarded(_stdlib.set_result, call, index, outcome):
+                    self._give_up(job, call)
 
     def not_sent(self, job: int, index: int, error: BaseException) -> None:
         self.set_result(job, index, (False, error))
 
     def fail(self, job: int, index: int | None, error: BaseException) -> None:
-        with self._lock:
-            call = self._cache.get(job)
-            if call is not None and not guarded(_stdlib.fail_call, self._cache, job, index, error):
-                self._give_up(job, call)
+        call = self._cache.get(job)
+        if call is not None:
+            with call.completion:
+                self._fail(job, call, index, error)
+
+    def _fail(self, job: int, call: Any, index: int | None, error: BaseException) -> None:
+        if job in self._cache and not guarded(_stdlib.fail_call, self._cache, job, index, error):
+            self._give_up(job, call)
 
     def fail_all(self, error: BaseException) -> None:
         for job in list(self._cache.keys()):
@@ -83,7 +89,7 @@ class PoolCalls:
         error = RuntimeError("the pool was terminated before this call finished")
         for job, call in list(self._cache.items()):
             _stdlib.drop_callbacks(call)
-            self.fail(job, None, error)
+            self._fail(job, call, None, error)  # without its lock, which a callback that never returns may hold
 
     def _give_up(self, job: int, call: Any) -> None:
         """A callback has raised."""

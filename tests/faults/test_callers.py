@@ -7,7 +7,9 @@ from concurrent.futures import wait
 import numpy as np
 import pytest
 
+import shmarray
 from shmarray.pool.engine import waker
+from tests.faults import deaths
 from tests.helpers.processes import in_child
 from tests.pool import tasks
 from tests.pool.tasks import all_blocks_are_free, call, finish, make, wait_until
@@ -156,6 +158,22 @@ def test_a_generator_that_closes_or_joins_or_terminates_the_pool():
 
         with pytest.raises(RuntimeError, match="after shutdown"):
             executor.map(tasks.double, more())
+
+
+def test_a_callback_of_a_call_that_was_not_sent_waits_for_another_call(tmp_path):
+    """The thread that could not send it runs the callback, and the collecting thread completes the other."""
+    go = str(tmp_path / "go")
+    results = []
+    with shmarray.Pool(1) as pool:
+        other = pool.apply_async(deaths.wait_for, (go,))
+
+        def failed(_):
+            (tmp_path / "go").touch()
+            results.append(other.get(LIMIT))
+
+        with pytest.raises(TypeError, match="cannot pickle"):
+            pool.apply_async(abs, (threading.Lock(),), error_callback=failed).get(LIMIT)
+    assert results == [None]
 
 
 def test_callbacks_that_call_the_pool():

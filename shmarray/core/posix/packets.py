@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, ClassVar
 
 from shmarray.core.posix import libc
@@ -182,7 +183,7 @@ def send_packet(sock: socket.socket, packet: bytes) -> bool:
 
 
 def receive_packets(sock: socket.socket, space: PacketSpace) -> list[bytes]:
-    """The packets that are there, some of them if they are many; b"" among them says that no more will come.
+    """The packets that are there, but at most `space.count`; b"" among them says that no more will come.
 
     Raises
     ------
@@ -198,8 +199,12 @@ def receive_packets(sock: socket.socket, space: PacketSpace) -> list[bytes]:
             return []
         if code not in libc.REFUSALS:
             raise OSError(code, "cannot receive")
-    packet = receive_now(sock, space.size)
-    return [] if packet is None else [packet]
+    return list(islice(_one_by_one(sock, space.size), space.count))
+
+
+def _one_by_one(sock: socket.socket, most: int) -> Iterator[bytes]:
+    while (packet := receive_now(sock, most)) is not None:
+        yield packet
 
 
 def receive_now(sock: socket.socket, most: int) -> bytes | None:

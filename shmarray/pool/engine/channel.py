@@ -9,6 +9,7 @@ and each is sent like a long one.
 
 import socket
 import struct
+from collections.abc import Iterator
 
 from shmarray.core.posix import (
     PacketSpace,
@@ -77,22 +78,27 @@ class Channel:
             if message is not None:
                 return message
 
-    def arrived(self, space: PacketSpace) -> list[bytes] | None:
-        """Messages that have arrived, perhaps not all; None if nothing has.
+    def arrived(self, space: PacketSpace) -> Iterator[list[bytes]]:
+        """The messages that have arrived, as many at a time as one call receives.
 
         Raises
         ------
         OSError
             If the other end has closed the connection.
         """
+        while packets := self._packets(space):
+            messages = map(self._completed, packets)
+            yield [message for message in messages if message]
+            if self.has_packets and len(packets) < space.count:
+                return
+
+    def _packets(self, space: PacketSpace) -> list[bytes]:
+        """What has arrived; nothing at the end."""
         if self.has_packets:
             packets = receive_packets(self.sock, space)
         else:
             packets = [receive_now(self.sock, self._most()) or b""]
-        if not packets or not packets[0]:
-            return None
-        messages = map(self._completed, packets)
-        return [message for message in messages if message]
+        return packets if packets and packets[0] else []
 
     def take_back(self) -> bytes | None:
         """At the worker's end: the next message that the worker has not read; None if there is none."""

@@ -31,8 +31,9 @@ from shmarray.pool.engine.workers import WorkerHandle
 _BALANCING = 0.002
 # Seconds; selectors accept no more than some weeks.
 _LONGEST_WAIT = 3600.0
-# Answers that are read from one worker before the others are checked, and with one system call.
+# Answers that are read from one worker before the others are checked.
 _MOST_ANSWERS = 64
+# Answers that are received with one system call (benchmarks/constants.py: _MOST_AT_ONCE).
 _MOST_AT_ONCE = 16
 
 
@@ -174,10 +175,12 @@ class Collector:
 
     def _drain(self, worker: WorkerHandle, most: int = _MOST_ANSWERS) -> None:
         with suppress(OSError):  # it is dead, which its end tells
-            while most > 0 and (arrived := worker.channel.arrived(self._space)) is not None:
+            for arrived in worker.channel.arrived(self._space):
                 for data in arrived:
                     self._answered(worker, messages.decode(data))
                 most -= len(arrived)
+                if most <= 0:
+                    break
         if not worker.in_flight and self._balance_at == float("inf") and not self._feeder.is_waiting:
             self._balance_at = time.monotonic() + _BALANCING
 
