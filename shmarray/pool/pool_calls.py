@@ -1,6 +1,7 @@
 """The calls of a Pool that are not complete."""
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -76,6 +77,8 @@ class PoolCalls:
                 self._fail(job, call, index, error)
 
     def _fail(self, job: int, call: Any, index: int | None, error: BaseException) -> None:
+        while _stdlib.is_half_made(call) and job in self._cache:
+            time.sleep(0)  # until its thread has made all of it, and would make a success of it, or has forgotten it
         if job in self._cache and not guarded(_stdlib.fail_call, self._cache, job, index, error):
             self._give_up(job, call)
 

@@ -13,6 +13,7 @@ from shmarray.pool.engine import collector
 from shmarray.pool.engine.collector import Collector
 from shmarray.pool.engine.feeder import Feeder
 from shmarray.pool.engine.placement import Placement
+from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
 from tests.pool.tasks import make, start
@@ -149,3 +150,14 @@ def test_an_error_while_ending(kind, place, monkeypatch, tmp_path):
         get(LIMIT)
     end(pool, "terminate")
     pool._scheduler.end()  # succeeds the second time
+
+
+def test_an_answer_to_another_task_is_an_error_and_no_result():
+    with make("Pool", "fork", 1) as pool:
+        assert pool.apply(abs, (-1,)) == 1
+        worker = pool._scheduler._state.workers.workers[0]
+        worker.in_flight.append(InFlightTask(1 << 40, 0, abs, None, 0))
+        with pytest.raises(RuntimeError, match="answered another task"):
+            pool.apply_async(abs, (-2,)).get(LIMIT)
+        with pytest.raises(RuntimeError, match="ended because of an error"):
+            pool.apply(abs, (-3,))

@@ -4,12 +4,14 @@ import json
 import os
 import resource
 import shutil
+import threading
 import warnings
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+import shmarray
 from tests.helpers import doors
 from tests.helpers.processes import in_child, run_script
 from tests.helpers.scarcity import memory_group, mounted, needs_mount
@@ -308,3 +310,29 @@ def test_a_pool_is_made_with_all_its_processes_or_leaves_none(kind):
     other = ("setpriv", f"--ruid={100_000 + os.getpid()}", "--bounding-set=-sys_resource,-sys_admin")
     options = {} if kind == "Pool" else {"replace_workers": True}
     run_script(MAKE_WITH_FEW_PROCESSES.format(kind=kind, options=options), prefix=other)
+
+
+def test_what_shows_a_warning_may_raise(monkeypatch):
+    """Regression: answers that arrived together with the one that made it warn were lost, and later ones mixed up."""
+
+    def refuses(*_, **__):
+        raise OSError(28, "the disk of the log is full")
+
+    busy, go = threading.Event(), threading.Event()
+
+    def wait(_):
+        busy.set()
+        go.wait(20)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", refuses)
+        with shmarray.Pool(1, tasks.limit_files) as pool:
+            first = pool.apply_async(abs, (-1,), callback=wait)  # the collecting thread is in the callback
+            assert busy.wait(20)
+            arrays = [pool.apply_async(np.full, (5 << 20, number, np.uint8)) for number in range(2)]
+            numbers = [pool.apply_async(abs, (-number,)) for number in range(20)]
+            go.set()
+            assert first.get(20) == 1
+            assert [array.get(20)[0] for array in arrays] == [0, 1]
+            assert [number.get(20) for number in numbers] == list(range(20))

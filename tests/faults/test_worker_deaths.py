@@ -17,7 +17,7 @@ import pytest
 
 import shmarray
 from shmarray.core.posix import SparseFile
-from shmarray.pool.engine import placement
+from shmarray.pool.engine import exit_status, placement
 from shmarray.pool.engine.placement import DEEP
 from shmarray.pool.engine.workers import WorkerSet
 from tests.faults import deaths
@@ -523,6 +523,31 @@ def test_a_worker_that_is_started_while_another_dies_ends_with_the_executor(monk
         executor.shutdown()
     assert len(started) == 2
     wait_until(lambda: not any(map(runs, started)), LIMIT)
+
+
+def test_a_worker_dies_before_it_is_registered_where_deaths_may_be_hidden(monkeypatch):
+    """Regression: without pidfds the collecting thread looked at workers that another thread was starting."""
+    monkeypatch.setattr(exit_status, "open_process", lambda _: None)
+    with make("Executor", "spawn", 2, replace_workers=True) as executor, TemporaryDirectory() as place:
+        first = executor.submit(deaths.wait_for, f"{place}/go")
+        wait_until(lambda: os.path.exists(f"{place}/go.waits"), LIMIT)
+        collector = executor._scheduler._collector
+        registry = executor._workers._registry
+        added = registry.add
+
+        def add(process, others):
+            monkeypatch.setattr(registry, "add", added)
+            os.kill(process.pid, signal.SIGKILL)
+            looked_at = collector._looked_at
+            wait_until(lambda: collector._looked_at > looked_at, LIMIT)  # the look that begins now ends after this
+            looked_at = collector._looked_at
+            wait_until(lambda: collector._looked_at > looked_at or executor._broken, LIMIT)
+            added(process, others)
+
+        monkeypatch.setattr(registry, "add", add)
+        assert executor.submit(abs, -2).result(LIMIT) == 2
+        Path(f"{place}/go").touch()
+        assert first.result(LIMIT) is None
 
 
 # --- helpers -------------------------------------------------------------------------

@@ -57,6 +57,32 @@ def test_a_worker_looks_up_a_function_again_if_its_module_has_another(monkeypatc
         loader.load(pickled)
 
 
+class Holder:
+    """In the place of a module; it has no dictionary."""
+
+    __slots__ = ("function",)
+
+    @staticmethod
+    def static(x):
+        return x
+
+
+def test_a_function_that_is_not_in_the_dictionary_of_a_module_is_found(monkeypatch):
+    loader = FunctionLoader()
+    pickled = FunctionCache().pickled(Holder.static)
+    assert loader.load(pickled) is loader.load(pickled) is Holder.static
+
+    def function():
+        """Have another module."""
+
+    function.__module__, function.__qualname__ = "holder", "function"
+    holder = Holder()
+    holder.function = function
+    monkeypatch.setitem(sys.modules, "holder", holder)
+    pickled = FunctionCache().pickled(function)
+    assert loader.load(pickled) is loader.load(pickled) is function
+
+
 class Adds:
     """A callable with changing state."""
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import shmarray
 from shmarray.pool._stdlib import CLOSE, RUN, TERMINATE
 from shmarray.pool.arrays.allocator import BlockAllocator
 from shmarray.pool.arrays.free_list import Use
@@ -260,6 +261,26 @@ def test_a_call_that_fails_while_its_results_arrive_is_completed_once(kind, monk
         if result.successful():
             assert result.get() == ([1] * size if kind == "map" else 1)
     assert not reported
+
+
+def test_a_map_that_fails_while_it_is_made_fails(monkeypatch):
+    """Regression: it was complete, with None in the place of each result."""
+    made = ApplyResult.__init__
+    failing = []
+
+    def registered(self, *args, **options):
+        made(self, *args, **options)
+        thread = threading.Thread(target=pool._scheduler._state.fail_all, args=(OSError("no worker"),))
+        thread.start()
+        thread.join(0.5)  # it waits for this thread, which would have time to fail a call that is half made
+        failing.append(thread)
+
+    with shmarray.Pool(1) as pool:
+        monkeypatch.setattr(ApplyResult, "__init__", registered)
+        result = pool.map_async(abs, [1, 2, 3])
+        failing[0].join()
+        with pytest.raises(OSError, match="no worker"):
+            result.get(20)
 
 
 def test_answers_are_counted_while_calls_are_added():

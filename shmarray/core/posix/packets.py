@@ -8,13 +8,13 @@ on that.
 
 import ctypes
 import errno
+import mmap
 import os
 import select
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
 from typing import Any, ClassVar
 
 from shmarray.core.posix import libc
@@ -77,13 +77,15 @@ class PacketSpace:
     def __init__(self, size: int, count: int) -> None:
         self.size = size
         self.count = count
-        self._memory = (ctypes.c_char * size * count)()
-        self._segments = (_Segment * count)(*(_Segment(ctypes.addressof(place), size) for place in self._memory))
+        # A mapping, of which only the pages that are written to take memory.
+        self._memory = memoryview(mmap.mmap(-1, size * count))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._segments = (_Segment * count)(*(_Segment(address + number * size, size) for number in range(count)))
         self.received = (_Received * count)()
         for received, segment in zip(self.received, self._segments, strict=True):
             received.header.segments = ctypes.pointer(segment)
             received.header.segment_count = 1
-        self._views = [memoryview(place).cast("B") for place in self._memory]
+        self._views = [self._memory[number * size : (number + 1) * size] for number in range(count)]
         # The size of each packet, which is read much faster here than in the structures.
         numbers = memoryview(self.received).cast("B").cast("I")
         self._sizes = numbers[_Received.size.offset // 4 :: ctypes.sizeof(_Received) // 4]
@@ -199,12 +201,12 @@ def receive_packets(sock: socket.socket, space: PacketSpace) -> list[bytes]:
             return []
         if code not in libc.REFUSALS:
             raise OSError(code, "cannot receive")
-    return list(islice(_one_by_one(sock, space.size), space.count))
-
-
-def _one_by_one(sock: socket.socket, most: int) -> Iterator[bytes]:
-    while (packet := receive_now(sock, most)) is not None:
-        yield packet
+    packets: list[bytes] = []
+    while len(packets) < space.count and (packet := receive_now(sock, space.size)) is not None:
+        packets.append(packet)
+        if not packet:
+            break
+    return packets
 
 
 def receive_now(sock: socket.socket, most: int) -> bytes | None:

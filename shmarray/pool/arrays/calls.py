@@ -4,10 +4,12 @@ Pickling a function by name would take a large part of the time to pack a small 
 (benchmarks/constants.py: calls).
 """
 
+import io
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from shmarray.pool._stdlib import mapstar, process_chunk, starmapstar
@@ -93,25 +95,44 @@ def _unwrapped(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[int, tu
 
 
 class FunctionLoader:
-    """Unpickles functions; the last one is not unpickled again as long as its module has it."""
+    """Unpickles functions; of the last pickle it remembers the names, and looks them up without unpickling."""
 
     def __init__(self) -> None:
         self._pickled = b""
-        self._last: Any = None
+        self._names: tuple[str, str] | None = None
 
     def load(self, pickled: bytes) -> Any:
         """The function; raises what unpickling it raises."""
-        if pickled == self._pickled and _is_current(self._last):
-            return self._last
-        func = pickling.loads(pickled)
-        if type(func) is FunctionType and pickling.dumps_by_name(func) == pickled:  # so it is found by its own name
-            self._pickled, self._last = pickled, func
-        return func
+        if pickled != self._pickled:
+            unpickler = _FindsNames(io.BytesIO(pickled))
+            func = unpickler.load()
+            self._pickled, self._names = pickled, unpickler.names_of(func)
+            return func
+        if self._names is not None:
+            module, name = self._names
+            space = sys.modules.get(module)
+            if type(space) is ModuleType and name in space.__dict__:
+                return space.__dict__[name]
+        return pickling.loads(pickled)
 
 
-def _is_current(func: FunctionType) -> bool:
-    module = sys.modules.get(func.__module__)
-    return module is not None and module.__dict__.get(func.__qualname__) is func
+class _FindsNames(pickle.Unpickler):
+    """Notes the globals that a pickle names."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._found: list[tuple[str, str, Any]] = []
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        found = super().find_class(module_name, global_name)
+        self._found.append((module_name, global_name, found))
+        return found
+
+    def names_of(self, func: Any) -> tuple[str, str] | None:
+        """The module and the name of a function that is all there is in the pickle."""
+        if len(self._found) != 1 or self._found[0][2] is not func or "." in self._found[0][1]:
+            return None
+        return self._found[0][:2]
 
 
 def restored(

@@ -264,8 +264,9 @@ class Lending:
         if not self._has_warned:
             self._has_warned = True
             text = f"arrays are sent through a pipe, which is slower: {why}"
-            # As an error it would end this thread, which is not the user's, although the call can succeed.
-            with suppress(RuntimeWarning):
+            # The warning may be an error, and what shows it may be the user's and raise anything: that would
+            # end this thread, which is not the user's, although the call can succeed.
+            with suppress(Exception):
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     # --- unpacking ---

@@ -79,13 +79,7 @@ class Channel:
                 return message
 
     def arrived(self, space: PacketSpace) -> Iterator[list[bytes]]:
-        """The messages that have arrived, as many at a time as one call receives.
-
-        Raises
-        ------
-        OSError
-            If the other end has closed the connection.
-        """
+        """The messages that have arrived, as many at a time as one call receives."""
         while packets := self._packets(space):
             messages = map(self._completed, packets)
             yield [message for message in messages if message]
@@ -93,11 +87,14 @@ class Channel:
                 return
 
     def _packets(self, space: PacketSpace) -> list[bytes]:
-        """What has arrived; nothing at the end."""
-        if self.has_packets:
-            packets = receive_packets(self.sock, space)
-        else:
-            packets = [receive_now(self.sock, self._most()) or b""]
+        """What has arrived; nothing at the end, or if the other end has closed the connection."""
+        try:
+            if self.has_packets:
+                packets = receive_packets(self.sock, space)
+            else:
+                packets = [receive_now(self.sock, self._most()) or b""]
+        except OSError:
+            return []
         return packets if packets and packets[0] else []
 
     def take_back(self) -> bytes | None:

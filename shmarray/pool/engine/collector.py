@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from shmarray.core.posix import PacketSpace
@@ -174,13 +173,12 @@ class Collector:
     # --- answers ---
 
     def _drain(self, worker: WorkerHandle, most: int = _MOST_ANSWERS) -> None:
-        with suppress(OSError):  # it is dead, which its end tells
-            for arrived in worker.channel.arrived(self._space):
-                for data in arrived:
-                    self._answered(worker, messages.decode(data))
-                most -= len(arrived)
-                if most <= 0:
-                    break
+        for arrived in worker.channel.arrived(self._space):
+            for data in arrived:
+                self._answered(worker, messages.decode(data))
+            most -= len(arrived)
+            if most <= 0:
+                break
         if not worker.in_flight and self._balance_at == float("inf") and not self._feeder.is_waiting:
             self._balance_at = time.monotonic() + _BALANCING
 
@@ -191,6 +189,8 @@ class Collector:
         # Without the lock, because of contention: only this thread removes answered tasks, and
         # the feeder checks again after it has announced that it waits.
         task = worker.in_flight.popleft()
+        if task.index != message.index or task.job != message.job:
+            raise RuntimeError(f"worker {worker.pid} answered another task than the first that it has")
         worker.is_full = False
         worker.since = time.monotonic()
         self._workers.fence()
@@ -263,8 +263,9 @@ class Collector:
     def _look_for_deaths(self) -> None:
         """Poll for deaths that are not visible without pidfds while a task's child still runs."""
         self._looked_at = time.monotonic()
+        watched = self._selector.get_map()  # not yet one that another thread is starting
         for worker in list(self._workers.workers):
-            if worker.end is not None and worker.end.may_be_hidden and worker.end.has_ended():
+            if worker.channel in watched and worker.end and worker.end.may_be_hidden and worker.end.has_ended():
                 self._died(worker)
 
     def _died(self, worker: WorkerHandle) -> None:

@@ -301,6 +301,7 @@ class WorkerSet:
         most = self._spec.max_tasks
         return (
             worker.is_alive
+            and worker.end is not None  # its start may still fail
             and not worker.is_full
             and (most is None or worker.sent < most)
             and not worker.has_long_task()
