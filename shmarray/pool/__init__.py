@@ -16,7 +16,7 @@ From top to bottom; each imports only those below it::
     handle          SharedHandle: a small reference to a view of shared memory
     missing         replaces an array that is gone, in multiprocessing's pools, queues and pipes
     forks           objects that are notified of forks
-    interrupts      sections that Ctrl-C must not interrupt
+    interrupts      sections that signal handlers must not interrupt
     main_module     whether other processes can import the caller's __main__
     threads         objects that threads share without a lock
     _stdlib         the private names of the stdlib that are used

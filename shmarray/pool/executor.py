@@ -34,7 +34,7 @@ from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
 from shmarray.pool.executor_calls import ExecutorCalls
-from shmarray.pool.interrupts import CTRL_C, EVERY_SIGNAL, deferred
+from shmarray.pool.interrupts import deferred
 from shmarray.pool.threads import WeakObjects
 
 P = ParamSpec("P")
@@ -142,7 +142,7 @@ class ProcessPoolExecutor(StockExecutor):
             initializer, initargs = _initialize, (initializer, tuple(initargs))
         encoder = ExceptionEncoder(wraps_encoding_errors=False)
         spec = WorkerSpec(initializer, tuple(initargs), max_tasks_per_child, encoder)
-        with deferred(EVERY_SIGNAL):  # an interrupt would leave descriptors without an owner
+        with deferred():  # an interrupt would leave descriptors without an owner
             self._scheduler = self._made(spec, replace_workers, task_timeout)
             self._finalizer = weakref.finalize(self, _close, self._scheduler)
             self._finalizer.atexit = False
@@ -175,8 +175,8 @@ class ProcessPoolExecutor(StockExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         func, arguments, extra = _without_map(fn, args)
-        # Every signal while a worker may start: a handler that raises would leave it half started.
-        with deferred(EVERY_SIGNAL if self._workers.size < self._max_workers else CTRL_C), self._lock:
+        # A handler might raise while a worker starts, or submit or shut down while this thread has the lock.
+        with deferred(), self._lock:
             self._check_running()
             future: Future[T] = Future()
             job = next(self._numbers)
@@ -277,7 +277,7 @@ class ProcessPoolExecutor(StockExecutor):
     # --- the end ---
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the stdlib's
-        with self._lock:
+        with deferred(), self._lock:
             is_first, self._is_shut_down = not self._is_shut_down, True
         if self._owner != os.getpid():
             return

@@ -1,37 +1,34 @@
-"""Sections that Ctrl-C, or any signal, must not interrupt."""
+"""Sections that signal handlers must not interrupt."""
 
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from shmarray.pool._stdlib import getsignal, set_signal
 
 T = TypeVar("T")
 
-
-CTRL_C = (signal.SIGINT,)
-EVERY_SIGNAL = tuple(sorted(signal.valid_signals()))
+_SIGNALS = tuple(sorted(signal.valid_signals()))
 
 
 class deferred:  # noqa: N801 - it is used as a function
-    """Have Ctrl-C, or other signals, wait until the end of the with block.
+    """Have signals, such as Ctrl-C, wait until the end of the with block.
 
     Signal handlers run in the main thread only, so in other threads this does nothing.  Only
-    handlers that are written in Python wait: they may raise.  A class, and by the functions that
-    the signal module wraps, because every `submit` needs it.
+    handlers that are written in Python wait: they may raise, or call the library again.  A class,
+    and by the functions that the signal module wraps, because every `submit` needs it.
     """
 
-    __slots__ = ("_arrived", "_handlers", "_signals")
+    __slots__ = ("_arrived", "_handlers")
 
-    def __init__(self, signals: Iterable[int] = CTRL_C) -> None:
-        self._signals = signals
+    def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
         self._arrived: list[tuple[Any, ...]] = []
 
     def __enter__(self) -> None:
         if threading.get_ident() == threading.main_thread().ident:
-            for number in self._signals:
+            for number in _SIGNALS:
                 handler = getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
@@ -57,6 +54,6 @@ class deferred:  # noqa: N801 - it is used as a function
 
 
 def uninterrupted(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function that Ctrl-C must not interrupt."""
+    """Call a function that signal handlers must not interrupt."""
     with deferred():
         return function(*arguments)

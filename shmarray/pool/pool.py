@@ -22,7 +22,7 @@ from shmarray.pool.engine.scheduler import Scheduler
 from shmarray.pool.engine.state import PoolState
 from shmarray.pool.engine.worker_main import WorkerSpec
 from shmarray.pool.engine.workers import WorkerSet
-from shmarray.pool.interrupts import EVERY_SIGNAL, deferred, uninterrupted
+from shmarray.pool.interrupts import deferred, uninterrupted
 from shmarray.pool.pool_calls import CallCache, PoolCalls
 from shmarray.pool.progress import ShowsProgress
 from shmarray.pool.threads import WeakObjects
@@ -122,7 +122,7 @@ class Pool(ShowsProgress):
         encoder = ExceptionEncoder(wraps_encoding_errors=True)
         spec = WorkerSpec(initializer, tuple(initargs), maxtasksperchild, encoder)
         try:
-            with deferred(EVERY_SIGNAL):  # an interrupt would leave workers without a pool
+            with deferred():  # an interrupt would leave workers without a pool
                 self._scheduler = scheduler = self._made(spec, task_timeout)
                 scheduler.start()
                 self._terminate = util.Finalize(self, Scheduler.terminate, args=(scheduler,), exitpriority=15)
@@ -233,7 +233,7 @@ class Pool(ShowsProgress):
     def terminate(self) -> None:
         util.debug("terminating pool")
         self._state = TERMINATE
-        with deferred(EVERY_SIGNAL):  # after this, the termination continues on its own
+        with deferred():  # after this, the termination continues on its own
             self._calls.fail_when_terminated = True
             self._scheduler.begin_to_terminate()
         self._close_bars()

@@ -16,6 +16,7 @@ from contextlib import suppress
 import pytest
 
 import shmarray
+from shmarray.pool.pool_calls import CallCache
 from tests.helpers.processes import ROOT, wait_until
 from tests.pool.tasks import START_METHODS, make, wait_for_file
 
@@ -163,3 +164,53 @@ def test_a_handler_that_raises_while_workers_start_leaves_nothing(kind):
         signal.signal(signal.SIGALRM, before)
     gc.collect()
     wait_until(lambda: not multiprocessing.active_children())
+
+
+@pytest.fixture
+def handler():
+    """A function that sets the handler of SIGALRM for this test."""
+    before = signal.getsignal(signal.SIGALRM)
+    yield lambda function: signal.signal(signal.SIGALRM, function)
+    signal.signal(signal.SIGALRM, before)
+
+
+def _with_alarm(function):
+    """Return a function that does the same, and then sends SIGALRM to this thread."""
+
+    def alarmed(*arguments):
+        function(*arguments)
+        signal.raise_signal(signal.SIGALRM)
+
+    return alarmed
+
+
+def test_a_handler_uses_the_executor_in_the_middle_of_a_submit(handler, monkeypatch):
+    """Regression: it waited for the lock that the interrupted thread held."""
+    others = []
+
+    def use(*_):
+        monkeypatch.undo()
+        others.append(executor.submit(abs, -2))
+        executor.shutdown()
+
+    handler(use)
+    with shmarray.ProcessPoolExecutor(1) as executor:
+        assert executor.submit(abs, -1).result() == 1
+        monkeypatch.setattr(executor._calls, "add", _with_alarm(executor._calls.add))
+        assert executor.submit(abs, -3).result(20) == 3
+    assert others[0].result(20) == 2
+
+
+@pytest.mark.parametrize("start", [lambda pool: pool.apply_async(abs, (-1,)), lambda pool: pool.map_async(abs, [-1])])
+def test_a_handler_that_raises_in_the_middle_of_a_call_leaves_no_call(handler, monkeypatch, start):
+    """Regression: the call was registered but never sent, and `join` waited for it."""
+    handler(time_is_over)
+    pool = shmarray.Pool(1)
+    monkeypatch.setattr(CallCache, "__setitem__", _with_alarm(CallCache.__setitem__))
+    with pytest.raises(TimeIsOverError):
+        start(pool)
+    pool.close()
+    joined = threading.Thread(target=pool.join)
+    joined.start()
+    joined.join(20)
+    assert not joined.is_alive()

@@ -34,7 +34,7 @@ from shmarray.pool._stdlib import CLOSE, TERMINATE
 from shmarray.pool.engine.collector import Collector
 from shmarray.pool.engine.feeder import Feeder
 from shmarray.pool.engine.state import PoolState
-from shmarray.pool.interrupts import EVERY_SIGNAL, deferred
+from shmarray.pool.interrupts import deferred
 
 # Seconds that a worker has to end after SIGTERM, and that a user's generator has to release its thread.
 _GRACE = 1.0
@@ -59,7 +59,7 @@ class Scheduler:
     def start(self) -> None:
         """Start the workers and the threads; errors from starting a process are raised, with nothing left behind."""
         try:
-            with deferred(EVERY_SIGNAL):
+            with deferred():
                 # First the workers: a process with threads should not fork.
                 self._collector.spawn_missing()
                 self._collector.thread.start()

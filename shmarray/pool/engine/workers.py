@@ -20,7 +20,7 @@ from shmarray.pool.engine.channel import Channel
 from shmarray.pool.engine.exit_status import ProcessEnd
 from shmarray.pool.engine.tasks import InFlightTask
 from shmarray.pool.engine.worker_main import Inheritance, WorkerSpec, worker_main
-from shmarray.pool.interrupts import EVERY_SIGNAL, deferred
+from shmarray.pool.interrupts import deferred
 from shmarray.pool.threads import Fence
 
 # The number of consecutive deaths before a worker is ready, beyond the number of workers, that is tolerated.
@@ -224,7 +224,7 @@ class WorkerSet:
     def _spawn(self) -> WorkerHandle:
         if is_importing_main():
             os._exit(_MISSING_GUARD)  # the caller reports the reason; multiprocessing would print a long traceback
-        with deferred(EVERY_SIGNAL), forks.DescriptorsForChild() as descriptors, ExitStack() as undo:
+        with deferred(), forks.DescriptorsForChild() as descriptors, ExitStack() as undo:
             # Under the fork lock, so that another thread's child closes these descriptors, and the
             # worker all that are not its own.  Not around the start: before a fork, other libraries
             # may take locks that a forking thread which waits for this one already holds.
