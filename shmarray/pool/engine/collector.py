@@ -174,30 +174,37 @@ class Collector:
 
     def _drain(self, worker: WorkerHandle, most: int = _MOST_ANSWERS) -> None:
         for arrived in worker.channel.arrived(self._space):
-            for data in arrived:
-                self._answered(worker, messages.decode(data))
+            self._answered(worker, list(map(messages.decode, arrived)))
             most -= len(arrived)
             if most <= 0:
                 break
         if not worker.in_flight and self._balance_at == float("inf") and not self._feeder.is_waiting:
             self._balance_at = time.monotonic() + _BALANCING
 
-    def _answered(self, worker: WorkerHandle, message: messages.Message) -> None:
-        if message.job == messages.READY:
-            self._is_ready(worker, message)
+    def _answered(self, worker: WorkerHandle, answers: list[messages.Message]) -> None:
+        if answers and answers[0].job == messages.READY:
+            self._is_ready(worker, answers.pop(0))
+        tasks = [self._removed(worker, answer) for answer in answers]
+        if not tasks:
             return
-        # Without the lock, because of contention: only this thread removes answered tasks, and
-        # the feeder checks again after it has announced that it waits.
-        task = worker.in_flight.popleft()
-        if task.index != message.index or task.job != message.job:
-            raise RuntimeError(f"worker {worker.pid} answered another task than the first that it has")
         worker.is_full = False
         worker.since = time.monotonic()
         self._workers.fence()
-        self._placement.answered(worker, task.kind, message.seconds)
+        self._placement.offer(worker)
         self._feeder.answered(worker)
-        outcome = self._lending.unpack(task.blocks, message, worker.retained)
-        self._calls.set_result(task.job, task.index, outcome)
+        for task, answer in zip(tasks, answers, strict=True):
+            outcome = self._lending.unpack(task.blocks, answer, worker.retained)
+            self._calls.set_result(task.job, task.index, outcome)
+
+    def _removed(self, worker: WorkerHandle, answer: messages.Message) -> InFlightTask:
+        """The task that was answered, which is not in flight any more."""
+        # Without the lock, because of contention: only this thread removes answered tasks, and
+        # the feeder checks again after it has announced that it waits.
+        task = worker.in_flight.popleft()
+        if task.index != answer.index or task.job != answer.job:
+            raise RuntimeError(f"worker {worker.pid} answered another task than the first that it has")
+        self._placement.answered(task.kind, answer.seconds)
+        return task
 
     def _is_ready(self, worker: WorkerHandle, message: messages.Message) -> None:
         if message.index:

@@ -52,15 +52,14 @@ class Placement:
             most = min(most, WINDOW_BYTES / nbytes)
         return max(self.ahead, int(most))
 
-    def answered(self, worker: WorkerHandle, kind: int, seconds: float) -> None:
-        """Note that a worker has answered; in the collecting thread, without the lock."""
+    def answered(self, kind: int, seconds: float) -> None:
+        """Note how long a task took; in the collecting thread, without the lock."""
         before = self._seconds.get(kind)
         if before is None:
             before = WINDOW_SECONDS
             if len(self._seconds) >= _MOST_FUNCTIONS:
                 self._seconds.clear()
         self._seconds[kind] = max(seconds, 0.75 * before)
-        self.offer(worker)
 
     def offer(self, worker: WorkerHandle) -> None:
         """Note that a worker may have room."""
