@@ -278,7 +278,7 @@ def _has_memory(stage):
 def _check_words(error, pids, way, function):
     assert error.pid in pids
     assert error.exitcode == WAYS[way][1]
-    assert function in error.task
+    assert function in error.task, str(error)
     for word in (str(error.pid), way if way.startswith("SIG") else "", error.task):
         assert word in str(error)
 
