@@ -78,7 +78,7 @@ class PacketSpace:
         self.size = size
         self.count = count
         # A mapping, of which only the pages that are written to take memory.
-        self._memory = memoryview(mmap.mmap(-1, size * count))
+        self._memory = memoryview(mmap.mmap(-1, size * count, flags=mmap.MAP_PRIVATE))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._segments = (_Segment * count)(*(_Segment(address + number * size, size) for number in range(count)))
         self.received = (_Received * count)()
