@@ -48,7 +48,7 @@ def _publish_complete(name: Name, plan: ArraySpec, undo: list[Callable[[], objec
         if files.link(fd, name):
             return array
         if undo is not None:  # this file ends here, and another one of that name may get its inode
-            undo.remove(undo[-1])
+            undo.pop()
         return None
     finally:
         os.close(fd)

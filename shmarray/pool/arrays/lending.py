@@ -173,8 +173,6 @@ class Lending:
 
     def _copied(self, pickled: PickledObject, blocks: TaskBlocks, group: int) -> Payload:
         buffers = pickled.for_block()
-        if not buffers:
-            return Payload(pickled.pickle)
         if self.allocator is None:
             self._warn("this system has no anonymous shared memory")
             return pickled.inline()

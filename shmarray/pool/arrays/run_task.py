@@ -211,9 +211,9 @@ class TaskRunner:
 
     def _pack(self, pickled: PickledObject, opened: list[LeaseRef]) -> tuple[Payload, str]:
         """Put the result into memory that the caller can read; empties `pickled`."""
-        buffers: list[Any] = pickled.for_block()
-        if not buffers:
+        if not pickled.needs_block:
             return Payload(pickled.pickle), ""
+        buffers: list[Any] = pickled.for_block()
         pickle = pickled.pickle if buffers is pickled.buffers else b""
         try:
             spans = self._spans(buffers, pickled, opened)

@@ -84,7 +84,7 @@ class Channel:
             messages = map(self._completed, packets)
             yield [message for message in messages if message]
             if self.has_packets and len(packets) < space.count:
-                return
+                return  # there were no more; another call would only say so
 
     def _packets(self, space: PacketSpace) -> list[bytes]:
         """What has arrived; nothing at the end, or if the other end has closed the connection."""

@@ -213,16 +213,15 @@ class Feeder:
                 with self._workers.lock:
                     worker = self._placement.find(depth) or self._wait(depth)
                     task.is_long = worker.channel.is_long(task.data)
-                    if not task.is_long:
-                        if self._workers.give(worker, task):
-                            self._given(worker)
-                            return
-                        continue
-                    worker = self._placement.find(1) or self._wait(1)
-                    task.is_being_sent = True
-                    worker.add(task)
-                    self._given(worker)
-                if self.send_long(worker, task):
+                    if task.is_long:
+                        worker = self._placement.find(1) or self._wait(1)
+                        task.is_being_sent = True
+                        worker.add(task)
+                        self._given(worker)
+                    elif self._workers.give(worker, task):
+                        self._given(worker)
+                        return
+                if task.is_long and self.send_long(worker, task):
                     return
         except (_Terminated, _CallFailed):
             self._lending.lost(task.blocks, ran=False)
